@@ -1,0 +1,280 @@
+//! What the Hydrant daemon and its clients say to each other: HTTP with JSON bodies over the Unix
+//! socket `RUNDIR/hydrantd.sock`.
+//!
+//! | request | body | response |
+//! |---|---|---|
+//! | `GET /v1/status` | | [`Status`] |
+//! | `GET /v1/mounts` | | list of [`Mount`] |
+//! | `POST /v1/clone` | [`CloneRequest`] | lines of [`Progress`] |
+//! | `POST /v1/mount` | [`PathRequest`] | [`Mount`] |
+//! | `POST /v1/umount` | [`UmountRequest`] | list of [`Mount`] that were unmounted |
+//! | `POST /v1/rm` | [`RmRequest`] | lines of [`Progress`] |
+//! | `POST /v1/prefetch` | [`PrefetchRequest`] | lines of [`Progress`] |
+//! | `GET /v1/queue` | | list of [`QueueEvent`] |
+//! | `GET /v1/queue/{id}` | | [`QueueEvent`] |
+//! | `POST /v1/queue/{id}/retry` | | `{}` |
+//! | `POST /v1/queue/{id}/deny` | | `{}` |
+//! | `POST /v1/stop` | | `{}` |
+//!
+//! A request that fails is answered with a status of 400 or more and an [`ErrorBody`]. Sizes are in
+//! bytes, times in milliseconds, in fields whose names end in `_bytes` and `_ms`. Bytes that are not
+//! UTF-8 (paths are bytes) appear as `\xNN`.
+
+mod paths;
+
+use serde::{Deserialize, Serialize};
+
+pub use paths::{Directories, RUN_DIR_ENV, STATE_DIR_ENV};
+
+/// An error as the daemon reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    pub code: ErrorCode,
+    /// What failed, and the chain of reasons.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// The kind of an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The request makes no sense or names something that can't be.
+    Invalid,
+    NotFound,
+    /// Somebody else's mount, or a directory of somebody else.
+    Forbidden,
+    /// In use, already there, or changed by the user.
+    Conflict,
+    /// The origin, or git on our side of it, failed.
+    Origin,
+    /// The machine can't do it: kernel, file system, disk full.
+    Unsupported,
+    Internal,
+}
+
+/// How much history comes with a clone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum History {
+    /// Only the newest commits.
+    None,
+    /// All of it, fetched once the tree is there.
+    #[default]
+    Background,
+    /// All of it, before the tree is there.
+    Full,
+}
+
+/// `POST /v1/clone`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneRequest {
+    /// As git takes it; a local path is absolute.
+    pub url: String,
+    /// Absolute; does not exist or is empty.
+    pub directory: String,
+    /// A branch, tag or commit; the origin's default branch otherwise.
+    #[serde(default)]
+    pub revision: Option<String>,
+    #[serde(default)]
+    pub history: History,
+    #[serde(default)]
+    pub read_only: bool,
+    /// The caller's environment as far as git and ssh look at it.
+    #[serde(default)]
+    pub environment: Vec<(String, String)>,
+    /// For whom root asks (`sudo`): the owner of the files. Others ask for themselves.
+    #[serde(default)]
+    pub owner: Option<Owner>,
+}
+
+/// A user and group by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// `POST /v1/mount`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathRequest {
+    pub directory: String,
+}
+
+/// `POST /v1/umount`: one directory, or all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UmountRequest {
+    #[serde(default)]
+    pub directory: Option<String>,
+    #[serde(default)]
+    pub all: bool,
+}
+
+/// `POST /v1/rm`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RmRequest {
+    pub directory: String,
+    /// Throw away what the user changed.
+    #[serde(default)]
+    pub discard: bool,
+    /// Leave an ordinary repository in its place: everything fetched, nothing mounted.
+    #[serde(default)]
+    pub keep: bool,
+}
+
+/// `POST /v1/prefetch`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefetchRequest {
+    /// A mount, or a file or directory in one. Everything below it is fetched.
+    pub path: String,
+}
+
+/// One line of the answer to a request that takes its time. The last line is `Done` or `Failed`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Progress {
+    /// A step has begun: `metadata`, `sizes`, `tree`, `mount`, `fetch`, `copy`.
+    Step {
+        step: String,
+    },
+    /// Within the step; `total` where it is known.
+    Count {
+        done: u64,
+        total: Option<u64>,
+        unit: String,
+    },
+    /// Something that the user should know, such as a server that can't tell sizes.
+    Note {
+        message: String,
+    },
+    Done {
+        summary: Summary,
+    },
+    Failed {
+        error: ErrorBody,
+    },
+}
+
+/// What there is when a request is done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    pub files: u64,
+    pub tree_bytes: u64,
+    /// Content fetched for this tree's pool so far.
+    pub fetched_bytes: u64,
+    pub elapsed_ms: u64,
+    /// What else is to be said, such as the place of a repository that was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// A mount, of `GET /v1/mounts` and [`Status`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    pub directory: String,
+    pub url: String,
+    pub revision: String,
+    pub commit: String,
+    pub owner: Owner,
+    pub read_only: bool,
+    pub mounted: bool,
+    pub files: u64,
+    pub tree_bytes: u64,
+    /// Bytes of the pool's segments that are there, and their size.
+    pub present_bytes: u64,
+    pub segment_bytes: u64,
+    pub segments: u64,
+    /// Segments that are complete and raise no events any more.
+    pub complete_segments: u64,
+    pub pool: u64,
+    pub shard: u16,
+    /// `fetching` while the history comes in the background, `complete`, `shallow`, or why not.
+    pub history: String,
+    /// The origin's latest trouble.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+/// `GET /v1/status`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub pid: i32,
+    pub state_dir: String,
+    pub run_dir: String,
+    /// `brokered` or `kernel`.
+    pub queue: String,
+    pub mounts: Vec<Mount>,
+    pub shards: Vec<Shard>,
+    pub counters: Counters,
+}
+
+/// A fanotify group, its queue and its worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    pub shard: u16,
+    pub worker_pid: Option<i32>,
+    /// Workers that ended without being asked to.
+    pub worker_deaths: u64,
+    pub waiting: u64,
+    pub in_flight: u64,
+    /// How long the oldest event has waited.
+    pub longest_wait_ms: u64,
+}
+
+/// Sums since the daemon started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    pub events: u64,
+    /// Events whose range was there already.
+    pub answered_present: u64,
+    pub answered_fetched: u64,
+    pub denied: u64,
+    /// Events that were given to another worker because theirs had died.
+    pub requeued: u64,
+    pub waiting: u64,
+    pub longest_wait_ms: u64,
+    pub requests: u64,
+    pub retries: u64,
+    pub objects: u64,
+    pub read_ahead_objects: u64,
+    pub content_bytes: u64,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+    pub rejected_objects: u64,
+}
+
+/// A reader that waits, of `GET /v1/queue`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueEvent {
+    pub id: u64,
+    /// `waiting` for a worker, or `in_flight`.
+    pub state: String,
+    pub age_ms: u64,
+    /// Where a tree with the file is mounted, and the path inside the tree.
+    pub directory: Option<String>,
+    pub path: Option<String>,
+    pub segment: u64,
+    pub offset: u64,
+    pub count: u64,
+    pub process: Process,
+    pub shard: u16,
+    pub worker_pid: Option<i32>,
+    /// How often it was given to a worker.
+    pub attempts: u32,
+    /// The origin's URL.
+    pub origin: Option<String>,
+    /// What keeps it, as the worker said last.
+    pub reason: Option<String>,
+}
+
+/// The process behind an event, as far as `/proc` tells without waiting for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: i32,
+    pub comm: Option<String>,
+    pub uid: Option<u32>,
+    pub cgroup: Option<String>,
+}

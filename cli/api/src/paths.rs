@@ -1,0 +1,52 @@
+//! Where the daemon keeps its things.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// Overrides the state directory.
+pub const STATE_DIR_ENV: &str = "HYDRANT_STATE_DIR";
+/// Overrides the run directory.
+pub const RUN_DIR_ENV: &str = "HYDRANT_RUN_DIR";
+
+/// The two directories of one daemon. Daemons with other directories don't disturb each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directories {
+    /// Segments, images, upper directories, the catalog: kept for ever.
+    pub state: PathBuf,
+    /// The admin socket: gone at reboot.
+    pub run: PathBuf,
+}
+
+impl Directories {
+    /// From the command line, else the environment, else the defaults.
+    #[must_use]
+    pub fn resolve(state: Option<PathBuf>, run: Option<PathBuf>) -> Self {
+        let choose = |option: Option<PathBuf>, variable, default: &str| {
+            option
+                .or_else(|| env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from))
+                .unwrap_or_else(|| PathBuf::from(default))
+        };
+        Self {
+            state: choose(state, STATE_DIR_ENV, "/var/lib/hydrant"),
+            run: choose(run, RUN_DIR_ENV, "/run/hydrant"),
+        }
+    }
+
+    /// The admin socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.run.join("hydrantd.sock")
+    }
+
+    /// The log of a daemon that was started by the command line.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.run.join("hydrantd.log")
+    }
+
+    /// The same with other defaults, for what is looked up below the state directory.
+    #[must_use]
+    pub fn in_state(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.state.join(path)
+    }
+}

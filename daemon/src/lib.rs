@@ -1,0 +1,13 @@
+//! The Hydrant daemon.
+//!
+//! What happens when a file is read: [`fanotify`] (the kernel's event) → [`queue`] (to a worker)
+//! → `worker` (which object, is it there?) → `source` (fetched, verified) → [`segment`] (written) →
+//! back through the queue with an answer.
+
+pub mod fanotify;
+pub mod ids;
+pub mod manifest;
+pub mod object;
+pub mod queue;
+pub mod range;
+pub mod segment;

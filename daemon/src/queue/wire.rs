@@ -1,0 +1,211 @@
+//! What supervisor and worker say to each other.
+//!
+//! Two `SOCK_SEQPACKET` sockets, one message a packet, postcard-encoded. On the *control* socket
+//! go segments (with their fds), credentials and reports; on the *queue* socket events and answers
+//! (with the brokered queue; the kernel's queue fd takes its place otherwise). The supervisor takes
+//! the worker's word for nothing that could hurt others: it checks every number it gets.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::fanotify::Verdict;
+use crate::ids::{EventId, PoolId, SegmentId};
+use crate::object::HashKind;
+use crate::range::ByteRange;
+
+/// The version of the two protocols; a worker of another one is not started.
+pub const VERSION: u32 = 1;
+
+/// The longest message in bytes, within what a seqpacket socket takes by default.
+pub const MAX_MESSAGE: usize = 64 << 10;
+
+/// From the supervisor, on the control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// The first message.
+    Hello { version: u32 },
+    /// A pool whose segments follow.
+    Pool { pool: PoolId, origin: OriginSpec, limits: Limits },
+    /// A segment, with two fds: the data, open for reading and writing in a way that raises no
+    /// events, and its extent index. Answered with [`FromWorker::Attached`].
+    Segment { pool: PoolId, segment: SegmentId },
+    /// The pool is not served any more: finish with it and close its fds.
+    Detach { pool: PoolId },
+    /// All that there was at the start has been sent: take events from now on.
+    Start,
+    /// The answer to [`FromWorker::NeedTransport`]. With an fd: a stream socket to a
+    /// `git upload-pack` in protocol version 2 that has not said anything yet.
+    Transport { request: u64, result: Result<(), String> },
+    /// The answer to [`FromWorker::NeedCredential`].
+    Credential { request: u64, result: Result<Option<Credential>, String> },
+    /// Fetch these records of this segment; answered with [`FromWorker::PrefetchDone`].
+    Prefetch { request: u64, segment: SegmentId, first: u32, count: u32 },
+    /// Answer or give up what is in hand, then exit.
+    Stop,
+}
+
+/// From the worker, on the control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromWorker {
+    /// The answer to [`ToWorker::Hello`], sent once the worker has given up its privileges.
+    Ready {
+        version: u32,
+    },
+    Attached {
+        segment: SegmentId,
+        result: Result<(), String>,
+    },
+    /// Start a `git upload-pack` for the pool as its owner and send a socket to it.
+    NeedTransport {
+        request: u64,
+        pool: PoolId,
+    },
+    /// The origin asks who we are. `rejected`: what it has just refused.
+    NeedCredential {
+        request: u64,
+        pool: PoolId,
+        url: String,
+        rejected: Option<Credential>,
+    },
+    /// Every block of the segment is there.
+    Complete {
+        segment: SegmentId,
+    },
+    PrefetchDone {
+        request: u64,
+        result: Result<(), String>,
+    },
+    /// What was done since the last report.
+    Report {
+        pool: PoolId,
+        counters: Counters,
+    },
+    /// Something that an administrator should know of: the origin's latest trouble.
+    Trouble {
+        pool: PoolId,
+        message: String,
+    },
+}
+
+/// From the supervisor, on the brokered queue's socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToQueue {
+    /// A reader waits for `range`, which is within the segment, not empty, in whole blocks.
+    Event { event: EventId, segment: SegmentId, range: ByteRange },
+    /// A reader was just given `range`, which was there: read-ahead pays, or a range is done.
+    Touched { segment: SegmentId, range: ByteRange },
+    /// Nobody waits any more: the event has been answered by the administrator.
+    Cancelled { event: EventId },
+}
+
+/// From the worker, on the brokered queue's socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromQueue {
+    /// `reason` says why, where the verdict is a denial.
+    Answer { event: EventId, verdict: Verdict, reason: Option<String> },
+    /// Not an answer: what keeps it, shown by `hydrant queue`.
+    Waiting { event: EventId, reason: String },
+}
+
+/// Where the content of a pool comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OriginSpec {
+    Git(GitOrigin),
+}
+
+/// A git repository that speaks protocol version 2.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GitOrigin {
+    pub hash: HashKind,
+    pub transport: GitTransport,
+}
+
+/// How a repository is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GitTransport {
+    /// Smart HTTP, done by the worker itself. `url` after `insteadOf`, without user and password.
+    Http(HttpTransport),
+    /// `git upload-pack` at the other end of a pipe that the supervisor opens as the user: local
+    /// paths and ssh.
+    Pipe,
+}
+
+/// What the user's git configuration says of one URL (`git config --get-urlmatch http <url>`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpTransport {
+    pub url: String,
+    /// `http.proxy`; else what the environment says.
+    pub proxy: Option<String>,
+    /// `http.extraHeader`, each `Name: value`.
+    pub extra_headers: Vec<String>,
+    /// The content of `http.sslCAInfo`: certificates in PEM that are trusted besides the system's.
+    pub ca_pem: Option<String>,
+    /// `http.sslVerify` is false.
+    pub insecure: bool,
+    /// `http.userAgent`
+    pub user_agent: Option<String>,
+    /// A user and password that stood in the URL.
+    pub credential: Option<Credential>,
+}
+
+/// A user name and a password or token. Its [`Debug`] doesn't show the password.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    pub username: String,
+    pub password: String,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credential").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// How long a reader may wait, and how hard an origin may be pressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// A reader gets its bytes or an errno after this many seconds.
+    pub deadline_secs: u64,
+    /// No byte of a response for so long: the request is given up and tried again.
+    pub stall_secs: u64,
+    /// Requests to one origin at the same time.
+    pub connections: u32,
+    /// Read objects that nobody has asked for yet.
+    pub read_ahead: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { deadline_secs: 120, stall_secs: 30, connections: 6, read_ahead: true }
+    }
+}
+
+/// What a worker did for a pool. All are sums.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    pub requests: u64,
+    pub retries: u64,
+    /// Objects fetched and written, and among them those that nobody waited for.
+    pub objects: u64,
+    pub read_ahead_objects: u64,
+    /// Bytes of content written to segments.
+    pub content_bytes: u64,
+    /// Bytes received from the origin.
+    pub received_bytes: u64,
+    /// Bodies of requests, in bytes.
+    pub sent_bytes: u64,
+    /// Objects that failed verification.
+    pub rejected_objects: u64,
+}
+
+/// A message as bytes.
+pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, postcard::Error> {
+    postcard::to_stdvec(message)
+}
+
+/// Bytes as a message. Bytes left over are an error.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, postcard::Error> {
+    match postcard::take_from_bytes(bytes)? {
+        (message, []) => Ok(message),
+        _ => Err(postcard::Error::DeserializeBadEncoding),
+    }
+}
