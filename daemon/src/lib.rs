@@ -11,3 +11,4 @@ pub mod object;
 pub mod queue;
 pub mod range;
 pub mod segment;
+pub mod source;
