@@ -1,6 +1,7 @@
 //! The worker: takes events from its queue, fetches what they need, writes it into the segments and
 //! answers. Has no privileges.
 
+pub mod pool;
 pub mod schedule;
 
 /// The number of an object in its pool: counts the records of the pool's data segments, in the
