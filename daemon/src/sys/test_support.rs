@@ -20,7 +20,7 @@ pub fn in_single_thread(action: impl FnOnce() -> i32) -> ! {
                 unsafe {
                     libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
                     libc::signal(libc::WTERMSIG(status), libc::SIG_DFL);
-                    libc::kill(libc::getpid(), libc::WTERMSIG(status));
+                    libc::raise(libc::WTERMSIG(status));
                 }
             }
             std::process::exit(libc::WEXITSTATUS(status))
