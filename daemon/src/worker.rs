@@ -2,6 +2,7 @@
 //! answers. Has no privileges.
 
 pub mod pool;
+pub mod sandbox;
 pub mod schedule;
 
 /// The number of an object in its pool: counts the records of the pool's data segments, in the
