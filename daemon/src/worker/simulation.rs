@@ -1,0 +1,230 @@
+//! Readers, a worker's engine and an origin, all on a made-up clock: what would a pattern of reads
+//! cost?
+//!
+//! The tree is of u-boot's shape. The origin takes a round trip, 7 ms and 0.15 ms an object, as
+//! measured with `git http-backend`. Counts are asserted, and times of the made-up clock; nothing
+//! here depends on the machine.
+
+mod tree;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashSet};
+use std::time::Duration;
+
+use super::ObjectNo;
+use super::engine::{Effect, Engine, Shelf};
+use super::pool::NameIndex;
+use super::readahead::Info;
+use super::schedule::{Lane, Now, Outcome, RequestId};
+use crate::ids::EventId;
+use crate::queue::wire::Limits;
+use tree::Tree;
+
+/// What happens next.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Read(usize),
+    Arrive(RequestId, ObjectNo),
+    Finish(RequestId),
+    Names,
+    Wake,
+}
+
+/// What it has cost.
+#[derive(Debug, Default)]
+struct Cost {
+    /// Requests by lane.
+    demand: usize,
+    ahead: usize,
+    objects: usize,
+    /// Objects fetched that no reader looked at.
+    over_read: usize,
+    /// The readers' time.
+    time: Duration,
+}
+
+struct World<'a> {
+    tree: &'a Tree,
+    present: HashSet<ObjectNo>,
+}
+
+impl Shelf for World<'_> {
+    fn len(&self) -> u32 {
+        self.tree.files.len() as u32
+    }
+    fn info(&mut self, no: ObjectNo) -> Option<Info> {
+        self.tree.files.get(no.0 as usize).copied()
+    }
+    fn is_present(&mut self, no: ObjectNo) -> bool {
+        self.present.contains(&no)
+    }
+}
+
+/// Each of `readers` reads its files one after the other, 20 us apart.
+fn run(tree: &Tree, readers: &[Vec<u32>], round_trip: Duration, read_ahead: bool) -> Cost {
+    let limits = Limits { read_ahead, ..Limits::default() };
+    let mut engine = Engine::new(&limits, 1);
+    let mut world = World { tree, present: HashSet::new() };
+    let mut steps = BinaryHeap::new();
+    let mut cost = Cost::default();
+    let mut next = vec![0; readers.len()];
+    let mut waiting: BTreeMap<EventId, usize> = BTreeMap::new();
+    let mut events = 0;
+    for reader in 0..readers.len() {
+        steps.push(Reverse((Duration::ZERO, Step::Read(reader))));
+    }
+    let think = Duration::from_micros(20);
+    while let Some(Reverse((now, step))) = steps.pop() {
+        match step {
+            Step::Read(reader) => {
+                let Some(file) = readers[reader].get(next[reader]) else {
+                    cost.time = now;
+                    continue;
+                };
+                next[reader] += 1;
+                let no = ObjectNo(*file);
+                if world.present.contains(&no) {
+                    engine.touched(now, &[no], &mut world);
+                    steps.push(Reverse((now + think, Step::Read(reader))));
+                } else {
+                    events += 1;
+                    waiting.insert(EventId(events), reader);
+                    let size = tree.files[*file as usize].size;
+                    engine.event(now, EventId(events), &[(no, size)], true, &mut world);
+                }
+            }
+            Step::Arrive(request, no) => {
+                world.present.insert(no);
+                engine.arrived(now, request, no);
+            }
+            Step::Finish(request) => engine.finished(now, request, &Outcome::Done),
+            Step::Names => {
+                let files = tree.files.iter().zip(0..);
+                let names = files.map(|(f, no)| (f.name, ObjectNo(no), f.size as u32)).collect();
+                engine.names(NameIndex::new(names), tree.files.len() as u32);
+            }
+            Step::Wake => {}
+        }
+        for effect in engine.poll(now, &mut world) {
+            match effect {
+                Effect::Send { request, lane, objects } => {
+                    match lane {
+                        Lane::Demand => cost.demand += 1,
+                        Lane::Ahead | Lane::Prefetch => cost.ahead += 1,
+                    }
+                    let mut at: Now = now + round_trip + Duration::from_millis(7);
+                    for no in objects {
+                        at += Duration::from_micros(150);
+                        steps.push(Reverse((at, Step::Arrive(request, no))));
+                    }
+                    steps.push(Reverse((at, Step::Finish(request))));
+                }
+                Effect::Ready(event) => {
+                    let reader = waiting.remove(&event).unwrap();
+                    steps.push(Reverse((now + think, Step::Read(reader))));
+                }
+                Effect::IndexNames => {
+                    steps.push(Reverse((now + Duration::from_millis(10), Step::Names)));
+                }
+                Effect::Deny { .. } | Effect::Waiting { .. } | Effect::PrefetchDone { .. } => {
+                    panic!("{effect:?}");
+                }
+            }
+        }
+        if let Some(wake) = engine.next_wake()
+            && !waiting.is_empty()
+        {
+            steps.push(Reverse((wake.max(now + Duration::from_micros(1)), Step::Wake)));
+        }
+    }
+    assert!(waiting.is_empty());
+    let read: HashSet<_> = readers.iter().flatten().copied().map(ObjectNo).collect();
+    assert!(read.is_subset(&world.present));
+    cost.objects = world.present.len();
+    cost.over_read = world.present.len() - read.len();
+    cost
+}
+
+const LOOPBACK: Duration = Duration::ZERO;
+const FAR: Duration = Duration::from_millis(20);
+
+fn one(reads: Vec<u32>) -> Vec<Vec<u32>> {
+    vec![reads]
+}
+
+#[test]
+fn grep_of_a_directory() {
+    let tree = Tree::like_u_boot();
+    let reads = one(tree.directory_of(257));
+    let cost = run(&tree, &reads, LOOPBACK, true);
+    println!("directory of 257 files: {cost:?}");
+    assert!(cost.demand + cost.ahead <= 19, "{cost:?}");
+    assert!(cost.over_read <= 16, "{cost:?}");
+    let far = run(&tree, &reads, FAR, true);
+    assert!(far.time < 10 * FAR, "{far:?}");
+}
+
+#[test]
+fn configure_reads_one_name_everywhere() {
+    let tree = Tree::like_u_boot();
+    let kconfigs = tree.named("Kconfig");
+    assert!((900..1300).contains(&kconfigs.len()), "{}", kconfigs.len());
+    for reads in [kconfigs.clone(), tree.source_order("Kconfig")] {
+        let cost = run(&tree, &one(reads), LOOPBACK, true);
+        println!("all Kconfig: {cost:?}");
+        assert!(cost.demand + cost.ahead <= 25, "{cost:?}");
+        assert!(cost.over_read <= 64, "{cost:?}");
+    }
+    let without = run(&tree, &one(kconfigs.clone()), LOOPBACK, false);
+    assert_eq!(without.demand, kconfigs.len());
+}
+
+#[test]
+fn whole_tree_comes_close_to_one_fetch() {
+    let tree = Tree::like_u_boot();
+    let all = tree.files.len() as u32;
+    // Three requests side by side, of all there is.
+    let straight = FAR + all * Duration::from_micros(150) / 3;
+    for (reads, what) in [
+        (one(tree.depth_first()), "grep -r"),
+        (tree.dealt(tree.depth_first(), 8), "git grep, 8 threads"),
+        (one((0..all).collect()), "in the pool's order"),
+    ] {
+        let cost = run(&tree, &reads, FAR, true);
+        println!("{what}: {cost:?}, straight {straight:?}");
+        assert_eq!(cost.objects, tree.files.len());
+        assert!(cost.demand + cost.ahead <= 150, "{what}: {cost:?}");
+        assert!(cost.time < straight * 2, "{what}: {cost:?}");
+    }
+}
+
+#[test]
+fn random_reads_bring_little_else() {
+    let tree = Tree::like_u_boot();
+    for (k, most) in [(50, 8), (200, 40), (1000, 150), (4000, 400)] {
+        for seed in 1..4 {
+            let cost = run(&tree, &one(tree.random(k, seed)), LOOPBACK, true);
+            println!("{k} at random: {cost:?}");
+            assert!(cost.over_read <= most, "{k} at random: {cost:?}");
+        }
+    }
+}
+
+#[test]
+fn two_of_each_directory_do_not_bring_all() {
+    let tree = Tree::like_u_boot();
+    let reads = tree.some_of_each_directory(2);
+    let cost = run(&tree, &one(reads.clone()), LOOPBACK, true);
+    println!("2 of each directory ({} reads): {cost:?}", reads.len());
+    assert!(cost.over_read <= reads.len() / 5, "{cost:?}");
+}
+
+#[test]
+fn a_build_reads_sources_and_headers() {
+    let tree = Tree::like_u_boot();
+    let reads = tree.build(1300, 5);
+    let cost = run(&tree, &tree.dealt(reads.clone(), 2), LOOPBACK, true);
+    println!("a build that reads {}: {cost:?}", reads.len());
+    assert!(cost.demand + cost.ahead <= reads.len() / 4, "{cost:?}");
+    assert!(cost.over_read <= 2 * reads.len(), "{cost:?}");
+}
