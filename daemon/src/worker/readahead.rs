@@ -38,6 +38,8 @@ const LARGE: u64 = 1 << 20;
 const NAME_MEMORY: Duration = Duration::from_secs(2);
 /// The same for a directory.
 const DIRECTORY_MEMORY: Duration = Duration::from_secs(30);
+/// One look in so many files of a directory is a sign that all of them are wanted.
+const ALL_OF_IT: u32 = 24;
 /// The most misses that a new try takes after fruitless ones.
 const NEED_MAX: u32 = 64;
 /// So many directories and names are kept in mind.
@@ -80,29 +82,29 @@ enum Group {
     Name(u32),
 }
 
-/// How well one kind of group does: objects brought and used, of late.
+/// How well one kind of group does, of late: groups for which something was brought, and those among
+/// them of which a quarter of a step was used.
 #[derive(Debug, Default)]
 struct Score {
-    brought: u32,
-    used: u32,
+    tried: u32,
+    paid: u32,
 }
 
 impl Score {
     /// So many times the usual number of misses bring the first step.
     fn caution(&self) -> u32 {
-        match (self.brought, self.used) {
-            (brought, _) if brought < 32 => 1,
-            (brought, used) if used * 4 >= brought => 1,
-            (brought, used) if used * 16 >= brought => 2,
+        match (self.tried, self.paid) {
+            (tried, paid) if tried < 3 || paid * 4 >= tried => 1,
+            (tried, paid) if paid * 16 >= tried => 2,
             _ => 4,
         }
     }
 
-    fn brought(&mut self, count: u32) {
-        self.brought += count;
-        if self.brought > 512 {
-            self.brought /= 2;
-            self.used /= 2;
+    fn tried(&mut self) {
+        self.tried += 1;
+        if self.tried > 64 {
+            self.tried /= 2;
+            self.paid /= 2;
         }
     }
 }
@@ -130,14 +132,26 @@ impl Brought {
 /// A directory or a name that is being read.
 #[derive(Debug)]
 struct Interest {
-    /// Since the last step.
+    /// Files of the group: as many as are found near by in a directory, any number for a name.
+    files: u32,
+    /// Looks at absent files or such as were brought.
+    looks: u32,
+    /// Misses since the last step.
     misses: u32,
+    /// Enough was used of a step.
+    paid: bool,
     /// So many misses bring the next step.
     need: u32,
     level: u32,
     /// The last step.
     batch: Option<u64>,
     last: Now,
+}
+
+impl Interest {
+    fn new(files: u32, need: u32, last: Now) -> Self {
+        Self { files, looks: 0, misses: 0, paid: false, need, level: 0, batch: None, last }
+    }
 }
 
 /// See the module's documentation. Costs some 40 bytes for each object that was brought and not yet
@@ -186,10 +200,12 @@ impl ReadAhead {
         });
         let first_look = absent || brought.is_some();
         let mut batches = Vec::new();
-        let step = self.walks.access(now, no, info.directory, first_look, &self.batches);
-        let walking = step.is_some();
+        let owner = brought.map(|(_, owner)| owner);
+        let step = self.walks.access(now, no, info.directory, first_look, owner, &self.batches);
+        let walking = step.as_ref().is_some_and(|step| step.objects > 0);
         if let Some(Step { walk, from, objects, bytes }) = step
             && objects > 0
+            && self.has_room()
         {
             let (batch, end) = self.walk_window(from, objects, bytes, catalog);
             let id = self.bring(Owner::Walk(walk), &batch);
@@ -198,7 +214,6 @@ impl ReadAhead {
         }
         match brought {
             Some((batch, Owner::Group(group))) => {
-                self.score(group).used += 1;
                 self.group_hit(now, group, batch, no, catalog, &mut batches);
             }
             None if absent && !walking => {
@@ -271,28 +286,30 @@ impl ReadAhead {
             Group::Directory(_) => (2, DIRECTORY_MEMORY),
             Group::Name(_) => (3, NAME_MEMORY),
         };
-        let first_need = first_need * self.score(group).caution();
-        let interest = self.groups.entry(group).or_insert(Interest {
-            misses: 0,
-            need: first_need,
-            level: 0,
-            batch: None,
-            last: now,
-        });
-        if now.saturating_sub(interest.last) > memory {
-            *interest = Interest { misses: 0, need: first_need, level: 0, batch: None, last: now };
+        let caution = self.score(group).caution();
+        let first_need = first_need * caution;
+        let known = self.groups.get(&group);
+        if known.is_none_or(|known| now.saturating_sub(known.last) > memory) {
+            let files = match group {
+                Group::Directory(directory) => directory_size(no, directory, catalog),
+                Group::Name(_) => 0,
+            };
+            self.groups.insert(group, Interest::new(files, first_need, now));
         }
+        let Some(interest) = self.groups.get_mut(&group) else { return };
         interest.last = now;
+        interest.looks += 1;
         interest.misses += 1;
         match interest.batch.and_then(|batch| self.batches.get(&batch)) {
             Some(last) if last.is_half_used() => interest.level += 1,
             _ if interest.misses < interest.need => return,
+            // A good part of it is being read, in an order of its own.
+            Some(_) if interest.looks * ALL_OF_IT >= interest.files => interest.level += 1,
             Some(last) if last.used * 4 < last.count => {
                 interest.level = 0;
                 interest.need = (interest.need * 2).min(NEED_MAX);
             }
-            Some(_) => {}
-            None => interest.need = 4,
+            _ => {}
         }
         self.group_step(group, no, catalog, batches);
     }
@@ -309,6 +326,12 @@ impl ReadAhead {
     ) {
         let Some(interest) = self.groups.get_mut(&group) else { return };
         interest.last = now;
+        interest.looks += 1;
+        let quarter_used = self.batches.get(&batch).is_some_and(|b| b.used * 4 >= b.count);
+        if quarter_used && !std::mem::replace(&mut interest.paid, true) {
+            self.score(group).paid += 1;
+        }
+        let Some(interest) = self.groups.get_mut(&group) else { return };
         let half_used = self.batches.get(&batch).is_some_and(Brought::is_half_used);
         if interest.batch == Some(batch) && half_used {
             interest.level += 1;
@@ -326,6 +349,9 @@ impl ReadAhead {
         let Some(interest) = self.groups.get_mut(&group) else { return };
         interest.misses = 0;
         let count = STEP.0.saturating_mul(4u32.saturating_pow(interest.level)).min(STEP.1);
+        let looks = interest.looks;
+        // However it goes, no more than four times of what has been read.
+        let count = count.min((4 * looks).max(STEP.0));
         let mut wanted = Wanted::new(self, count as usize, STEP_BYTES, LARGE);
         match group {
             Group::Directory(directory) => {
@@ -352,12 +378,18 @@ impl ReadAhead {
         let batch = wanted.batch;
         if !batch.is_empty() {
             let id = self.bring(Owner::Group(group), &batch);
-            self.score(group).brought(u32::try_from(batch.len()).unwrap_or(u32::MAX));
-            if let Some(interest) = self.groups.get_mut(&group) {
-                interest.batch = Some(id);
+            if let Some(interest) = self.groups.get_mut(&group)
+                && interest.batch.replace(id).is_none()
+            {
+                self.score(group).tried();
             }
             batches.push(batch);
         }
+    }
+
+    /// There is room for a good part of a window: many small ones would cost more.
+    fn has_room(&self) -> bool {
+        self.under_way.len() <= UNDER_WAY.0 * 3 / 4 && self.under_way_bytes <= UNDER_WAY.1 * 3 / 4
     }
 
     /// The next objects of a walk, and where the one after them starts.
@@ -372,11 +404,9 @@ impl ReadAhead {
         let mut at = from;
         let end = catalog.len().min(from.saturating_add(8 * objects + 4096));
         while at < end {
-            if catalog.is_wanted(ObjectNo(at)) {
-                let size = catalog.info(ObjectNo(at)).map_or(0, |info| info.size);
-                if !wanted.add_wanted(ObjectNo(at), size) {
-                    break;
-                }
+            let size = catalog.info(ObjectNo(at)).map_or(0, |info| info.size);
+            if !wanted.add(ObjectNo(at), size, catalog) {
+                break;
             }
             at += 1;
         }
@@ -420,21 +450,32 @@ impl ReadAhead {
     }
 }
 
+/// The number of files in a directory, as far as they are found next to this one.
+fn directory_size(no: ObjectNo, directory: u64, catalog: &mut impl Catalog) -> u32 {
+    let mut same =
+        |no: &u32| catalog.info(ObjectNo(*no)).is_some_and(|info| info.directory == directory);
+    let after = (no.0..catalog_end(no.0, STEP.1)).take_while(&mut same).count();
+    let before = (no.0.saturating_sub(STEP.1)..no.0).rev().take_while(&mut same).count();
+    u32::try_from(after + before).unwrap_or(u32::MAX)
+}
+
 fn catalog_end(no: u32, patience: u32) -> u32 {
     no.saturating_add(1).saturating_add(patience)
 }
 
 /// A batch that is being put together.
-struct Wanted {
+struct Wanted<'a> {
+    policy: &'a ReadAhead,
     batch: Batch,
     objects: usize,
     bytes: u64,
     large: u64,
 }
 
-impl Wanted {
-    fn new(policy: &ReadAhead, objects: usize, bytes: u64, large: u64) -> Self {
+impl<'a> Wanted<'a> {
+    fn new(policy: &'a ReadAhead, objects: usize, bytes: u64, large: u64) -> Self {
         Self {
+            policy,
             batch: Vec::new(),
             objects: objects.min(UNDER_WAY.0.saturating_sub(policy.under_way.len())),
             bytes: bytes.min(UNDER_WAY.1.saturating_sub(policy.under_way_bytes)),
@@ -444,10 +485,9 @@ impl Wanted {
 
     /// Adds an object if it is wanted and not too large. `false`: there is no room for more.
     fn add(&mut self, no: ObjectNo, size: u64, catalog: &mut impl Catalog) -> bool {
-        size > self.large || !catalog.is_wanted(no) || self.add_wanted(no, size)
-    }
-
-    fn add_wanted(&mut self, no: ObjectNo, size: u64) -> bool {
+        if size > self.large || self.policy.under_way.contains_key(&no) || !catalog.is_wanted(no) {
+            return true;
+        }
         if self.batch.len() >= self.objects || size > self.bytes {
             return false;
         }

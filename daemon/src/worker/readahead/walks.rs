@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::Brought;
+use super::{Brought, Owner};
 use crate::worker::ObjectNo;
 use crate::worker::schedule::Now;
 
@@ -20,7 +20,7 @@ const WALKS_MAX: usize = 16;
 const WINDOW: (u32, u32) = (64, 4096);
 /// The most bytes in a window.
 const WINDOW_BYTES: u64 = 16 << 20;
-/// So many looks in three directories make a walk, or so many in fewer.
+/// So many looks in three directories make a walk, or so many in two.
 const BELIEVED: (u32, u32) = (16, 48);
 /// Looks after which the earlier ones begin to count less.
 const MEMORY: u32 = 512;
@@ -69,14 +69,20 @@ impl Walks {
         no: ObjectNo,
         directory: u64,
         first_look: bool,
+        owner: Option<Owner>,
         batches: &HashMap<u64, Brought>,
     ) -> Option<Step> {
         let no = no.0;
         let near = |walk: &&mut Walk| {
             let end = walk.frontier.max(walk.at).saturating_add(NEAR);
             (walk.at.saturating_sub(NEAR)..=end).contains(&no)
+                || owner == Some(Owner::Walk(walk.id))
         };
-        let Some(walk) = self.walks.iter_mut().filter(near).min_by_key(|w| w.at.abs_diff(no))
+        let Some(walk) = self
+            .walks
+            .iter_mut()
+            .filter(near)
+            .min_by_key(|walk| (owner != Some(Owner::Walk(walk.id)), walk.at.abs_diff(no)))
         else {
             self.start(now, no, directory);
             return None;
@@ -163,7 +169,8 @@ impl Walk {
             self.looks /= 2;
         }
         let dense = u64::from(self.looks) * 2 > u64::from(self.at - self.start);
-        let far = (self.looks >= BELIEVED.0 && self.directories >= 3) || self.looks >= BELIEVED.1;
+        let far = self.directories >= 3 && self.looks >= BELIEVED.0
+            || self.directories == 2 && self.looks >= BELIEVED.1;
         if !dense || !far {
             return None;
         }

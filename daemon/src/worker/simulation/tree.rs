@@ -1,6 +1,6 @@
 //! A tree of files and the orders in which programs read it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::segment::extents::name_hash;
 use crate::worker::readahead::Info;
@@ -39,48 +39,55 @@ impl Tree {
         let mut tree = Self { files: Vec::new(), directories: Vec::new() };
         let mut random = Random(42);
         tree.directory(0, &mut random);
-        while tree.files.len() < 38_571 {
-            // one large flat directory, as arch/arm/dts is
-            let directory = tree.directories.len() - 1;
-            tree.file(directory, &format!("board{:05}.dts", tree.files.len()), &mut random);
-        }
+        // One large flat directory, as arch/arm/dts is.
+        let large = tree.directories.len();
+        tree.directories.push(Directory::default());
+        let names = (tree.files.len()..38_571).map(|n| format!("board{n:05}.dts")).collect();
+        tree.add_files(large, names, &mut random);
+        tree.directories[0].entries.insert("zz".to_owned(), Entry::Directory(large));
         tree
     }
 
-    fn file(&mut self, directory: usize, name: &str, random: &mut Random) {
-        let no = self.files.len() as u32;
-        let size = match random.below(100) {
-            0..70 => 100 + random.below(4000),
-            70..99 => 4096 + random.below(30_000),
-            _ => 100_000 + random.below(400_000),
-        };
-        let hash = name_hash(name.as_bytes());
-        self.files.push(Info { size, directory: directory as u64, name: hash });
-        self.directories[directory].entries.insert(name.to_owned(), Entry::File(no));
+    /// Files get their numbers in the order of their names.
+    fn add_files(&mut self, directory: usize, names: BTreeSet<String>, random: &mut Random) {
+        for name in names {
+            let no = self.files.len() as u32;
+            let size = match random.below(100) {
+                0..70 => 100 + random.below(4000),
+                70..99 => 4096 + random.below(30_000),
+                _ => 100_000 + random.below(400_000),
+            };
+            let hash = name_hash(name.as_bytes());
+            self.files.push(Info { size, directory: directory as u64, name: hash });
+            self.directories[directory].entries.insert(name, Entry::File(no));
+        }
     }
 
     fn directory(&mut self, depth: usize, random: &mut Random) -> usize {
         let number = self.directories.len();
         self.directories.push(Directory::default());
+        let mut names = BTreeSet::new();
         if random.below(100) < 55 {
-            self.file(number, "Kconfig", random);
+            names.insert("Kconfig".to_owned());
         }
         if random.below(100) < 90 {
-            self.file(number, "Makefile", random);
+            names.insert("Makefile".to_owned());
         }
         let files = if number == 50 { 255 } else { 2 + random.below(26) };
-        for n in 0..files {
-            self.file(number, &format!("f{:03}-{}.c", random.below(900), n), random);
-        }
+        names.extend((0..files).map(|n| format!("f{:03}-{n}.c", random.below(900))));
+        self.add_files(number, names, random);
         let subdirectories = match depth {
             0 => 26,
-            1 => 6 + random.below(14),
-            2 => random.below(10),
+            1 => 4 + random.below(10),
+            2 => random.below(9),
             3 => random.below(3),
             _ => 0,
         };
-        for n in 0..subdirectories {
-            let name = format!("{}{n:02}", ["a", "d", "g", "k", "z"][random.below(5) as usize]);
+        // Their names sort before, between and after those of the files.
+        let names: BTreeSet<_> = (0..subdirectories)
+            .map(|n| format!("{}{n:02}", ["a", "d", "g", "k", "z"][random.below(5) as usize]))
+            .collect();
+        for name in names {
             let entry = Entry::Directory(self.directory(depth + 1, random));
             self.directories[number].entries.insert(name, entry);
         }
@@ -140,14 +147,24 @@ impl Tree {
         order
     }
 
-    /// Reads shared out among threads.
-    #[expect(clippy::unused_self, reason = "reads best as the tree's")]
-    pub(super) fn dealt(&self, reads: Vec<u32>, threads: usize) -> Vec<Vec<u32>> {
-        let mut hands = vec![Vec::new(); threads];
-        for (n, no) in reads.into_iter().enumerate() {
-            hands[n % threads].push(no);
+    /// As threads go that take a directory each: a file of one, a file of the next, in turn.
+    pub(super) fn by_directories(&self, threads: usize) -> Vec<u32> {
+        let mut all = (0..self.directories.len()).map(|d| self.files_of(d).into_iter());
+        let mut hands: Vec<_> = all.by_ref().take(threads).collect();
+        let mut reads = Vec::new();
+        while !hands.is_empty() {
+            hands.retain_mut(|hand| {
+                while hand.len() == 0 {
+                    match all.next() {
+                        Some(next) => *hand = next,
+                        None => return false,
+                    }
+                }
+                reads.extend(hand.next());
+                true
+            });
         }
-        hands
+        reads
     }
 
     /// `count` different files, in no order.
