@@ -1,9 +1,15 @@
 //! The worker: takes events from its queue, fetches what they need, writes it into the segments and
 //! answers. Has no privileges.
 
+pub mod compose;
+pub mod control;
 pub mod engine;
+pub mod fill;
 pub mod pool;
+pub mod queue;
 pub mod readahead;
+pub mod request;
+pub mod run;
 pub mod sandbox;
 pub mod schedule;
 #[cfg(test)]
