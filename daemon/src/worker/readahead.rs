@@ -38,8 +38,8 @@ const LARGE: u64 = 1 << 20;
 const NAME_MEMORY: Duration = Duration::from_secs(2);
 /// The same for a directory.
 const DIRECTORY_MEMORY: Duration = Duration::from_secs(30);
-/// One look in so many files of a directory is a sign that all of them are wanted.
-const ALL_OF_IT: u32 = 24;
+/// One look in so many files of a group is a sign that all of them are wanted.
+const ALL_OF_IT: u64 = 24;
 /// The most misses that a new try takes after fruitless ones.
 const NEED_MAX: u32 = 64;
 /// So many directories and names are kept in mind.
@@ -132,7 +132,7 @@ impl Brought {
 /// A directory or a name that is being read.
 #[derive(Debug)]
 struct Interest {
-    /// Files of the group: as many as are found near by in a directory, any number for a name.
+    /// The number of files in the group, as far as is known.
     files: u32,
     /// Looks at absent files or such as were brought.
     looks: u32,
@@ -261,6 +261,12 @@ impl ReadAhead {
         }
     }
 
+    /// Objects asked for that have not come.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.under_way.len()
+    }
+
     /// Objects brought that nobody has looked at.
     #[must_use]
     pub fn unused(&self) -> usize {
@@ -292,7 +298,9 @@ impl ReadAhead {
         if known.is_none_or(|known| now.saturating_sub(known.last) > memory) {
             let files = match group {
                 Group::Directory(directory) => directory_size(no, directory, catalog),
-                Group::Name(_) => 0,
+                Group::Name(name) => {
+                    catalog.names().map_or(u32::MAX, |names| names.get(name).len() as u32)
+                }
             };
             self.groups.insert(group, Interest::new(files, first_need, now));
         }
@@ -300,14 +308,17 @@ impl ReadAhead {
         interest.last = now;
         interest.looks += 1;
         interest.misses += 1;
-        match interest.batch.and_then(|batch| self.batches.get(&batch)) {
+        let last = interest.batch.and_then(|batch| self.batches.get(&batch));
+        let good_part = u64::from(interest.looks) * ALL_OF_IT >= u64::from(interest.files);
+        match last {
             Some(last) if last.is_half_used() => interest.level += 1,
-            _ if interest.misses < interest.need => return,
             // A good part of it is being read, in an order of its own.
-            Some(_) if interest.looks * ALL_OF_IT >= interest.files => interest.level += 1,
+            Some(_) if good_part && interest.misses >= first_need => interest.level += 1,
+            _ if interest.misses < interest.need => return,
             Some(last) if last.used * 4 < last.count => {
                 interest.level = 0;
-                interest.need = (interest.need * 2).min(NEED_MAX);
+                let times = if last.used == 0 { 4 } else { 2 };
+                interest.need = (interest.need * times).min(NEED_MAX);
             }
             _ => {}
         }

@@ -9,7 +9,7 @@
 //!   request of its own, and the later of the two arrivals is dropped.
 //! - **Demand first**: what an event waits for goes out at once, in a request of its own, as long
 //!   as there is a free slot. When there is none, what accumulates goes out together in the next.
-//!   Read-ahead never takes the last slot.
+//!   Read-ahead never takes the last slot, and always gets one.
 //! - **Every wait ends**: with the object, with an error that the origin's answer stands for, or
 //!   at the event's deadline with the last reason.
 //! - An object that nobody waits for is not tried twice.
@@ -532,7 +532,14 @@ impl Schedule {
     }
 
     fn send_demand(&mut self, now: Now) {
-        let slots = if self.failures >= TROUBLED { 1 } else { self.connections };
+        let ahead_waits = !self.ahead.is_empty() || !self.prefetch.is_empty();
+        let ahead_runs = self.requests.values().any(|request| request.lane != Lane::Demand);
+        let slots = match self.connections {
+            _ if self.failures >= TROUBLED => 1,
+            // Readers of a tree that is not being read ahead would keep it so.
+            connections if ahead_waits && !ahead_runs => (connections - 1).max(1),
+            connections => connections,
+        };
         while self.requests.len() < slots {
             let objects = self.take_demand();
             if objects.is_empty() {

@@ -13,8 +13,8 @@ use crate::fanotify::Verdict;
 use crate::ids::{EventId, PoolId, SegmentId};
 use crate::object::{HashKind, ObjectId};
 use crate::queue::wire::{
-    self, Counters, FromQueue, FromWorker, GitOrigin, GitTransport, Limits, MAX_MESSAGE, OriginSpec, ToQueue,
-    ToWorker,
+    self, Counters, FromQueue, FromWorker, GitOrigin, GitTransport, Limits, MAX_MESSAGE,
+    OriginSpec, ToQueue, ToWorker,
 };
 use crate::range::{BLOCK, ByteRange};
 use crate::segment::extents::ExtentsWriter;
