@@ -37,9 +37,11 @@ const LARGE: u64 = 1 << 20;
 /// Misses of one name count together when they are no further apart.
 const NAME_MEMORY: Duration = Duration::from_secs(2);
 /// The same for a directory.
-const DIRECTORY_MEMORY: Duration = Duration::from_secs(30);
-/// One look in so many files of a group is a sign that all of them are wanted.
-const ALL_OF_IT: u64 = 24;
+const DIRECTORY_MEMORY: Duration = Duration::from_secs(5);
+/// One look in so many files of a group is a sign that all of them are wanted: in a small group
+/// and in a larger one.
+const ALL_OF_IT: (u64, u64) = (24, 4);
+const SMALL_GROUP: u32 = 512;
 /// The most misses that a new try takes after fruitless ones.
 const NEED_MAX: u32 = 64;
 /// So many directories and names are kept in mind.
@@ -94,8 +96,8 @@ impl Score {
     /// So many times the usual number of misses bring the first step.
     fn caution(&self) -> u32 {
         match (self.tried, self.paid) {
-            (tried, paid) if tried < 3 || paid * 4 >= tried => 1,
-            (tried, paid) if paid * 16 >= tried => 2,
+            (tried, paid) if tried < 3 || paid * 2 >= tried => 1,
+            (tried, paid) if paid * 4 >= tried => 2,
             _ => 4,
         }
     }
@@ -308,8 +310,12 @@ impl ReadAhead {
         interest.last = now;
         interest.looks += 1;
         interest.misses += 1;
+        if interest.batch.is_none() {
+            interest.need = first_need;
+        }
         let last = interest.batch.and_then(|batch| self.batches.get(&batch));
-        let good_part = u64::from(interest.looks) * ALL_OF_IT >= u64::from(interest.files);
+        let share = if interest.files <= SMALL_GROUP { ALL_OF_IT.0 } else { ALL_OF_IT.1 };
+        let good_part = u64::from(interest.looks) * share >= u64::from(interest.files);
         match last {
             Some(last) if last.is_half_used() => interest.level += 1,
             // A good part of it is being read, in an order of its own.
@@ -320,7 +326,8 @@ impl ReadAhead {
                 let times = if last.used == 0 { 4 } else { 2 };
                 interest.need = (interest.need * times).min(NEED_MAX);
             }
-            _ => {}
+            Some(_) => {}
+            None => interest.need *= 2,
         }
         self.group_step(group, no, catalog, batches);
     }

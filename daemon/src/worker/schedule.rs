@@ -6,7 +6,7 @@
 //!
 //! - **Single flight**: an object is asked for once, however many wait for it. The one exception is
 //!   patience: a reader whose object is in a read-ahead request that does not deliver soon gets a
-//!   request of its own, and the later of the two arrivals is dropped.
+//!   request of its own, and the later of the two arrivals is dropped. Not so where many wait.
 //! - **Demand first**: what an event waits for goes out at once, in a request of its own, as long
 //!   as there is a free slot. When there is none, what accumulates goes out together in the next.
 //!   Read-ahead never takes the last slot, and always gets one.
@@ -36,6 +36,8 @@ const AHEAD_BATCH: (usize, u64) = (4096, 16 << 20);
 const AHEAD_REQUESTS: usize = 3;
 /// How long a reader waits for an object that is in a read-ahead request.
 const PATIENCE: Duration = Duration::from_millis(30);
+/// When more readers than this wait for objects of one read-ahead request, they wait on.
+const MANY: usize = 16;
 /// The first and the longest pause before an object is tried again.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Wrong answers after which an object is given up.
@@ -520,15 +522,27 @@ impl Schedule {
     /// A reader has waited long enough for a request that was not made for it.
     fn patience(&mut self, no: ObjectNo) {
         let Some(object) = self.objects.get(&no) else { return };
-        let in_demand = object.requests.iter().any(|request| {
-            self.requests.get(request).is_some_and(|request| request.lane == Lane::Demand)
-        });
-        if object.state == State::Out && !in_demand && self.wants_event(no) {
-            if let Some(object) = self.objects.get_mut(&no) {
-                object.state = State::Queued(Lane::Demand);
-            }
-            self.demand.push_back((no, 0));
+        if object.state != State::Out || !self.wants_event(no) {
+            return;
         }
+        if object.requests.iter().any(|request| self.is_for_readers(*request)) {
+            return;
+        }
+        if let Some(object) = self.objects.get_mut(&no) {
+            object.state = State::Queued(Lane::Demand);
+        }
+        self.demand.push_back((no, 0));
+    }
+
+    /// A request for readers; also one for read-ahead for which many wait by now: asking for all of
+    /// that again would only take longer.
+    fn is_for_readers(&self, id: RequestId) -> bool {
+        let Some(request) = self.requests.get(&id) else { return false };
+        let awaited = |no: &&ObjectNo| {
+            self.objects.get(no).is_some_and(|object| object.requests.contains(&id))
+                && self.wants_event(**no)
+        };
+        request.lane == Lane::Demand || request.objects.iter().filter(awaited).nth(MANY).is_some()
     }
 
     fn send_demand(&mut self, now: Now) {

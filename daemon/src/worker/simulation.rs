@@ -84,6 +84,7 @@ fn run_with(
     for reader in 0..threads {
         steps.push(Reverse((Duration::ZERO, Step::Read(reader))));
     }
+    let mut wake: Option<Now> = None;
     let think = Duration::from_micros(20);
     while let Some(Reverse((now, step))) = steps.pop() {
         match step {
@@ -141,10 +142,12 @@ fn run_with(
                 }
             }
         }
-        if let Some(wake) = engine.next_wake()
+        if let Some(at) = engine.next_wake()
             && !waiting.is_empty()
+            && wake.is_none_or(|wake| at < wake || wake <= now)
         {
-            steps.push(Reverse((wake.max(now + Duration::from_micros(1)), Step::Wake)));
+            wake = Some(at);
+            steps.push(Reverse((at.max(now + Duration::from_micros(1)), Step::Wake)));
         }
     }
 
@@ -178,7 +181,7 @@ fn grep_of_a_directory() {
         assert!(cost.demand + cost.ahead <= most, "{what}: {cost:?}");
         assert!(cost.over_read <= 16, "{what}: {cost:?}");
         let far = run(&tree, &reads, 1, FAR);
-        assert!(far.time < 15 * FAR, "{what}: {far:?}");
+        assert!(far.time < 2 * most as u32 * FAR, "{what}: {far:?}");
     }
 }
 
@@ -221,7 +224,7 @@ fn whole_tree_comes_close_to_one_fetch() {
 #[test]
 fn random_reads_bring_little_else() {
     let tree = Tree::like_u_boot();
-    for (k, most) in [(50, 48), (200, 100), (1000, 250), (4000, 600)] {
+    for (k, most) in [(50, 40), (200, 80), (1000, 120), (4000, 400)] {
         for seed in 1..4 {
             let cost = run(&tree, &tree.random(k, seed), 1, LOOPBACK);
             println!("{k} at random: {cost:?}");
