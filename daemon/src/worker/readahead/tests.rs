@@ -1,6 +1,7 @@
 //! Single rules; whole patterns of reads are in the simulation.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use super::*;
 
