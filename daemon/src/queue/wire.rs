@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::fanotify::Verdict;
 use crate::ids::{EventId, PoolId, SegmentId};
-use crate::object::HashKind;
+use crate::object::{HashKind, ObjectId};
 use crate::range::ByteRange;
 
 /// The version of the two protocols; a worker of another one is not started.
@@ -104,6 +104,52 @@ pub enum FromQueue {
     Answer { event: EventId, verdict: Verdict, reason: Option<String> },
     /// Not an answer: what keeps it, shown by `hydrant queue`.
     Waiting { event: EventId, reason: String },
+}
+
+/// From the supervisor to an importer, on its control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToImporter {
+    /// The first message: what is to be imported.
+    Job { version: u32, origin: OriginSpec, limits: Limits, commit: ObjectId, tree: ObjectId, mtime: i64 },
+    /// As [`ToWorker::Transport`].
+    Transport { request: u64, result: Result<(), String> },
+    /// As [`ToWorker::Credential`].
+    Credential { request: u64, result: Result<Option<Credential>, String> },
+    /// The answer to [`FromImporter::Eager`]: the attributes of the paths can be read now. `false`:
+    /// there are none to be read.
+    Attributes { listed: bool },
+}
+
+/// From an importer, on its control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromImporter {
+    NeedTransport { request: u64 },
+    NeedCredential { request: u64, url: String, rejected: Option<Credential> },
+    /// The objects that git itself looks at have gone to `git index-pack`. `attributes`: the tree
+    /// has attributes that matter, so the supervisor is to list them.
+    Eager { attributes: bool },
+    Progress { step: String, done: u64, total: u64 },
+    /// The manifest is complete.
+    Done(Imported),
+    /// There will be no manifest.
+    Failed { message: String, hint: Option<String> },
+}
+
+/// What an importer found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    pub files: u64,
+    pub tree_bytes: u64,
+    /// Files that git's own rules are to write.
+    pub converted: u64,
+    /// The origin can't tell sizes, so every object has been fetched into the repository.
+    pub eager: bool,
+    /// How the sizes became known, for the log.
+    pub sizes: String,
+    /// What the origin's administrator could switch on.
+    pub advice: Option<String>,
+    /// Sums of what the import cost.
+    pub counters: Counters,
 }
 
 /// Where the content of a pool comes from.
