@@ -5,6 +5,8 @@
 //! back through the queue with an answer.
 
 pub mod admin;
+pub mod catalog;
+pub mod config;
 pub mod fanotify;
 pub mod ids;
 pub mod manifest;
