@@ -4,6 +4,9 @@
 //! → `worker` (which object, is it there?) → `source` (fetched, verified) → [`segment`] (written) →
 //! back through the queue with an answer.
 
+pub mod admin;
+pub mod catalog;
+pub mod config;
 pub mod fanotify;
 pub mod ids;
 pub mod manifest;
