@@ -6,9 +6,7 @@ use super::ondisk::{
     S_IFMT, S_IFREG, S_IFSOCK, encode_device,
 };
 use super::xattr::XattrTable;
-use super::{
-    FileContent, ImageSpec, Layout, Meta, Node, NodeId, Timestamp, XattrSetId,
-};
+use super::{FileContent, ImageSpec, Layout, Meta, Node, NodeId, Timestamp, XattrSetId};
 
 /// The slot of an inode that has no place yet.
 pub(super) const NO_SLOT: u32 = u32::MAX;
@@ -40,13 +38,27 @@ pub(super) enum Data {
     /// The number of a device file.
     Device(u32),
     /// `count` entries from number `first`, once they are sorted.
-    Directory { first: u32, count: u32, block: u32 },
+    Directory {
+        first: u32,
+        count: u32,
+        block: u32,
+    },
     /// Bytes in the image, from `start` in the builder's.
-    Bytes { start: u32, block: u32 },
+    Bytes {
+        start: u32,
+        block: u32,
+    },
     /// One chunk.
-    Run { device: u16, block: u32 },
+    Run {
+        device: u16,
+        block: u32,
+    },
     /// Chunk indexes, from number `first`.
-    Chunks { first: u32, count: u32, bits: u8 },
+    Chunks {
+        first: u32,
+        count: u32,
+        bits: u8,
+    },
 }
 
 impl Inode {
@@ -251,7 +263,8 @@ impl ImageBuilder {
     }
 
     fn take_bytes(&mut self, bytes: &[u8]) -> Result<Data, ErofsError> {
-        let start = u32::try_from(self.bytes.len()).map_err(|_| ErofsError::TooLarge("the data"))?;
+        let start =
+            u32::try_from(self.bytes.len()).map_err(|_| ErofsError::TooLarge("the data"))?;
         self.bytes.extend_from_slice(bytes);
         Ok(Data::Bytes { start, block: 0 })
     }

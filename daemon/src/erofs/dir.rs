@@ -62,11 +62,7 @@ pub fn each_block<'a, E>(
 }
 
 /// Appends one block, without the zeros at its end; `describe` gives inode number and file type.
-pub fn append_block(
-    out: &mut Vec<u8>,
-    entries: &[Named<'_>],
-    describe: impl Fn(u32) -> (u64, u8),
-) {
+pub fn append_block(out: &mut Vec<u8>, entries: &[Named<'_>], describe: impl Fn(u32) -> (u64, u8)) {
     let mut name_at = entries.len() * DIRENT_SIZE;
     for (name, node) in entries {
         let (nid, file_type) = describe(*node);

@@ -29,7 +29,9 @@ pub enum ErofsError {
     Symlink { name: String, reason: &'static str },
     #[error("{name:?} can't be device {major}:{minor}: at most 4095:1048575")]
     DeviceNumber { name: String, major: u32, minor: u32 },
-    #[error("{name:?} has {blocks} blocks at block {block} of device {device}, where there are none")]
+    #[error(
+        "{name:?} has {blocks} blocks at block {block} of device {device}, where there are none"
+    )]
     Outside { name: String, device: u16, block: u64, blocks: u64 },
     #[error("{name:?} has impossible chunks: {reason}")]
     Chunks { name: String, reason: &'static str },

@@ -95,8 +95,15 @@ impl Layout {
         let inode_len = if extended { EXTENDED_INODE_SIZE } else { COMPACT_INODE_SIZE };
         let xattr_len = self.xattrs.body(inode.xattrs).len() as u64;
         let head_len = inode_len + xattr_len;
-        let plain =
-            Form { extended, layout: LAYOUT_PLAIN, head_len, xattr_len, indexes: 0, tail_len: 0, blocks: 0 };
+        let plain = Form {
+            extended,
+            layout: LAYOUT_PLAIN,
+            head_len,
+            xattr_len,
+            indexes: 0,
+            tail_len: 0,
+            blocks: 0,
+        };
         match inode.data {
             Data::None | Data::Device(_) => plain,
             Data::Run { .. } => Form { layout: LAYOUT_CHUNKED, indexes: 1, ..plain },
@@ -151,12 +158,7 @@ impl Layout {
         Ok((slots.next, blocks))
     }
 
-    fn place(
-        &mut self,
-        index: u32,
-        slots: &mut Slots,
-        blocks: &mut u64,
-    ) -> Result<(), ErofsError> {
+    fn place(&mut self, index: u32, slots: &mut Slots, blocks: &mut u64) -> Result<(), ErofsError> {
         let form = self.form(&self.tree.inodes[index as usize]);
         let len = form.len().div_ceil(SLOT_SIZE);
         let slot = if form.tail_len > 0 { slots.in_block(len) } else { slots.anywhere(len) };

@@ -116,7 +116,8 @@ pub const CHECKSUM_OFFSET: usize = 4;
 pub fn crc32c(bytes: &[u8]) -> u32 {
     bytes.iter().fold(u32::MAX, |crc, byte| {
         let index = (crc ^ u32::from(*byte)) & 0xff;
-        (0..8).fold(index, |c, _| (c >> 1) ^ (if c & 1 == 1 { 0x82f6_3b78 } else { 0 })) ^ (crc >> 8)
+        (0..8).fold(index, |c, _| (c >> 1) ^ (if c & 1 == 1 { 0x82f6_3b78 } else { 0 }))
+            ^ (crc >> 8)
     })
 }
 

@@ -214,7 +214,8 @@ impl Layout {
     fn parents(&self) -> Parents {
         let of_directory = |target: u32| self.tree.inodes[target as usize].is_directory();
         let entries = self.tree.entries.iter().filter(|entry| of_directory(entry.target));
-        let mut pairs: Vec<(u32, u32)> = entries.map(|entry| (entry.target, entry.parent)).collect();
+        let mut pairs: Vec<(u32, u32)> =
+            entries.map(|entry| (entry.target, entry.parent)).collect();
         pairs.sort_unstable();
         Parents(pairs)
     }

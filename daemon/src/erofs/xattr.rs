@@ -62,7 +62,8 @@ impl XattrTable {
         if let Some(id) = self.set_numbers.get(&set) {
             return Ok(*id);
         }
-        let id = u32::try_from(self.sets.len() + 1).map_err(|_| ErofsError::TooLarge("attributes"))?;
+        let id =
+            u32::try_from(self.sets.len() + 1).map_err(|_| ErofsError::TooLarge("attributes"))?;
         self.sets.push(set.clone());
         self.set_numbers.insert(set, XattrSetId(id));
         Ok(XattrSetId(id))
@@ -85,10 +86,7 @@ impl XattrTable {
     }
 
     /// Decides what is shared, given the set of each inode.
-    pub fn plan(
-        &self,
-        inodes: impl Iterator<Item = XattrSetId>,
-    ) -> Result<XattrPlan, ErofsError> {
+    pub fn plan(&self, inodes: impl Iterator<Item = XattrSetId>) -> Result<XattrPlan, ErofsError> {
         let mut set_uses = vec![0u64; self.sets.len()];
         for id in inodes {
             let set = (id.0 as usize).checked_sub(1).and_then(|n| set_uses.get_mut(n));
@@ -158,7 +156,8 @@ fn encode(name: &[u8], value: &[u8]) -> Result<Entry, ErofsError> {
     if name.len() > NAME_MAX || name.contains(&0) {
         return Err(fail("a name has at most 255 bytes, none of them NUL"));
     }
-    let value_len = u16::try_from(value.len()).map_err(|_| fail("a value has at most 65535 bytes"))?;
+    let value_len =
+        u16::try_from(value.len()).map_err(|_| fail("a value has at most 65535 bytes"))?;
     let mut entry = vec![rest.len() as u8, index];
     entry.extend(value_len.to_le_bytes());
     entry.extend(rest);

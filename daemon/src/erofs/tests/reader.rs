@@ -118,7 +118,8 @@ impl<'a> Reader<'a> {
                 let entries = self.entries(&data);
                 let names: Vec<&[u8]> = entries.iter().map(|(name, ..)| &name[..]).collect();
                 assert!(names.is_sorted_by(|a, b| a < b), "sorted: {names:?}");
-                let dots: Vec<_> = entries.iter().filter(|(n, ..)| n == b"." || n == b"..").collect();
+                let dots: Vec<_> =
+                    entries.iter().filter(|(n, ..)| n == b"." || n == b"..").collect();
                 assert_eq!(dots.len(), 2);
                 assert_eq!((dots[0].1, dots[1].1), (nid, parent));
                 for (name, child, file_type) in &entries {
@@ -281,7 +282,10 @@ impl<'a> Reader<'a> {
             return;
         }
         let before = self.used.range(..end).next_back();
-        assert!(before.is_none_or(|(_, (before_end, _))| *before_end <= start), "{whose}: {before:?}");
+        assert!(
+            before.is_none_or(|(_, (before_end, _))| *before_end <= start),
+            "{whose}: {before:?}"
+        );
         self.used.insert(start, entry);
     }
 
@@ -299,7 +303,8 @@ impl<'a> Reader<'a> {
 }
 
 fn block_entries(block: &[u8]) -> Vec<(Vec<u8>, u64, u8)> {
-    let name_at = |n: usize| usize::from(u16::from_le_bytes([block[12 * n + 8], block[12 * n + 9]]));
+    let name_at =
+        |n: usize| usize::from(u16::from_le_bytes([block[12 * n + 8], block[12 * n + 9]]));
     let count = name_at(0) / 12;
     assert!(count > 0 && name_at(0) % 12 == 0);
     let mut entries = Vec::new();

@@ -1,9 +1,11 @@
 //! A tree as all sides of the tests see it, and the devices' content.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use fs_err as fs;
+use tempfile::TempDir;
 
 use crate::erofs::{
     ErofsError, FileContent, ImageBuilder, ImageSpec, Layout, Meta, Node, NodeId, Timestamp,
@@ -243,10 +245,17 @@ pub fn image(layout: &Layout) -> Vec<u8> {
     bytes
 }
 
-/// `fsck.erofs` on an image of 4096-byte blocks, and the same of `dump.erofs`, where they are installed.
-pub fn check_with_utils(image: &Path) {
-    for (tool, arguments) in [("fsck.erofs", &[][..]), ("dump.erofs", &["-s", "-S"][..])] {
-        match Command::new(tool).args(arguments).arg(image).output() {
+/// `fsck.erofs`, with all content, and `dump.erofs` on an image of 4096-byte blocks, where they are
+/// installed.
+pub fn check_with_utils(image: &Path, devices: &[PathBuf]) {
+    for (tool, arguments) in [("fsck.erofs", &["--extract"][..]), ("dump.erofs", &["-s", "-S"][..])]
+    {
+        let mut command = Command::new(tool);
+        command.args(arguments);
+        for device in devices {
+            command.arg(format!("--device={}", device.display()));
+        }
+        match command.arg(image).output() {
             Ok(output) => assert!(
                 output.status.success(),
                 "{tool}: {}{}",
@@ -258,7 +267,24 @@ pub fn check_with_utils(image: &Path) {
     }
 }
 
-/// Shows a path for messages.
-pub fn bytes_of(path: &Path) -> &[u8] {
-    path.as_os_str().as_bytes()
+/// A layout's image and its devices as files in a directory below /var/tmp.
+pub struct Files {
+    pub dir: TempDir,
+    pub image: PathBuf,
+    pub devices: Vec<PathBuf>,
+}
+
+impl Files {
+    pub fn new(layout: &Layout, devices: &[Vec<u8>]) -> Self {
+        let dir = tempfile::Builder::new().prefix("erofs").tempdir_in("/var/tmp").unwrap();
+        let image = dir.path().join("image");
+        layout.write(fs::File::create(&image).unwrap()).unwrap();
+        let mut paths = Vec::new();
+        for (n, content) in devices.iter().enumerate() {
+            let path = dir.path().join(format!("d{n}"));
+            fs::write(&path, content).unwrap();
+            paths.push(path);
+        }
+        Self { dir, image, devices: paths }
+    }
 }
