@@ -29,7 +29,7 @@
 //!   the device (from 1) and the block there, or none for a hole. A contiguous file has one
 //!   index: chunks may be as large as `block << 31`.
 //! - Inodes lie in tree order: a directory, what is in it except directories, then each of its
-//!   subdirectories in the same way. Spaces that inline tails leave are used by inodes that follow soon.
+//!   subdirectories in the same way. What inline tails leave free in a block is used by inodes that follow.
 //!
 //! # Limits
 //!

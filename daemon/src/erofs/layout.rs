@@ -1,7 +1,5 @@
 //! Where everything in the image goes.
 
-use std::collections::VecDeque;
-
 use super::builder::{Data, Entry, Inode, NO_SLOT};
 use super::dir;
 use super::error::{ErofsError, shown};
@@ -222,21 +220,18 @@ fn path(tree: &ImageBuilder, entries: &[Entry], entry: &Entry) -> String {
     path
 }
 
-/// Hands out slots in order. What inline tails leave free at a block's end is used for the next
-/// inodes that fit there, as long as it is not far behind.
+/// Hands out slots in order. What inline tails leave free at a block's end goes to later inodes that
+/// fit there: the smallest free place, and of several the latest, so that neighbours stay near.
 struct Slots {
     in_block: u64,
     next: u64,
-    /// Start and length of free places, none of which crosses a block's end.
-    gaps: VecDeque<(u64, u64)>,
+    /// Starts of the free places of each length. None crosses a block's end.
+    gaps: Vec<Vec<u64>>,
 }
-
-/// Gaps that are kept open; older ones stay empty.
-const MAX_GAPS: usize = 16;
 
 impl Slots {
     fn new(in_block: u64) -> Self {
-        Self { in_block, next: 0, gaps: VecDeque::new() }
+        Self { in_block, next: 0, gaps: vec![Vec::new(); in_block as usize] }
     }
 
     fn anywhere(&mut self, len: u64) -> u64 {
@@ -255,12 +250,7 @@ impl Slots {
         }
         let left = self.next.next_multiple_of(self.in_block) - self.next;
         if left < len {
-            if left > 0 {
-                self.gaps.push_back((self.next, left));
-                if self.gaps.len() > MAX_GAPS {
-                    self.gaps.pop_front();
-                }
-            }
+            self.free(self.next, left);
             self.next += left;
         }
         let start = self.next;
@@ -268,14 +258,16 @@ impl Slots {
         start
     }
 
-    fn from_gap(&mut self, len: u64) -> Option<u64> {
-        let at = self.gaps.iter().position(|(_, free)| *free >= len)?;
-        let (start, free) = self.gaps[at];
-        if free == len {
-            self.gaps.remove(at);
-        } else {
-            self.gaps[at] = (start + len, free - len);
+    fn free(&mut self, start: u64, len: u64) {
+        if len > 0 {
+            self.gaps[len as usize].push(start);
         }
+    }
+
+    fn from_gap(&mut self, len: u64) -> Option<u64> {
+        let found = (len..self.in_block).find(|free| !self.gaps[*free as usize].is_empty())?;
+        let start = self.gaps[found as usize].pop()?;
+        self.free(start + len, found - len);
         Some(start)
     }
 }

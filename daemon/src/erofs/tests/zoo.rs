@@ -120,7 +120,7 @@ pub fn zoo(block_bits: u8) -> Model {
     let acl =
         b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x02\0\x04\0\x05\0\0\0\x04\0\x04\0\xff\xff\xff\xff\
         \x10\0\x04\0\xff\xff\xff\xff\x20\0\x04\0\xff\xff\xff\xff";
-    let sets: [(&str, &[(&[u8], &[u8])]); 7] = [
+    let sets: [(&str, &[(&[u8], &[u8])]); 9] = [
         ("one", &[(b"user.one", b"1")]),
         ("shared 1", &[(b"user.same", b"same"), (b"trusted.t\xff", b"\0\x01")]),
         ("shared 2", &[(b"trusted.t\xff", b"\0\x01"), (b"user.same", b"same"), (b"user.own", b"")]),
@@ -130,12 +130,15 @@ pub fn zoo(block_bits: u8) -> Model {
             "security",
             &[(b"security.capability", b"\x01\0\0\x02\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0")],
         ),
+        ("trusted 1", &[(b"trusted.large", &large[..5000])]),
+        ("trusted 2", &[(b"trusted.large", &large[..5000]), (b"trusted.t\xff", b"\0\x01")]),
         ("acl", &[(b"system.posix_acl_access", acl)]),
     ];
     for (name, set) in sets {
         m.add(xattrs, name.as_bytes(), plain, set, run(1, 2, 20));
-        let link = format!("{name} link");
-        if !name.starts_with("acl") {
+        // the kernel has no user attributes and no ACLs of symbolic links
+        if name.starts_with("trusted") || name == "security" {
+            let link = format!("{name} link");
             m.add(xattrs, link.as_bytes(), plain, set, Node::Symlink(b"x".to_vec()));
         }
     }
