@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod catalog;
 pub mod config;
+pub mod builder;
 pub mod erofs;
 pub mod fanotify;
 pub mod ids;

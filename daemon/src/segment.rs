@@ -6,6 +6,8 @@
 
 pub mod extents;
 pub mod presence;
+pub mod frame;
+pub mod pack;
 
 use serde::{Deserialize, Serialize};
 
