@@ -22,7 +22,7 @@ use crate::sys::user::{self, User};
 ///   numbers and change times are the file system's business;
 /// - `gc.auto`, `maintenance.auto`: a repack in the background would read what nobody asked for;
 /// - `packedGitWindowSize`: small windows, so that a look into the lazy pack fetches little.
-const CONFIG: [&str; 5] = [
+pub(super) const CONFIG: [&str; 5] = [
     "core.trustctime=false",
     "core.checkStat=minimal",
     "core.packedGitWindowSize=64k",

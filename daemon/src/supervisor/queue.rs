@@ -15,7 +15,7 @@ use crate::range::ByteRange;
 use crate::segment::extents::{Extents, Place};
 
 /// Event ids are unique within a shard; for people they are made unique by the shard's number.
-const SHARD_STEP: u64 = 16;
+const SHARD_STEP: u64 = 64;
 
 impl Supervisor {
     pub(super) async fn snapshots(&self) -> Vec<Snapshot> {

@@ -18,12 +18,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 
 use crate::fanotify::{FileId, Group, mark};
 use crate::ids::{MountId, PoolId, SegmentId, ShardId, TreeId};
 use crate::mount::private::PrivateMount;
 use crate::range::ByteRange;
+use crate::segment::SegmentKind;
 use crate::segment::extents::{Extents, ExtentsError};
 use crate::segment::presence;
 
@@ -153,16 +154,27 @@ impl Store {
         Ok(((metadata.blocks() * 512).min(metadata.len()), metadata.len()))
     }
 
-    /// Makes holes of all of a segment: nothing of it is there any more.
-    pub fn punch(&self, pool: PoolId, segment: SegmentId) -> io::Result<()> {
+    /// Makes holes of all that was fetched into a segment. The ends of a pack stay: they were
+    /// written, and made durable, when it was laid out.
+    pub fn punch(&self, pool: PoolId, segment: SegmentId, kind: SegmentKind) -> io::Result<()> {
         let file = self.open_private(pool, segment, "data", OFlag::O_RDWR)?;
-        let size = i64::try_from(file.metadata()?.len()).unwrap_or(i64::MAX);
-        let mode = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
-            | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        if size > 0 {
-            nix::fcntl::fallocate(&file, mode, 0, size)?;
+        let size = file.metadata()?.len();
+        let fetched = match kind {
+            SegmentKind::Data => ByteRange::new(0, size),
+            SegmentKind::Pack => {
+                let extents = self.extents(pool, segment).map_err(io::Error::other)?;
+                let entries = extents.get(0).zip(extents.len().checked_sub(1).and_then(|n| extents.get(n)));
+                let Some((first, last)) = entries else { return Ok(()) };
+                ByteRange::between(first.range.offset(), last.range.end()).to_blocks().clamp(size)
+            }
+        };
+        if fetched.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let signed = |n: u64| i64::try_from(n).map_err(io::Error::other);
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&file, mode, signed(fetched.offset())?, signed(fetched.len())?)?;
+        file.sync_all()
     }
 
     /// A segment's extent index.
