@@ -20,12 +20,14 @@ mod parse;
 pub(crate) mod testing;
 
 pub use answer::{Answered, DenyErrno, Verdict, answer_number};
-pub use channel::{Channel, EventBuffer, Read};
+pub use channel::{AsyncChannel, Channel, Read};
 pub use error::Error;
 pub use event::{Event, FileId, PermissionEvent};
 pub use fdinfo::{GroupInfo, Mark};
 pub use group::{Group, QueueKind, probe};
 pub use parse::{Batch, EventFd, Fault, RawEvent, parse};
 
+#[cfg(test)]
+mod guest_tests;
 #[cfg(test)]
 mod root_tests;
