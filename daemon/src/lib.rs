@@ -12,3 +12,4 @@ pub mod queue;
 pub mod range;
 pub mod segment;
 pub mod source;
+pub mod sys;
