@@ -15,6 +15,7 @@ mod event;
 mod fdinfo;
 mod group;
 pub mod mark;
+mod owed;
 mod parse;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -25,6 +26,7 @@ pub use error::Error;
 pub use event::{Event, FileId, PermissionEvent};
 pub use fdinfo::{GroupInfo, Mark};
 pub use group::{Group, QueueKind, probe};
+pub use owed::Owed;
 pub use parse::{Batch, EventFd, Fault, RawEvent, parse};
 
 #[cfg(test)]
