@@ -15,17 +15,21 @@ mod event;
 mod fdinfo;
 mod group;
 pub mod mark;
+mod owed;
 mod parse;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use answer::{Answered, DenyErrno, Verdict, answer_number};
-pub use channel::{Channel, EventBuffer, Read};
+pub use channel::{AsyncChannel, Channel, Read};
 pub use error::Error;
 pub use event::{Event, FileId, PermissionEvent};
 pub use fdinfo::{GroupInfo, Mark};
 pub use group::{Group, QueueKind, probe};
+pub use owed::Owed;
 pub use parse::{Batch, EventFd, Fault, RawEvent, parse};
 
+#[cfg(test)]
+mod guest_tests;
 #[cfg(test)]
 mod root_tests;

@@ -5,4 +5,7 @@
 //! the kernel's own, on kernels with restartable permission events.
 
 pub mod broker;
+pub mod decide;
+pub mod inflight;
+pub mod kernel;
 pub mod wire;

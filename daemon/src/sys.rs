@@ -22,3 +22,7 @@ pub fn fd_path(fd: impl AsFd) -> CString {
     // A number has no NUL byte.
     CString::new(path).unwrap_or_default()
 }
+//! System calls that no crate wraps safely enough. With `fanotify/` the only place that has `unsafe`
+//! code; what it offers is safe.
+
+pub mod shared;

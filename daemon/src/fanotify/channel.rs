@@ -4,6 +4,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tracing::error;
 
 use super::parse::parse;
@@ -11,16 +13,6 @@ use super::{Error, Event};
 
 /// How much is read at once, in bytes: 85 events with a range. Every event is an fd.
 const BUFFER_LEN: usize = 4096;
-
-/// Where the kernel writes events to. One serves any number of channels.
-#[derive(Debug)]
-pub struct EventBuffer(Box<[u8; BUFFER_LEN]>);
-
-impl Default for EventBuffer {
-    fn default() -> Self {
-        Self(Box::new([0; BUFFER_LEN]))
-    }
-}
 
 /// What one read gave.
 #[derive(Debug)]
@@ -46,9 +38,10 @@ impl Channel {
     }
 
     /// Reads what there is, up to 85 events. Doesn't wait (groups are made nonblocking).
-    pub fn read(&self, buffer: &mut EventBuffer) -> Result<Read, Error> {
+    pub fn read(&self) -> Result<Read, Error> {
+        let mut buffer = [0; BUFFER_LEN];
         let length = loop {
-            match nix::unistd::read(self, buffer.0.as_mut_slice()) {
+            match nix::unistd::read(self, &mut buffer) {
                 Ok(0) => return Ok(Read::Gone),
                 Ok(length) => break length,
                 Err(Errno::EAGAIN) => return Ok(Read::Empty),
@@ -58,7 +51,7 @@ impl Channel {
                 }
             }
         };
-        let batch = parse(buffer.0.get(..length).unwrap_or_default());
+        let batch = parse(buffer.get(..length).unwrap_or_default());
         if let Some(fault) = batch.fault {
             error!(%fault, good = batch.good, length, "the kernel's events are not understood");
         }
@@ -76,9 +69,44 @@ impl AsFd for Channel {
     }
 }
 
-/// For tokio's `AsyncFd`.
 impl AsRawFd for Channel {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+}
+
+/// A channel whose events a task waits for.
+#[derive(Debug)]
+pub struct AsyncChannel(AsyncFd<Channel>);
+
+impl AsyncChannel {
+    /// Within a tokio runtime.
+    pub fn new(channel: Channel) -> Result<Self, Error> {
+        let fd = channel.as_raw_fd();
+        // SAFETY: a Channel owns its fd, which is the same and open until the last clone is dropped,
+        // and the AsyncFd has one.
+        unsafe { AsyncFd::register_with_interest(channel, Interest::READABLE) }
+            .map(Self)
+            .map_err(|error| Error::Wait { fd, source: error.into() })
+    }
+
+    /// Waits until there are events, and reads up to 85. `None`: there will never be one. May be
+    /// dropped while it waits: no event is lost.
+    pub async fn read(&self) -> Result<Option<Vec<Event>>, Error> {
+        loop {
+            let wait = self.0.readable().await;
+            let mut ready =
+                wait.map_err(|source| Error::Wait { fd: self.0.as_raw_fd(), source })?;
+            match self.0.get_ref().read()? {
+                Read::Events(events) => return Ok(Some(events)),
+                Read::Empty => ready.clear_ready(),
+                Read::Gone => return Ok(None),
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn channel(&self) -> &Channel {
+        self.0.get_ref()
     }
 }

@@ -21,6 +21,8 @@ pub enum Error {
     OpenQueue { fd: RawFd, source: io::Error },
     #[error("cannot read events from fanotify fd {fd}")]
     Read { fd: RawFd, source: io::Error },
+    #[error("cannot wait for events of fanotify fd {fd}")]
+    Wait { fd: RawFd, source: io::Error },
     #[error("cannot {operation} fd {target}")]
     Mark { operation: &'static str, target: RawFd, source: io::Error },
     /// The reader stays blocked.

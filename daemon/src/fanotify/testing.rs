@@ -5,12 +5,13 @@ use std::io::Read as _;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use tempfile::TempDir;
 
-use super::{Channel, Event, EventBuffer, PermissionEvent, Read};
+use super::{Channel, Event, PermissionEvent, Read};
 use crate::range::ByteRange;
 
 /// Nothing that is tested takes that long; what does has hung.
@@ -120,7 +121,7 @@ pub(crate) fn events(channel: &Channel, count: usize) -> Vec<PermissionEvent> {
     let mut events = Vec::new();
     while events.len() < count {
         assert!(readable(channel, LIMIT), "{} of {count} events came", events.len());
-        match channel.read(&mut EventBuffer::default()).unwrap() {
+        match channel.read().unwrap() {
             Read::Events(new) => events.extend(new.into_iter().map(|event| match event {
                 Event::Permission(event) => event,
                 other => panic!("{other:?}"),
@@ -161,4 +162,39 @@ pub(crate) fn open_at(dirfd: impl AsFd, name: &str) -> File {
     let flags = nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_CLOEXEC;
     let fd = nix::fcntl::openat(dirfd, name, flags, nix::sys::stat::Mode::empty()).unwrap();
     File::from(fd)
+}
+
+/// A fresh ext4 on the guest kernel's disk, which tests use one after the other. (The guest's
+/// own root takes no marks, nor does it mount loop devices.)
+#[derive(Debug)]
+pub(crate) struct Disk {
+    mount_point: TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Disk {
+    const DEVICE: &str = "/dev/ubda";
+
+    pub(crate) fn mount() -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mount_point = TempDir::with_prefix("hydrant-disk-").unwrap();
+        let run = |command: &mut Command| {
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{command:?}: {output:?}");
+        };
+        run(Command::new("mkfs.ext4").args(["-q", "-F", Self::DEVICE]));
+        run(Command::new("mount").arg(Self::DEVICE).arg(mount_point.path()));
+        Self { mount_point, _turn: turn }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.mount_point.path()
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.path()).status();
+    }
 }
