@@ -5,6 +5,7 @@
 //! which object belongs where and is written once, when the segment is laid out.
 
 pub mod extents;
+pub mod presence;
 
 use serde::{Deserialize, Serialize};
 
