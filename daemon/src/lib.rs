@@ -12,6 +12,7 @@ pub mod erofs;
 pub mod fanotify;
 pub mod ids;
 pub mod manifest;
+pub mod mount;
 pub mod object;
 pub mod queue;
 pub mod range;
