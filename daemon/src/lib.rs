@@ -8,6 +8,7 @@ pub mod builder;
 pub mod erofs;
 pub mod fanotify;
 pub mod ids;
+pub mod importer;
 pub mod manifest;
 pub mod object;
 pub mod queue;
