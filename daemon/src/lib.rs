@@ -11,6 +11,7 @@ pub mod builder;
 pub mod erofs;
 pub mod fanotify;
 pub mod ids;
+pub mod importer;
 pub mod manifest;
 pub mod mount;
 pub mod object;
