@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::uio::{pread, pwrite};
 use tempfile::TempDir;
 
@@ -268,6 +269,36 @@ fn root_ranges_past_the_end() {
     assert_eq!(past.range(), Some(range(SIZE + 4096, 4096)));
     let _ = past.answer(Verdict::Allow).unwrap();
     assert!(reader.finish().bytes.is_empty());
+}
+
+/// Runs in a process of its own: the limit is the process's.
+#[test]
+#[ignore = "needs root"]
+fn root_without_a_free_fd_the_kernel_denies() {
+    const CHILD: &str = "HYDRANT_TEST_CHILD";
+    if std::env::var_os(CHILD).is_none() {
+        let name = "fanotify::root_tests::root_without_a_free_fd_the_kernel_denies";
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let outcome = Reader::spawn(
+            command.args(["--ignored", "--exact", name, "--nocapture"]).env(CHILD, "1"),
+        )
+        .finish();
+        assert!(outcome.status.success(), "{}", outcome.message);
+        assert!(String::from_utf8_lossy(&outcome.bytes).contains("1 passed"));
+        return;
+    }
+    let marked = marked();
+    let reader = Reader::start(&marked.path, range(0, 4096));
+    assert!(readable(&marked.channel, LIMIT));
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
+    let read = marked.channel.read();
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    let Read::Events(events) = read.unwrap() else { panic!("nothing was read") };
+    let [Event::Refused { errno: libc::EMFILE, pid }] = events[..] else { panic!("{events:?}") };
+    assert_eq!(pid, reader.pid());
+    assert!(reader.finish().message.contains("Operation not permitted"));
+    assert!(is_quiet(&marked.channel));
 }
 
 #[test]
