@@ -18,6 +18,7 @@
 pub mod attributes;
 mod collect;
 pub mod listing;
+mod run;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -35,6 +36,9 @@ use crate::builder::contents;
 use crate::manifest::{Entry, EntryKind, Header, VERSION, Writer};
 use crate::object::ObjectId;
 use crate::source::{Fetch, FetchError, Sink};
+
+pub use attributes::ATTRIBUTES;
+pub use run::{FDS, Fds, main};
 
 use collect::Collector;
 use listing::{Kind, Listed, Listing, ListingError};

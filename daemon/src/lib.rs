@@ -19,5 +19,6 @@ pub mod queue;
 pub mod range;
 pub mod segment;
 pub mod source;
+pub mod supervisor;
 pub mod sys;
 pub mod worker;

@@ -1,13 +1,13 @@
 //! `hydrantd`: the supervisor, and the roles of the processes that it starts.
 
 use std::io::{BufReader, IsTerminal};
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use hydrant_daemon::{builder, config::Config, doctor, importer, supervisor, sys, worker};
+use hydrant_daemon::sys::spawn::inherited;
+use hydrant_daemon::{builder, config::Config, doctor, importer, supervisor, worker};
 use tracing_subscriber::EnvFilter;
 
 /// The Hydrant daemon.
@@ -98,11 +98,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Worker(who)) => {
-            worker::main(who.uid, who.gid, inherited::<3>()?)?;
+            worker::main(who.uid, who.gid, inherited()?)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Importer(who)) => {
-            importer::main(who.uid, who.gid, inherited::<8>()?)?;
+            importer::main(who.uid, who.gid, inherited()?)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Builder) => {

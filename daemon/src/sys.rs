@@ -6,6 +6,7 @@ pub mod limits;
 pub mod mount;
 pub mod privileges;
 pub mod seqpacket;
+pub mod shared;
 pub mod spawn;
 #[cfg(test)]
 pub(crate) mod test_support;
@@ -22,7 +23,3 @@ pub fn fd_path(fd: impl AsFd) -> CString {
     // A number has no NUL byte.
     CString::new(path).unwrap_or_default()
 }
-//! System calls that no crate wraps safely enough. With `fanotify/` the only place that has `unsafe`
-//! code; what it offers is safe.
-
-pub mod shared;

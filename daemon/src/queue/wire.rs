@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::fanotify::Verdict;
+use crate::importer::attributes;
 use crate::ids::{EventId, PoolId, SegmentId};
 use crate::object::{HashKind, ObjectId};
 use crate::range::ByteRange;
@@ -110,7 +111,16 @@ pub enum FromQueue {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToImporter {
     /// The first message: what is to be imported.
-    Job { version: u32, origin: OriginSpec, limits: Limits, commit: ObjectId, tree: ObjectId, mtime: i64 },
+    Job {
+        version: u32,
+        origin: OriginSpec,
+        limits: Limits,
+        commit: ObjectId,
+        tree: ObjectId,
+        /// The committer's time, in seconds since the epoch.
+        time: i64,
+        conversion: attributes::Config,
+    },
     /// As [`ToWorker::Transport`].
     Transport { request: u64, result: Result<(), String> },
     /// As [`ToWorker::Credential`].
@@ -125,8 +135,8 @@ pub enum ToImporter {
 pub enum FromImporter {
     NeedTransport { request: u64 },
     NeedCredential { request: u64, url: String, rejected: Option<Credential> },
-    /// The objects that git itself looks at have gone to `git index-pack`. `attributes`: the tree
-    /// has attributes that matter, so the supervisor is to list them.
+    /// The pack of the objects that git itself looks at is there. `attributes`: the tree
+    /// has attributes that matter, so the supervisor is to list them once it is in the repository.
     Eager { attributes: bool },
     Progress { step: String, done: u64, total: u64 },
     /// The manifest is complete.
@@ -138,18 +148,15 @@ pub enum FromImporter {
 /// What an importer found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
-    pub files: u64,
-    pub tree_bytes: u64,
-    /// Files that git's own rules are to write.
-    pub converted: u64,
-    /// The origin can't tell sizes, so every object has been fetched into the repository.
-    pub eager: bool,
+    /// Names in the tree.
+    pub names: u64,
+    /// Files that had to be fetched, because the origin doesn't tell their sizes; their bytes.
+    pub fetched_files: u64,
+    pub fetched_bytes: u64,
     /// How the sizes became known, for the log.
     pub sizes: String,
     /// What the origin's administrator could switch on.
     pub advice: Option<String>,
-    /// Sums of what the import cost.
-    pub counters: Counters,
 }
 
 /// Where the content of a pool comes from.

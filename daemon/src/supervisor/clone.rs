@@ -23,7 +23,7 @@ use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::builder::{self, Built, IndexJob, PackJob, Reply};
 use crate::catalog::{NewMount, NewPool, NewSegment, NewTree, Pool, Tree};
 use crate::ids::{MountId, SegmentId, TreeId};
-use crate::queue::wire::{GitOrigin, GitTransport};
+use crate::queue::wire::GitOrigin;
 use crate::sys::spawn::{Child, Role, Spawn};
 use crate::sys::user::User;
 
@@ -118,7 +118,9 @@ impl Clone<'_> {
             history: history.into(),
         };
         let catalog = |error| internal("can't enter the tree into the catalog", &error);
-        let mount = supervisor.catalog.insert_mount(mount).await.map_err(catalog)?;
+        supervisor.catalog.insert_mount(mount.clone()).await.map_err(catalog)?;
+        let mount = supervisor.mount_at(&target.path).await?;
+        let mount = mount.ok_or_else(|| ApiError::internal("the catalog has lost the mount"))?;
         self.progress.step("mount");
         let detached = supervisor.make_mount(&mount, &tree, &pool).await?;
         self.write_index(builder, &detached, &built).await?;
@@ -168,8 +170,8 @@ impl Clone<'_> {
         let url = self.git.effective_url().await.map_err(origin)?;
         let remote = Remote::parse(&url).map_err(origin)?;
         let transport = self.git.transport(&url).await.map_err(origin)?;
-        let mut access = Access { url, remote, git: self.git.clone() };
-        let mut spec = GitOrigin { hash: head.commit.kind(), transport };
+        let access = Access { url, remote, git: self.git.clone() };
+        let spec = GitOrigin { hash: head.commit.kind(), transport };
 
         self.progress.step("sizes");
         let job = import::Job {
@@ -188,14 +190,11 @@ impl Clone<'_> {
         if let Some(advice) = &import.imported.advice {
             self.progress.note(advice.clone());
         }
-        if import.imported.eager {
-            // all of it is in the repository now: that is the better origin
-            self.progress.note(
-                "the origin can't tell the sizes of files, so all of them were fetched; \
-                 the tree is lazy from here on",
-            );
-            access.remote = Remote::Local(self.git.directory.join(".git"));
-            spec.transport = GitTransport::Pipe;
+        if import.imported.fetched_files > 0 {
+            self.progress.note(format!(
+                "{} files had to be fetched for their sizes; they are kept",
+                import.imported.fetched_files
+            ));
         }
 
         self.progress.step("tree");
@@ -215,7 +214,7 @@ impl Clone<'_> {
         let tree = supervisor.catalog.allocate_tree().await.map_err(catalog)?;
         let job = builder::Job {
             manifest: import.manifest,
-            contents: None,
+            contents: Some(import.contents),
             pool: supervisor.store.pool_dir(pool.id),
             segments: segments.iter().map(|segment| segment.id).collect(),
             first_segment: first.first().copied().unwrap_or(SegmentId(0)),
@@ -223,7 +222,7 @@ impl Clone<'_> {
             owner: builder::Owner { uid: self.owner.uid, gid: self.owner.gid },
             pack: Some(PackJob {
                 dir: self.directory.join("pack"),
-                in_repository: Some(import.eager),
+                in_repository: Some(import.in_repository),
             }),
         };
         let mut builder = Builder::start().map_err(|e| internal("can't start the builder", &e))?;
@@ -266,11 +265,12 @@ impl Clone<'_> {
             bytes: built.tree_bytes,
             owner: self.owner,
         };
-        self.supervisor
-            .catalog
-            .insert_tree(tree, new)
-            .await
-            .map_err(|error| internal("can't enter the tree into the catalog", &error))
+        let id = tree.id;
+        let catalog = &self.supervisor.catalog;
+        let failed = |error| internal("can't enter the tree into the catalog", &error);
+        catalog.insert_tree(tree, new).await.map_err(failed)?;
+        let tree = catalog.tree(id).await.map_err(failed)?;
+        tree.ok_or_else(|| ApiError::internal("the catalog has lost the tree"))
     }
 
     /// Moves the index of the existence pack to where git looks for it.
@@ -296,7 +296,7 @@ impl Clone<'_> {
         _built: &Built,
     ) -> Result<(), ApiError> {
         let path = self.directory.join("index");
-        let job = IndexJob { index: path.clone(), dev: detached.dev, ino_or: detached.ino_or };
+        let job = IndexJob { index: path.clone(), dev: detached.dev, ino_or: super::mounts::INO_OR };
         match builder.ask(&job).await {
             Ok(Reply::Index) => {}
             Ok(Reply::Failed(message)) => {

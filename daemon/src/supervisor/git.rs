@@ -13,7 +13,8 @@ use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
-use crate::object::{HashKind, ObjectId};
+use crate::importer::attributes;
+use crate::object::ObjectId;
 use crate::queue::wire::{Credential, GitTransport, HttpTransport};
 use crate::sys::user::{self, User};
 
@@ -324,6 +325,35 @@ impl Git {
         Ok(GitTransport::Http(http))
     }
 
+    /// What the configuration says of conversions between repository and files.
+    pub async fn conversion(&self) -> Result<attributes::Config, GitError> {
+        let pattern = r"^(core\.(autocrlf|eol|attributesfile)|filter\..*\.(smudge|process))$";
+        let output = match self.output(&["config", "-z", "--get-regexp", pattern]).await {
+            Ok(output) => output,
+            Err(GitError::Failed { .. }) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let mut config = attributes::Config::default();
+        for (name, value) in settings(&output) {
+            match name.as_str() {
+                "core.autocrlf" => {
+                    config.autocrlf_input = value == "input";
+                    config.autocrlf = !config.autocrlf_input && !is_false(&value);
+                }
+                "core.eol" => config.eol_crlf = value == "crlf",
+                "core.attributesfile" => config.other_files = true,
+                _ if value.is_empty() => {}
+                name => {
+                    let filter = name.strip_prefix("filter.").and_then(|n| n.rsplit_once('.'));
+                    config.filters.extend(filter.map(|(filter, _)| filter.as_bytes().to_vec()));
+                }
+            }
+        }
+        let home = self.user.home.join(".config/git/attributes");
+        config.other_files |= home.exists() || Path::new("/etc/gitattributes").exists();
+        Ok(config)
+    }
+
     /// `http.extraHeader` may be there several times, which `--get-urlmatch` doesn't tell.
     async fn extra_headers(&self, url: &str) -> Result<Vec<String>, GitError> {
         let args = ["config", "-z", "--get-regexp", r"^http\.(.*\.)?extraheader$"];
@@ -442,7 +472,7 @@ impl Git {
     }
 }
 
-async fn run(
+pub(super) async fn run(
     mut command: Command,
     args: &[&str],
     input: Option<&[u8]>,

@@ -14,40 +14,21 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::process::{Child, Command};
-use tracing::{debug, info};
+use tracing::info;
 
-use super::git::{Git, GitError, Head};
+use super::git::{self, Git, GitError, Head};
 use super::origins::Access;
 use super::store::Store;
 use super::worker::ENVIRONMENT;
 use crate::ids::ShardId;
+use crate::importer::{self, Fds};
 use crate::queue::wire::{self, FromImporter, GitOrigin, Imported, Limits, OriginSpec, ToImporter};
 use crate::sys::seqpacket::{self, Seqpacket};
 use crate::sys::spawn::{Role, Spawn};
-
-/// The numbers of an importer's fds.
-pub mod fds {
-    /// Control socket.
-    pub const CONTROL: i32 = 3;
-    /// The scratch directory.
-    pub const SPOOL: i32 = 4;
-    /// `git ls-tree -r -t -z --full-tree HEAD`, to be read.
-    pub const TREE: i32 = 5;
-    /// `git cat-file --batch-all-objects`: id, type and size of what is in the repository already.
-    pub const LOCAL: i32 = 6;
-    /// `git index-pack --stdin`, to be written to.
-    pub const PACK: i32 = 7;
-    /// The attributes of all paths, once they have been asked for.
-    pub const ATTRIBUTES: i32 = 8;
-    /// The manifest, to be written.
-    pub const MANIFEST: i32 = 9;
-    /// The ids of the objects that are in the repository in the end, to be written.
-    pub const EAGER: i32 = 10;
-}
 
 /// The scratch directory that importers share; no shard has this number.
 const IMPORTERS: ShardId = ShardId(u16::MAX);
@@ -66,13 +47,15 @@ pub enum ImportError {
     Ended(String),
 }
 
-/// What an importer made.
+/// What an importer made. The files are in [`Job::directory`].
 #[derive(Debug)]
 pub struct Import {
     pub imported: Imported,
     pub manifest: PathBuf,
     /// Ids in hexadecimal, a line each.
-    pub eager: PathBuf,
+    pub in_repository: PathBuf,
+    /// Content that was fetched on the way.
+    pub contents: PathBuf,
 }
 
 /// What an import is about.
@@ -95,8 +78,12 @@ struct Gits {
     attributes: Option<OwnedFd>,
 }
 
-/// The importer's ends of the pipes, in the order of [`fds`] from [`fds::TREE`].
-type Ends = [OwnedFd; 4];
+/// The importer's ends of the pipes.
+struct Ends {
+    tree: OwnedFd,
+    local: OwnedFd,
+    attributes: OwnedFd,
+}
 
 fn pipe() -> Result<(OwnedFd, OwnedFd), ImportError> {
     nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
@@ -116,14 +103,9 @@ impl Gits {
         let mut command = git.command(&args)?;
         command.stdout(Stdio::from(local_in)).env("GIT_NO_LAZY_FETCH", "1");
         gits.spawn("cat-file", command)?;
-        let (pack_out, pack) = pipe()?;
-        // a promisor pack: what its objects refer to may be missing
-        let mut command = git.command(&["index-pack", "--stdin", "--promisor=hydrant"])?;
-        command.stdin(Stdio::from(pack_out)).stdout(Stdio::null());
-        gits.spawn("index-pack", command)?;
         let (attributes, attributes_in) = pipe()?;
         gits.attributes = Some(attributes_in);
-        Ok((gits, [tree, local, pack, attributes]))
+        Ok((gits, Ends { tree, local, attributes }))
     }
 
     fn spawn(&mut self, name: &'static str, mut command: Command) -> Result<(), GitError> {
@@ -147,14 +129,9 @@ impl Gits {
         Ok(())
     }
 
-    /// Waits for the gits of this name, or for all.
-    async fn wait(&mut self, only: Option<&str>) -> Result<(), ImportError> {
-        let waiting = std::mem::take(&mut self.children);
-        for (name, child) in waiting {
-            if only.is_some_and(|only| only != name) {
-                self.children.push((name, child));
-                continue;
-            }
+    /// Waits for all of them.
+    async fn wait(self) -> Result<(), ImportError> {
+        for (name, child) in self.children {
             let output =
                 child.wait_with_output().await.map_err(|source| GitError::Start { source })?;
             if !output.status.success() {
@@ -165,6 +142,21 @@ impl Gits {
         }
         Ok(())
     }
+}
+
+/// Gives a pack to the repository: as one of a promisor's, so what its objects refer to may be
+/// missing.
+async fn index_pack(git: &Git, pack: &Path) -> Result<(), ImportError> {
+    let io = |source| ImportError::Io { what: "can't read a pack", source };
+    let file = File::open(pack).map_err(io)?;
+    if file.metadata().map_err(io)?.len() == 0 {
+        return Ok(());
+    }
+    let args = ["index-pack", "--stdin", "--promisor=hydrant"];
+    let mut command = git.command(&args)?;
+    command.stdin(Stdio::from(file));
+    git::run(command, &args, None).await?;
+    Ok(())
 }
 
 async fn tell(
@@ -191,37 +183,46 @@ pub async fn import(
     mut progress: impl FnMut(&str, u64, u64),
 ) -> Result<Import, ImportError> {
     let io = |what: &'static str| move |source| ImportError::Io { what, source };
-    let manifest = job.directory.join("manifest");
-    let eager = job.directory.join("eager");
-    let manifest_file = File::create(&manifest).map_err(io("can't create the manifest"))?;
-    let eager_file = File::create(&eager).map_err(io("can't create the list of objects"))?;
+    let path = |name: &str| job.directory.join(name);
+    let create = |name: &str| {
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(true).truncate(true).open(path(name));
+        file.map(OwnedFd::from).map_err(io("can't create a file for the importer"))
+    };
     let (mut gits, ends) = Gits::start(&job.access.git)?;
     let (control, theirs) = seqpacket::pair().map_err(io("can't make a socket"))?;
     let control = Seqpacket::new(control).map_err(io("can't use a socket"))?;
     let spool = job.store.spool_dir(IMPORTERS).map_err(io("can't make a scratch directory"))?;
     let user = &job.store.worker_user;
+    let fds = Fds {
+        control: theirs,
+        spool,
+        tree: ends.tree,
+        local: ends.local,
+        attributes: ends.attributes,
+        eager_pack: create("eager.pack")?,
+        converted_pack: create("converted.pack")?,
+        manifest: create("manifest")?,
+        in_repository: create("in-repository")?,
+        contents: create("contents")?,
+    };
     let mut importer = Spawn::role(Role::Importer)
         .argument(format!("--uid={}", user.uid))
         .argument(format!("--gid={}", user.gid))
-        .inherit(&ENVIRONMENT)
-        .fd(theirs)
-        .fd(spool);
-    for end in ends {
-        importer = importer.fd(end);
+        .inherit(&ENVIRONMENT);
+    for fd in <[OwnedFd; importer::FDS]>::from(fds) {
+        importer = importer.fd(fd);
     }
-    // only the importer has its ends from now on, so that each git sees it end
-    let mut importer = importer
-        .fd(manifest_file)
-        .fd(eager_file)
-        .start()
-        .map_err(|error| ImportError::Io { what: "can't start the importer", source: io::Error::other(error) })?;
+    let mut importer =
+        importer.start().map_err(io_other).map_err(io("can't start the importer"))?;
     let message = ToImporter::Job {
         version: wire::VERSION,
         origin: OriginSpec::Git(job.origin.clone()),
         limits: job.limits,
         commit: job.head.commit,
         tree: job.head.tree,
-        mtime: job.head.commit_time,
+        time: job.head.commit_time,
+        conversion: job.access.git.conversion().await?,
     };
     tell(&control, &message, &[]).await?;
     let imported = loop {
@@ -244,7 +245,7 @@ pub async fn import(
                 tell(&control, &ToImporter::Credential { request, result }, &[]).await?;
             }
             FromImporter::Eager { attributes } => {
-                gits.wait(Some("index-pack")).await?;
+                index_pack(&job.access.git, &path("eager.pack")).await?;
                 if attributes {
                     gits.list_attributes(&job.access.git)?;
                 }
@@ -259,8 +260,17 @@ pub async fn import(
         }
     };
     importer.wait().await.map_err(io("can't wait for the importer"))?;
-    gits.wait(None).await?;
-    info!(files = imported.files, bytes = imported.tree_bytes, sizes = imported.sizes, "imported");
-    debug!(?imported.counters, "cost of the import");
-    Ok(Import { imported, manifest, eager })
+    gits.wait().await?;
+    index_pack(&job.access.git, &path("converted.pack")).await?;
+    info!(names = imported.names, sizes = imported.sizes, fetched = imported.fetched_files, "imported");
+    Ok(Import {
+        imported,
+        manifest: path("manifest"),
+        in_repository: path("in-repository"),
+        contents: path("contents"),
+    })
+}
+
+fn io_other(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::other(error)
 }

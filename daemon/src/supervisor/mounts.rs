@@ -19,7 +19,7 @@ use super::{Supervisor, internal, lock, require_owner};
 use crate::admin::{ApiError, Caller};
 use crate::catalog::{Mount, Pool, Tree};
 use crate::ids::{MountId, PoolId};
-use crate::mount::{self, DetachedMount, TreeMount, UnmountError};
+use crate::mount::{self, DetachedMount, Layers, MountPoint, TreeMount, Unmount, UnmountError};
 use crate::queue::wire::{GitOrigin, OriginSpec};
 use crate::segment::SegmentKind;
 use crate::sys::user::User;
@@ -37,8 +37,14 @@ pub struct Detached {
     mount: DetachedMount,
     /// `st_dev` of its files.
     pub dev: u64,
-    /// What `st_ino` of a file has besides its number in the image.
-    pub ino_or: u64,
+}
+
+/// What `st_ino` of a file of the image has besides its number there (`xino` of overlayfs).
+pub const INO_OR: u64 = 1 << 63;
+
+/// Whether a mount is one of ours.
+fn ours(mount: &MountPoint) -> bool {
+    mount.source == mount::SOURCE
 }
 
 impl Detached {
@@ -49,7 +55,7 @@ impl Detached {
 
 impl Supervisor {
     pub(super) async fn mount_at(&self, directory: &Path) -> Result<Option<Mount>, ApiError> {
-        let found = self.catalog.mount_by_directory(directory.to_owned()).await;
+        let found = self.catalog.mount_by_directory(directory).await;
         found.map_err(|error| internal("can't read the catalog", &error))
     }
 
@@ -92,22 +98,27 @@ impl Supervisor {
         self.serve(tree, pool).await?;
         let store = std::sync::Arc::clone(&self.store);
         let directory = self.store.mount_dir(mount.id);
-        let spec = TreeMount {
-            image: store.root().join("trees").join(&tree.image),
-            devices: tree.segments.iter().map(|id| store.data_path(pool.id, *id)).collect(),
-            upper: directory.join("upper"),
-            work: directory.join("work"),
-            read_only: mount.read_only,
-        };
+        let image = store.root().join("trees").join(&tree.image);
+        let devices: Vec<_> =
+            tree.segments.iter().map(|id| store.data_path(pool.id, *id)).collect();
+        let (upper, work) = (directory.join("upper"), directory.join("work"));
+        let (read_only, restricted) = (mount.read_only, mount.owner.uid != 0);
         // mounting reads the image
-        let made = tokio::task::spawn_blocking(move || mount::mount_tree(&spec)).await;
+        let made = tokio::task::spawn_blocking(move || {
+            let layers = Some(Layers { upper: &upper, work: &work });
+            let tree =
+                TreeMount { image: &image, devices: &devices, layers, read_only, restricted };
+            let mount = mount::mount(&tree)?;
+            let dev = nix::sys::stat::fstat(&mount).map_or(0, |stat| stat.st_dev);
+            Ok::<_, mount::MountError>(Detached { mount, dev })
+        })
+        .await;
         let made = made.map_err(|error| internal("can't mount the tree", &error))?;
-        let mounted = made.map_err(|error| {
+        made.map_err(|error| {
             let error = internal("can't mount the tree", &error);
             ApiError { code: ErrorCode::Unsupported, ..error }
                 .with_hint("`hydrant doctor` checks what this machine can do")
-        })?;
-        Ok(Detached { dev: mounted.dev, ino_or: mounted.ino_or, mount: mounted })
+        })
     }
 
     /// Attaches all segments of a tree to its shard: marked, and in the worker's hands.
@@ -166,6 +177,7 @@ impl Supervisor {
         }
         let (tree, pool) = self.tree_of(mount).await?;
         self.introduce_origin(mount, &pool)?;
+        self.clear_leftover(&mount.directory)?;
         let target = Target::existing(&mount.directory)?;
         let detached = self.make_mount(mount, &tree, &pool).await?;
         self.attach_mount(mount, &tree, detached, target.fd.as_fd())?;
@@ -175,6 +187,26 @@ impl Supervisor {
             self.fetch_history(mount.id, self.git_of(mount, &pool)?);
         }
         Ok(())
+    }
+
+    /// A daemon that was killed has left its mount: nothing guarded it since, so what it shows can't
+    /// be trusted.
+    fn clear_leftover(&self, directory: &Path) -> Result<(), ApiError> {
+        let found = mount::mounted_at(directory).ok().flatten();
+        if !found.as_ref().is_some_and(ours) {
+            return Ok(());
+        }
+        let cant = |error| internal("can't unmount what a killed daemon left", &error);
+        match mount::unmount(directory, Unmount::Idle, ours) {
+            Err(UnmountError::Busy { users, .. }) => {
+                let pids: Vec<_> = users.iter().map(|user| user.pid).collect();
+                error!(directory = %directory.display(), ?pids,
+                    "the daemon was killed while this tree was in use: processes that go on using it \
+                     may have read zeros; end them");
+                mount::unmount(directory, Unmount::Lazy, ours).map_err(cant)
+            }
+            result => result.map_err(cant),
+        }
     }
 
     pub(super) fn git_of(&self, mount: &Mount, pool: &Pool) -> Result<Git, ApiError> {
@@ -255,10 +287,10 @@ impl Supervisor {
         }
         let path = mount.directory.clone();
         // writes back what is dirty in `upper`
-        let result = tokio::task::spawn_blocking(move || mount::unmount(&path)).await;
+        let result = tokio::task::spawn_blocking(move || mount::unmount(&path, Unmount::Idle, ours)).await;
         let shown = mount.directory.display();
         match result.map_err(|error| internal("can't unmount", &error))? {
-            Ok(()) | Err(UnmountError::NotMounted { .. }) => {}
+            Ok(()) | Err(UnmountError::NotOurs { .. }) => {}
             Err(error @ UnmountError::Busy { .. }) => {
                 return Err(ApiError::conflict(format!("{shown} is in use: {error}"))
                     .with_hint("end the processes that work in it, or leave the directory"));

@@ -111,8 +111,9 @@ fn below_mount(directory: &Path) -> io::Result<OwnedFd> {
     let parent = directory.parent().unwrap_or(Path::new("/"));
     let name = directory.file_name().ok_or_else(|| io::Error::other("not a directory's name"))?;
     // a clone of the mount that the parent is on: without what is mounted below
-    let clone = private::PrivateMount::of(parent)?;
-    clone.open(Path::new(name), nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_RDONLY)
+    let clone = private::PrivateMount::new(parent).map_err(io::Error::other)?;
+    let flags = nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_RDONLY;
+    clone.open(Path::new(name), flags).map_err(|error| error.source)
 }
 
 /// Gives the repository a pack of its own for what the existence pack stands for.

@@ -12,8 +12,6 @@ use std::sync::Arc;
 
 use std::time::{Duration, Instant};
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, error, info, warn};
@@ -21,7 +19,7 @@ use tracing::{debug, error, info, warn};
 use super::origins::Origins;
 use super::store::Store;
 use super::worker::{Event, Exit, Worker};
-use crate::fanotify::{self, Channel, DenyErrno, EventBuffer, FileId, Group, PermissionEvent, Verdict};
+use crate::fanotify::{self, AsyncChannel, DenyErrno, FileId, Group, PermissionEvent, Verdict};
 use crate::ids::{EventId, PoolId, SegmentId, ShardId};
 use crate::queue::broker::{Answer, Broker, Death, Pending};
 use crate::queue::decide::{Decision, decide};
@@ -31,8 +29,6 @@ use crate::queue::wire::{
 use crate::range::ByteRange;
 use crate::segment::presence;
 
-/// Events read at a time, so that answers are not held up by a flood of new events.
-const BATCH: usize = 64;
 /// How long after the readers' deadline a silent worker is given up.
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -89,6 +85,15 @@ pub struct Counters {
     pub longest_wait: Duration,
 }
 
+/// A shard that can't be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Fanotify(#[from] fanotify::Error),
+    #[error("can't except our own accesses from the watch")]
+    Ignore(#[from] io::Error),
+}
+
 /// Told when a segment has become complete and durable.
 pub type OnComplete = Arc<dyn Fn(SegmentId) + Send + Sync>;
 
@@ -134,8 +139,7 @@ struct Pool {
 pub struct Shard {
     id: ShardId,
     group: Arc<Group>,
-    channel: AsyncFd<Channel>,
-    buffer: EventBuffer,
+    channel: AsyncChannel,
     broker: Broker,
     /// The kernel's side of the broker's events.
     events: HashMap<EventId, PermissionEvent>,
@@ -160,8 +164,6 @@ pub struct Shard {
     origins: Arc<Origins>,
     store: Arc<Store>,
     on_complete: OnComplete,
-    /// There may be more events to read.
-    more: bool,
     stopping: bool,
 }
 
@@ -174,7 +176,7 @@ impl std::fmt::Debug for Shard {
 /// What woke the shard.
 enum Wake {
     Command(Option<Command>),
-    GroupReadable,
+    Events(Result<Option<Vec<fanotify::Event>>, fanotify::Error>),
     Worker(Event),
     Restart,
     Tick,
@@ -187,17 +189,16 @@ impl Shard {
         store: Arc<Store>,
         origins: Arc<Origins>,
         on_complete: OnComplete,
-    ) -> io::Result<ShardHandle> {
+    ) -> Result<ShardHandle, StartError> {
         let group = Arc::new(Group::stock()?);
         // our own reads and writes of segments go through this mount and must not wait for ourselves
         store.ignore_for(&group)?;
-        let channel = AsyncFd::with_interest(group.channel(), Interest::READABLE)?;
+        let channel = AsyncChannel::new(group.channel())?;
         let (sender, commands) = mpsc::unbounded_channel();
         let shard = Self {
             id,
             group,
             channel,
-            buffer: EventBuffer::default(),
             broker: Broker::new(),
             events: HashMap::new(),
             files: HashMap::new(),
@@ -219,7 +220,6 @@ impl Shard {
             origins,
             store,
             on_complete,
-            more: false,
             stopping: false,
         };
         tokio::spawn(shard.run());
@@ -239,7 +239,7 @@ impl Shard {
 
     async fn next(&mut self, tick: &mut tokio::time::Interval) -> Wake {
         let waiting = self.broker.waiting() > 0;
-        let (restart_at, more) = (self.restart_at, self.more);
+        let restart_at = self.restart_at;
         let worker = self.worker.as_mut();
         let worker = async {
             match (worker, restart_at) {
@@ -257,13 +257,7 @@ impl Shard {
         tokio::select! {
             command = self.commands.recv() => Wake::Command(command),
             wake = worker => wake,
-            ready = self.channel.readable() => {
-                if let Ok(mut guard) = ready {
-                    guard.clear_ready();
-                }
-                Wake::GroupReadable
-            }
-            () = std::future::ready(()), if more => Wake::GroupReadable,
+            events = self.channel.read() => Wake::Events(events),
             _ = tick.tick() => Wake::Tick,
         }
     }
@@ -272,7 +266,7 @@ impl Shard {
         match wake {
             Wake::Command(Some(command)) => self.command(command),
             Wake::Command(None) => self.stopping = true,
-            Wake::GroupReadable => self.read_events(),
+            Wake::Events(events) => self.events(events),
             Wake::Worker(Event::Queue(message)) => self.from_queue(message),
             Wake::Worker(Event::Control(message)) => self.from_worker(message),
             Wake::Worker(Event::Writable | Event::HungUp) => {}
@@ -289,29 +283,15 @@ impl Shard {
 
     // ---- events ----
 
-    /// Reads what the group has, or a batch of it: readiness is told once, so the rest is
-    /// remembered.
-    fn read_events(&mut self) {
-        self.more = false;
-        let mut read = 0;
-        while read < BATCH {
-            match self.channel.get_ref().read(&mut self.buffer) {
-                Ok(fanotify::Read::Empty) => return,
-                Ok(fanotify::Read::Events(events)) => {
-                    read += events.len();
-                    events.into_iter().for_each(|event| self.event(event));
-                }
-                Ok(fanotify::Read::Gone) => {
-                    error!(shard = %self.id, "the group is gone");
-                    return;
-                }
-                Err(error) => {
-                    error!(shard = %self.id, %error, "can't read events");
-                    return;
-                }
+    fn events(&mut self, events: Result<Option<Vec<fanotify::Event>>, fanotify::Error>) {
+        match events {
+            Ok(Some(events)) => events.into_iter().for_each(|event| self.event(event)),
+            Ok(None) => {
+                error!(shard = %self.id, "the group is gone");
+                self.stopping = true;
             }
+            Err(error) => error!(shard = %self.id, %error, "can't read events"),
         }
-        self.more = true;
     }
 
     fn event(&mut self, event: fanotify::Event) {
@@ -337,16 +317,12 @@ impl Shard {
             self.answer(event, Verdict::Deny(DenyErrno::Eio));
             return;
         };
-        let decision = match event.range() {
-            Some(range) => decide(range, segment.size, |range| presence::present(event.fd(), range)),
-            None => Ok(Decision::Refuse),
-        };
-        match decision {
+        match decide(event.range(), segment.size, |range| presence::present(&event, range)) {
             Ok(Decision::Allow) => {
                 self.counters.answered_present += 1;
                 self.answer(event, Verdict::Allow);
             }
-            Ok(Decision::Present(range)) => {
+            Ok(Decision::Touched(range)) => {
                 self.counters.answered_present += 1;
                 self.answer(event, Verdict::Allow);
                 self.touched(id, range);
@@ -357,9 +333,9 @@ impl Shard {
                 debug!(shard = %self.id, event = %number, segment = %id, %range, pid = event.pid(), "waits");
                 self.events.insert(number, event);
             }
-            Ok(Decision::Refuse) => {
+            Ok(Decision::Deny(errno)) => {
                 error!(shard = %self.id, segment = %id, "an event without a range");
-                self.answer(event, Verdict::Deny(DenyErrno::Eio));
+                self.answer(event, Verdict::Deny(errno));
             }
             Err(error) => {
                 error!(shard = %self.id, segment = %id, %error, "can't tell what is present");
@@ -392,7 +368,7 @@ impl Shard {
         let mut reason = answer.reason;
         if verdict == Verdict::Allow {
             // a worker's word is not enough to let a reader see what may be a hole
-            match presence::present(event.fd(), answer.pending.range) {
+            match presence::present(&event, answer.pending.range) {
                 Ok(true) => self.counters.answered_fetched += 1,
                 Ok(false) => {
                     verdict = Verdict::Deny(DenyErrno::Eio);
@@ -538,7 +514,7 @@ impl Shard {
                 let served = self.pools.contains_key(&pool);
                 tokio::spawn(async move {
                     let result = if served {
-                        origins.transport(pool).await
+                        origins.transport(pool)
                     } else {
                         Err("not a pool of this worker".into())
                     };

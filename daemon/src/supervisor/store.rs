@@ -68,7 +68,7 @@ impl Store {
         for private in ["pools", "trees", "spool"] {
             make(&root.join(private), 0o700)?;
         }
-        let private = PrivateMount::of(root)?;
+        let private = PrivateMount::new(root).map_err(io::Error::other)?;
         Ok(Self { root: root.to_owned(), private, worker_user })
     }
 
@@ -108,13 +108,12 @@ impl Store {
 
     /// Lets a group overlook what goes through the private mount.
     pub fn ignore_for(&self, group: &Group) -> io::Result<()> {
-        mark::ignore_mount(group, self.private.as_fd())?;
-        Ok(())
+        mark::ignore_mount(group, self.private.as_fd()).map_err(io::Error::other)
     }
 
     fn open_private(&self, pool: PoolId, segment: SegmentId, kind: &str, flags: OFlag) -> io::Result<File> {
         let name = format!("pools/{pool}/{segment}.{kind}");
-        self.private.open(Path::new(&name), flags).map(File::from)
+        self.private.open(Path::new(&name), flags).map(File::from).map_err(|error| error.source)
     }
 
     /// A segment's data for reading and writing, and its extent index, in a way that raises no events.
@@ -127,15 +126,14 @@ impl Store {
     /// Marks a segment: from here on its readers wait for what is not there.
     pub fn mark(&self, group: &Group, pool: PoolId, segment: SegmentId) -> io::Result<SegmentFile> {
         let file = self.open_private(pool, segment, "data", OFlag::O_RDONLY)?;
-        mark::add(group, file.as_fd())?;
+        mark::add(group, file.as_fd()).map_err(io::Error::other)?;
         let metadata = file.metadata()?;
         Ok(SegmentFile { id: FileId::of(&file)?, size: metadata.len() })
     }
 
     pub fn unmark(&self, group: &Group, pool: PoolId, segment: SegmentId) -> io::Result<()> {
         let file = self.open_private(pool, segment, "data", OFlag::O_RDONLY)?;
-        mark::remove(group, file.as_fd())?;
-        Ok(())
+        mark::remove(group, file.as_fd()).map(drop).map_err(io::Error::other)
     }
 
     /// True when no block of a segment is missing; then it is also on the disk.
