@@ -51,6 +51,8 @@ pub struct Supervisor {
     busy: Mutex<HashSet<std::path::PathBuf>>,
     /// What is mounted at the moment.
     live: Mutex<HashMap<MountId, mounts::Live>>,
+    /// Pools that a clone is adding to.
+    cloning: Mutex<Vec<PoolId>>,
     stop: watch::Sender<bool>,
     started: Instant,
 }

@@ -2,6 +2,7 @@
 //! descriptors, starting processes, and giving up privileges. With `fanotify/` the only place that
 //! has `unsafe` code; what it offers is safe.
 
+pub mod lease;
 pub mod limits;
 pub mod mount;
 pub mod privileges;

@@ -22,7 +22,7 @@ use super::{Supervisor, internal, lock};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::builder::{self, Built, IndexJob, PackJob, Reply};
 use crate::catalog::{NewMount, NewPool, NewSegment, NewTree, Pool, Tree};
-use crate::ids::{MountId, SegmentId, TreeId};
+use crate::ids::{MountId, PoolId, SegmentId, TreeId};
 use crate::queue::wire::GitOrigin;
 use crate::sys::spawn::{Child, Role, Spawn};
 use crate::sys::user::User;
@@ -43,12 +43,35 @@ struct Clone<'a> {
 }
 
 /// What has to be done about a tree whose files are there.
-struct Prepared {
+struct Prepared<'a> {
     pool: Pool,
     tree: Tree,
     built: Built,
     builder: Builder,
     converted: u64,
+    _cloning: Cloning<'a>,
+}
+
+/// Keeps a pool's files from being taken for garbage.
+struct Cloning<'a> {
+    supervisor: &'a Supervisor,
+    pool: PoolId,
+}
+
+impl<'a> Cloning<'a> {
+    fn begin(supervisor: &'a Supervisor, pool: PoolId) -> Self {
+        lock(&supervisor.cloning).push(pool);
+        Self { supervisor, pool }
+    }
+}
+
+impl Drop for Cloning<'_> {
+    fn drop(&mut self) {
+        let mut cloning = lock(&self.supervisor.cloning);
+        if let Some(at) = cloning.iter().position(|pool| *pool == self.pool) {
+            cloning.swap_remove(at);
+        }
+    }
 }
 
 impl Supervisor {
@@ -95,11 +118,11 @@ impl Supervisor {
     }
 }
 
-impl Clone<'_> {
+impl<'a> Clone<'a> {
     async fn run(&self, target: &Target) -> Result<Summary, ApiError> {
         self.make_directories().map_err(|error| internal("can't make room for the tree", &error))?;
         let prepared = self.prepare().await?;
-        let Prepared { pool, tree, built, builder, converted } = prepared;
+        let Prepared { pool, tree, built, builder, converted, _cloning } = prepared;
         let supervisor = self.supervisor;
         let revision = tree.revision.clone();
         let history = match self.request.history {
@@ -154,7 +177,7 @@ impl Clone<'_> {
     }
 
     /// Metadata, manifest, image, segments: all but the mount.
-    async fn prepare(&self) -> Result<Prepared, ApiError> {
+    async fn prepare(&self) -> Result<Prepared<'a>, ApiError> {
         let supervisor = self.supervisor;
         let remote = Remote::parse(&self.request.url).map_err(origin)?;
         self.progress.step("metadata");
@@ -207,6 +230,7 @@ impl Clone<'_> {
         };
         let catalog = |error| internal("the catalog failed", &error);
         let pool = supervisor.catalog.pool_for(pool).await.map_err(catalog)?;
+        let cloning = Cloning::begin(supervisor, pool.id);
         fs::create_dir_all(supervisor.store.pool_dir(pool.id))
             .map_err(|error| internal("can't make the pool's directory", &error))?;
         let segments = supervisor.catalog.segments(pool.id).await.map_err(catalog)?;
@@ -238,7 +262,7 @@ impl Clone<'_> {
         let tree = self.enter(&pool, tree, &built, &head.commit, &head.tree, revision).await?;
         supervisor.origins.insert(pool.id, access);
         let converted = built.converted;
-        Ok(Prepared { pool, tree, built, builder, converted })
+        Ok(Prepared { pool, tree, built, builder, converted, _cloning: cloning })
     }
 
     async fn enter(

@@ -123,7 +123,7 @@ impl Gits {
         command.stdout(Stdio::from(paths_in));
         self.spawn("ls-tree", command)?;
         let mut command = git.command(&["check-attr", "-z", "--stdin", "--source=HEAD"])?;
-        command.args(crate::importer::ATTRIBUTES);
+        command.args(importer::ATTRIBUTES);
         command.stdin(Stdio::from(paths)).stdout(Stdio::from(attributes));
         self.spawn("check-attr", command)?;
         Ok(())

@@ -4,9 +4,11 @@
 //! worker has them, they are marked), *then* mount. And back: unmount, and leave the marks where
 //! they are as long as somebody, such as a container with mounts of its own, may still see the tree.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hydrant_api::{ErrorCode, UmountRequest, path_from_text};
 use tracing::{error, info, warn};
@@ -18,7 +20,7 @@ use super::target::Target;
 use super::{Supervisor, internal, lock, require_owner};
 use crate::admin::{ApiError, Caller};
 use crate::catalog::{Mount, Pool, Tree};
-use crate::ids::{MountId, PoolId};
+use crate::ids::{MountId, PoolId, SegmentId};
 use crate::mount::{self, DetachedMount, Layers, MountPoint, TreeMount, Unmount, UnmountError};
 use crate::queue::wire::{GitOrigin, OriginSpec};
 use crate::segment::SegmentKind;
@@ -336,34 +338,55 @@ impl Supervisor {
         });
     }
 
-    /// Removes the files that no tree refers to any more.
+    /// Removes the files that no tree refers to any more. Pools in use are left for another time.
     pub(super) async fn collect_garbage(&self) {
-        let garbage = match self.catalog.take_garbage(Vec::new()).await {
+        let mut busy: Vec<PoolId> = lock(&self.live).values().map(|live| live.pool).collect();
+        busy.extend(lock(&self.cloning).iter());
+        let garbage = match self.catalog.take_garbage(busy).await {
             Ok(garbage) => garbage,
             Err(error) => {
                 error!(%error, "can't find out what is not used any more");
                 return;
             }
         };
-        let root = self.store.root().to_owned();
-        let files = garbage
-            .trees
-            .iter()
-            .map(|(_, image)| root.join("trees").join(image))
-            .chain(garbage.segments.iter().flat_map(|(pool, segment)| {
-                let data = self.store.data_path(*pool, *segment);
-                [data.with_extension("extents"), data]
-            }));
-        for file in files {
-            if let Err(error) = fs::remove_file(&file)
+        for (_, image) in &garbage.trees {
+            let image = self.store.root().join("trees").join(image);
+            if let Err(error) = fs::remove_file(&image)
                 && error.kind() != std::io::ErrorKind::NotFound
             {
-                warn!(%error, file = %file.display(), "can't remove a file that is not used");
+                warn!(%error, file = %image.display(), "can't remove an image that is not used");
             }
+        }
+        // none of these pools is mounted here, so its worker needs it no longer
+        let pools: HashSet<PoolId> = garbage.segments.iter().map(|(pool, _)| *pool).collect();
+        for pool in pools {
+            if let Ok(shard) = self.shard(pool) {
+                shard.ask(|reply| Command::Detach { pool, reply }).await;
+            }
+            self.origins.remove(pool);
+        }
+        for (pool, segment) in garbage.segments {
+            self.remove_segment(pool, segment).await;
         }
         for pool in garbage.pools {
             fs::remove_dir(self.store.pool_dir(pool)).ok();
         }
+    }
+
+    async fn remove_segment(&self, pool: PoolId, segment: SegmentId) {
+        // the kernel and the worker let go of their files a moment after they were told to
+        for _ in 0..20 {
+            match self.store.remove_unused(pool, segment) {
+                Ok(true) => return,
+                Ok(false) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+                Err(error) => {
+                    warn!(%pool, %segment, %error, "can't remove a segment that is not used");
+                    return;
+                }
+            }
+        }
+        warn!(%pool, %segment, "a segment is still in use, by a mount in another namespace: it goes at the next start");
     }
 
     /// Bytes of content that a pool has.

@@ -52,6 +52,7 @@ pub async fn run(directories: Directories, config: Config) -> anyhow::Result<()>
         shards,
         busy: Mutex::new(HashSet::new()),
         live: Mutex::new(HashMap::new()),
+        cloning: Mutex::new(Vec::new()),
         stop,
         started: Instant::now(),
     });

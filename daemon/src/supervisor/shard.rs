@@ -5,7 +5,7 @@
 //! task of its own and comes back as a [`Command`]. A shard that is stuck with its origin holds
 //! up no other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -145,6 +145,8 @@ pub struct Shard {
     events: HashMap<EventId, PermissionEvent>,
     files: HashMap<FileId, SegmentId>,
     segments: HashMap<SegmentId, Segment>,
+    /// Segments that are not served any more, but may be marked.
+    detached: HashSet<SegmentId>,
     pools: HashMap<PoolId, Pool>,
     worker: Option<Worker>,
     /// When to start the next worker, and how long to wait after the one after that.
@@ -203,6 +205,7 @@ impl Shard {
             events: HashMap::new(),
             files: HashMap::new(),
             segments: HashMap::new(),
+            detached: HashSet::new(),
             pools: HashMap::new(),
             worker: None,
             restart_at: Some(tokio::time::Instant::now()),
@@ -313,7 +316,8 @@ impl Shard {
         let segment = event.file_id().ok().and_then(|file| self.files.get(&file).copied());
         let known = segment.and_then(|segment| Some((segment, self.segments.get(&segment)?)));
         let Some((id, segment)) = known else {
-            error!(shard = %self.id, pid = event.pid(), "an event for a file that is no segment");
+            let detached = segment.is_some_and(|segment| self.detached.contains(&segment));
+            error!(shard = %self.id, pid = event.pid(), detached, "an event for what is not served");
             self.answer(event, Verdict::Deny(DenyErrno::Eio));
             return;
         };
@@ -673,6 +677,7 @@ impl Shard {
         match (marked, opened) {
             (Ok(file), Ok(fds)) => {
                 self.files.insert(file.id, id);
+                self.detached.remove(&id);
                 let waiting_for_worker = vec![reply];
                 let segment =
                     Segment { pool, size: file.size, marked: true, waiting_for_worker };
@@ -685,20 +690,13 @@ impl Shard {
         }
     }
 
+    /// The worker lets go of the pool. The marks stay, and who still reaches a segment through a
+    /// mount elsewhere is denied what is not there: a mark goes with its file.
     fn detach(&mut self, pool: PoolId) {
-        let gone: Vec<_> = self
-            .segments
-            .iter()
-            .filter(|(_, segment)| segment.pool == pool)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in gone {
-            self.unmark(id);
-            self.segments.remove(&id);
-            self.files.retain(|_, segment| *segment != id);
-        }
         self.pools.remove(&pool);
         self.trouble.remove(&pool);
+        self.detached.extend(self.segments.iter().filter(|(_, s)| s.pool == pool).map(|(id, _)| *id));
+        self.segments.retain(|_, segment| segment.pool != pool);
         self.to_running_worker(ToWorker::Detach { pool }, Vec::new());
     }
 

@@ -27,6 +27,7 @@ use crate::range::ByteRange;
 use crate::segment::SegmentKind;
 use crate::segment::extents::{Extents, ExtentsError};
 use crate::segment::presence;
+use crate::sys::lease;
 
 /// Who a worker is: nobody else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,6 +174,19 @@ impl Store {
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         fallocate(&file, mode, signed(fetched.offset())?, signed(fetched.len())?)?;
         file.sync_all()
+    }
+
+    /// Removes a segment that nobody has open. `false`: a mount in some namespace still has it, and
+    /// the marks go with the name, so it stays.
+    pub fn remove_unused(&self, pool: PoolId, segment: SegmentId) -> io::Result<bool> {
+        let file = self.open_private(pool, segment, "data", OFlag::O_RDONLY)?;
+        if lease::is_open_elsewhere(&file)? {
+            return Ok(false);
+        }
+        let data = self.data_path(pool, segment);
+        std::fs::remove_file(data.with_extension("extents"))?;
+        std::fs::remove_file(data)?;
+        Ok(true)
     }
 
     /// A segment's extent index.
