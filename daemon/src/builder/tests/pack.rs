@@ -1,0 +1,1 @@
+//! The existence pack, read by git.
