@@ -1,5 +1,9 @@
 //! Placing, filling and the whole of a job.
 
+mod index;
+mod pack;
+mod project;
+
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
