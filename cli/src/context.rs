@@ -1,8 +1,11 @@
 //! What every command needs: which daemon, and how to come by it.
 
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
 use hydrant_api::{CONFIG_FILE, ConfiguredDirectories, Directories};
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
 
 use crate::args::Global;
 use crate::client::{Client, Unreachable};
@@ -73,16 +76,16 @@ impl Context {
 }
 
 fn configured(path: &Path) -> Result<ConfiguredDirectories, Failure> {
-    let failed = |error: &dyn std::fmt::Display| {
-        Failure::new(format!("can't read {}: {error}", path.display()))
-    };
-    let text = match std::fs::read_to_string(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Ok(ConfiguredDirectories::default());
         }
-        text => text.map_err(|error| failed(&error))?,
+        text => {
+            text.map_err(|error| Failure::new(format!("can't read the configuration: {error}")))?
+        }
     };
-    let config: Config = toml::from_str(&text).map_err(|error| failed(&error))?;
+    let config: Config = toml::from_str(&text)
+        .map_err(|error| Failure::new(format!("in {}: {error}", path.display())))?;
     Ok(ConfiguredDirectories { state: config.state_dir, run: config.run_dir })
 }
 
@@ -95,10 +98,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("config.toml");
         assert_eq!(configured(&path).unwrap(), ConfiguredDirectories::default());
-        std::fs::write(&path, "shards = 2\nstate_dir = \"/srv/h\"\n").unwrap();
+        fs::write(&path, "shards = 2\nstate_dir = \"/srv/h\"\n").unwrap();
         let expected = ConfiguredDirectories { state: Some("/srv/h".into()), run: None };
         assert_eq!(configured(&path).unwrap(), expected);
-        std::fs::write(&path, "state_dir = 3").unwrap();
+        fs::write(&path, "state_dir = 3").unwrap();
         assert!(configured(&path).unwrap_err().message.contains("config.toml"));
     }
 }

@@ -79,7 +79,7 @@ fn is_repository(path: &Path) -> bool {
 fn is_git_file(path: &Path) -> bool {
     use io::Read;
     let mut start = [0; 8];
-    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok()
+    fs_err::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok()
         && &start == b"gitdir: "
 }
 

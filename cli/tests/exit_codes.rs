@@ -19,8 +19,10 @@ struct Alone {
 
 impl Alone {
     fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_hydrant"), root.path().join("hydrant")).unwrap();
+        // A copy could be open for writing in a child that another test is just starting, and then
+        // can't be run.
+        let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        fs::hard_link(env!("CARGO_BIN_EXE_hydrant"), root.path().join("hydrant")).unwrap();
         Self { root }
     }
 
