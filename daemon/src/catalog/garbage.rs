@@ -1,7 +1,8 @@
 //! What nobody refers to any more.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use rusqlite::Transaction;
 
@@ -67,33 +68,48 @@ impl Catalog {
     /// before any clone: what a clone lays down has no record until it is complete. What is in
     /// `mounts/` is the users' and never among them.
     pub async fn unknown_files(&self) -> Result<Vec<PathBuf>, CatalogError> {
-        let state = self.state.clone();
-        self.run("list files that are not known", move |t| {
-            let ids = |query| {
-                let ids = select(t, query, |row| unsigned(row, 0))?;
-                Ok::<HashSet<u64>, rusqlite::Error>(ids.into_iter().collect())
-            };
-            let (pools, segments) = (ids("SELECT id FROM pools")?, ids("SELECT id FROM segments")?);
-            let trees = ids("SELECT id FROM trees")?;
-            let mut unknown = Vec::new();
-            let pools_dir = state.join("pools");
-            for (pool, name) in numbered(&pools_dir) {
-                let directory = pools_dir.join(name);
-                if !pools.contains(&pool) {
-                    unknown.push(directory);
-                    continue;
-                }
-                let files = numbered(&directory).into_iter();
-                let files = files.filter(|(segment, _)| !segments.contains(segment));
-                unknown.extend(files.map(|(_, name)| directory.join(name)));
+        let known = self
+            .run("list what is known", |t| {
+                let ids = |query| {
+                    let ids = select(t, query, |row| unsigned(row, 0))?;
+                    Ok::<HashSet<u64>, rusqlite::Error>(ids.into_iter().collect())
+                };
+                Ok(Known {
+                    pools: ids("SELECT id FROM pools")?,
+                    segments: ids("SELECT id FROM segments")?,
+                    trees: ids("SELECT id FROM trees")?,
+                })
+            })
+            .await?;
+        Ok(known.strangers(&self.state)?)
+    }
+}
+
+/// The numbers that are on record.
+struct Known {
+    pools: HashSet<u64>,
+    segments: HashSet<u64>,
+    trees: HashSet<u64>,
+}
+
+impl Known {
+    fn strangers(&self, state: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut unknown = Vec::new();
+        for (pool, name) in numbered(&state.join("pools"))? {
+            let directory = state.join("pools").join(name);
+            if !self.pools.contains(&pool) {
+                unknown.push(directory);
+                continue;
             }
-            let images = numbered(&state.join("trees")).into_iter();
-            let images = images.filter(|(tree, _)| !trees.contains(tree));
-            unknown.extend(images.map(|(_, name)| state.join("trees").join(name)));
-            unknown.sort();
-            Ok(unknown)
-        })
-        .await
+            let files = numbered(&directory)?.into_iter();
+            let files = files.filter(|(segment, _)| !self.segments.contains(segment));
+            unknown.extend(files.map(|(_, name)| directory.join(name)));
+        }
+        let images = numbered(&state.join("trees"))?.into_iter();
+        let images = images.filter(|(tree, _)| !self.trees.contains(tree));
+        unknown.extend(images.map(|(_, name)| state.join("trees").join(name)));
+        unknown.sort();
+        Ok(unknown)
     }
 }
 

@@ -12,7 +12,8 @@ use fs_err::os::unix::fs::OpenOptionsExt;
 use rusqlite::{Connection, ErrorCode};
 use rusqlite_migration::MigrationDefinitionError;
 
-use super::{CatalogError, schema, sequence};
+use super::sequence::Used;
+use super::{CatalogError, schema};
 
 pub(super) fn open(path: &Path) -> Result<Connection, CatalogError> {
     match try_open(path) {
@@ -53,7 +54,7 @@ fn try_open(path: &Path) -> Result<Connection, CatalogError> {
     })?;
     if version == 0 {
         let state = path.parent().unwrap_or(Path::new("."));
-        sequence::skip_used(&connection, state).map_err(failed)?;
+        Used::find(state)?.skip(&connection).map_err(failed)?;
     }
     Ok(connection)
 }

@@ -1,8 +1,10 @@
 //! Numbers that are handed out once.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::io;
 use std::path::Path;
 
+use fs_err as fs;
 use rusqlite::{Connection, Result, Transaction, params};
 
 use super::records::signed;
@@ -37,44 +39,65 @@ pub(super) fn take(transaction: &Transaction<'_>, name: &str, count: u64) -> Res
     u64::try_from(first).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(0, first))
 }
 
-/// Lets each sequence of a new catalog begin after the highest number that a file in the state directory bears.
-pub(super) fn skip_used(connection: &Connection, state: &Path) -> Result<()> {
-    let mut highest = [("pool", 0), ("segment", 0), ("tree", 0), ("mount", 0)];
-    let [pool, segment, tree, mount] = &mut highest;
-    for (number, name) in numbered(&state.join("pools")) {
-        pool.1 = number.max(pool.1);
-        for (number, _) in numbered(&state.join("pools").join(name)) {
-            segment.1 = number.max(segment.1);
+/// The highest numbers that files in a state directory bear.
+#[derive(Debug, Default)]
+pub(super) struct Used {
+    pool: u64,
+    segment: u64,
+    tree: u64,
+    mount: u64,
+}
+
+impl Used {
+    pub(super) fn find(state: &Path) -> io::Result<Self> {
+        let highest = |files: &[(u64, OsString)]| files.iter().map(|(number, _)| *number).max();
+        let pools = numbered(&state.join("pools"))?;
+        let mut used = Self {
+            pool: highest(&pools).unwrap_or(0),
+            segment: 0,
+            tree: highest(&numbered(&state.join("trees"))?).unwrap_or(0),
+            mount: highest(&numbered(&state.join("mounts"))?).unwrap_or(0),
+        };
+        for (_, name) in pools {
+            let segments = numbered(&state.join("pools").join(name))?;
+            used.segment = used.segment.max(highest(&segments).unwrap_or(0));
         }
+        Ok(used)
     }
-    for (number, _) in numbered(&state.join("trees")) {
-        tree.1 = number.max(tree.1);
+
+    /// Lets the numbers of a new catalog begin after these.
+    pub(super) fn skip(&self, connection: &Connection) -> Result<()> {
+        for (name, number) in [
+            ("pool", self.pool),
+            ("segment", self.segment),
+            ("tree", self.tree),
+            ("mount", self.mount),
+        ] {
+            let next = signed(number)?.saturating_add(1);
+            connection.execute(
+                "UPDATE sequence SET next = max(next, ?2) WHERE name = ?1",
+                params![name, next],
+            )?;
+        }
+        Ok(())
     }
-    for (number, _) in numbered(&state.join("mounts")) {
-        mount.1 = number.max(mount.1);
-    }
-    for (name, number) in highest {
-        let next = signed(number)?.saturating_add(1);
-        connection.execute(
-            "UPDATE sequence SET next = max(next, ?2) WHERE name = ?1",
-            params![name, next],
-        )?;
-    }
-    Ok(())
 }
 
 /// The files in a directory whose names begin with a number and end there or go on with a dot.
 /// None where the directory is missing.
-pub(super) fn numbered(directory: &Path) -> Vec<(u64, std::ffi::OsString)> {
-    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.file_name();
-            let number = leading_number(&name)?;
-            Some((number, name))
-        })
-        .collect()
+pub(super) fn numbered(directory: &Path) -> io::Result<Vec<(u64, OsString)>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name();
+        if let Some(number) = leading_number(&name) {
+            found.push((number, name));
+        }
+    }
+    Ok(found)
 }
 
 fn leading_number(name: &OsStr) -> Option<u64> {

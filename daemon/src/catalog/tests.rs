@@ -101,14 +101,14 @@ async fn what_was_written_is_there_after_a_reopen() {
     catalog.close().await;
 
     let catalog = place.open();
-    assert_eq!(catalog.pools().await.unwrap(), [pool.clone()]);
+    assert_eq!(catalog.pools().await.unwrap(), std::slice::from_ref(&pool));
     assert_eq!(catalog.pool(pool.id).await.unwrap(), Some(pool.clone()));
     let read = catalog.tree(tree.id).await.unwrap().unwrap();
     assert_eq!(
         (read.segments.clone(), read.commit, read.bytes),
         (tree.segments, tree.commit, 1 << 40)
     );
-    assert_eq!(catalog.trees().await.unwrap(), [read.clone()]);
+    assert_eq!(catalog.trees().await.unwrap(), std::slice::from_ref(&read));
     let segments = catalog.segments(pool.id).await.unwrap();
     let complete: Vec<_> = segments.iter().filter(|s| s.complete).map(|s| s.id).collect();
     assert_eq!((segments.len(), complete), (3, vec![read.segments[0]]));
