@@ -85,6 +85,24 @@ fn one_time_for_all_makes_inodes_compact() {
 }
 
 #[test]
+fn attributes_of_several_are_in_the_image_once() {
+    let value = b"a value like no other, of some length".repeat(20);
+    let build = |files: usize| {
+        let mut m = Model::new(12, BUILD_TIME, &[]);
+        let set: &[(&[u8], &[u8])] = &[(b"user.x", &value)];
+        for n in 0..files {
+            m.add(m.root(), format!("{n}").as_bytes(), at(1, 1), set, Node::Fifo);
+        }
+        let (layout, expected, devices) = m.finish().unwrap();
+        let bytes = image(&layout);
+        assert_same(&Reader::new(&bytes, &devices).listing(), &expected);
+        let copies = bytes.windows(value.len()).filter(|window| *window == value).count();
+        assert_eq!(copies, 1, "{files} files");
+    };
+    [1, 2, 200].into_iter().for_each(build);
+}
+
+#[test]
 fn tails_leave_little_unused() {
     let mut m = Model::new(12, BUILD_TIME, &[100]);
     for d in 0..300 {
