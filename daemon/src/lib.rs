@@ -4,6 +4,7 @@
 //! → `worker` (which object, is it there?) → `source` (fetched, verified) → [`segment`] (written) →
 //! back through the queue with an answer.
 
+pub mod doctor;
 pub mod fanotify;
 pub mod ids;
 pub mod manifest;

@@ -20,6 +20,7 @@
 //! bytes, times in milliseconds, in fields whose names end in `_bytes` and `_ms`. Bytes that are not
 //! UTF-8 (paths are bytes) appear as `\xNN`.
 
+pub mod doctor;
 mod paths;
 
 use serde::{Deserialize, Serialize};
