@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod config;
 pub mod builder;
 pub mod erofs;
+pub mod doctor;
 pub mod fanotify;
 pub mod ids;
 pub mod importer;

@@ -11,11 +11,12 @@ pub mod private;
 mod table;
 mod users;
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open, openat};
@@ -62,6 +63,10 @@ pub struct Layers<'a> {
 pub enum MountError {
     #[error("open {}", path.display())]
     Open { path: PathBuf, source: io::Error },
+    #[error("read the superblock of {}", path.display())]
+    Superblock { path: PathBuf, source: io::Error },
+    #[error("{} has {expected} segments, not {given}", image.display())]
+    Devices { image: PathBuf, expected: usize, given: usize },
     #[error("mount the tree's image {}", image.display())]
     Image { image: PathBuf, source: FsError },
     #[error("mount overlayfs with {}", upper.display())]
@@ -105,6 +110,12 @@ pub fn mount(tree: &TreeMount<'_>) -> Result<DetachedMount, MountError> {
 }
 
 fn mount_image(tree: &TreeMount<'_>, attributes: Attributes) -> Result<OwnedFd, MountError> {
+    // Without any device the kernel would mount it as a "flat" image and take content from behind the
+    // metadata: from nowhere.
+    let (expected, given) = (device_count(tree.image)?, tree.devices.len());
+    if expected != given {
+        return Err(MountError::Devices { image: tree.image.to_owned(), expected, given });
+    }
     let image = open_path(tree.image)?;
     let devices = tree.devices.iter().map(|path| open_path(path)).collect::<Result<Vec<_>, _>>()?;
     let mount = || {
@@ -123,6 +134,15 @@ fn mount_image(tree: &TreeMount<'_>, attributes: Attributes) -> Result<OwnedFd, 
         context.mount(attributes)
     };
     mount().map_err(|source| MountError::Image { image: tree.image.to_owned(), source })
+}
+
+/// `extra_devices` of the superblock (`fs/erofs/erofs_fs.h`), which begins at byte 1024.
+fn device_count(image: &Path) -> Result<usize, MountError> {
+    let mut count = [0; 2];
+    fs_err::File::open(image)
+        .and_then(|file| file.file().read_exact_at(&mut count, 1024 + 86))
+        .map_err(|source| MountError::Superblock { path: image.to_owned(), source })?;
+    Ok(u16::from_le_bytes(count).into())
 }
 
 fn mount_overlay(
@@ -152,7 +172,8 @@ fn mount_overlay(
 fn open_path(path: &Path) -> Result<OwnedFd, MountError> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let fd = open(path, flags, Mode::empty());
-    let error = |errno: nix::Error| MountError::Open { path: path.to_owned(), source: errno.into() };
+    let error =
+        |errno: nix::Error| MountError::Open { path: path.to_owned(), source: errno.into() };
     fd.map_err(error)
 }
 
@@ -235,7 +256,7 @@ pub fn unmount(
     };
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let parent = open(parent, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
-    let entry = Path::new(fmt_path(&fd_path(&parent))).join(name);
+    let entry = Path::new(OsStr::from_bytes(fd_path(&parent).as_bytes())).join(name);
     let found = mounted_at(&entry).map_err(failed)?;
     let Some(mount) = found.filter(|mount| ours(mount)) else {
         let found = mounted_at(&entry).ok().flatten();
@@ -254,10 +275,6 @@ pub fn unmount(
         }
         Err(source) => Err(failed(source)),
     }
-}
-
-fn fmt_path(path: &std::ffi::CStr) -> &std::ffi::OsStr {
-    std::ffi::OsStr::from_bytes(path.to_bytes())
 }
 
 impl fmt::Display for Use {

@@ -4,7 +4,6 @@
 //! wait for itself. Through this mount, once the fanotify layer has put its ignore mark on it
 //! (`FAN_MARK_MOUNT` with `FAN_MARK_IGNORE_SURV`), they do not.
 
-use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -61,21 +60,9 @@ impl PrivateMount {
             .flags(flags | OFlag::O_CLOEXEC)
             .mode(Mode::from_bits_retain(mode))
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-        openat2(&self.fd, path, how).map_err(|errno| OpenError {
-            path: self.directory.join(path),
-            source: errno.into(),
-        })
+        openat2(&self.fd, path, how)
+            .map_err(|errno| OpenError { path: self.directory.join(path), source: errno.into() })
     }
-
-    /// The path by which fanotify_mark(2) marks this mount: empty, relative to [`Self::as_fd`]
-    /// (or `/proc/self/fd/N`).
-    #[must_use]
-    pub fn mark_path(&self) -> std::ffi::CString {
-        crate::sys::fd_path(&self.fd)
-    }
-
-    /// The root directory has this name within the mount.
-    pub const ROOT: &'static CStr = c".";
 }
 
 impl AsFd for PrivateMount {
