@@ -56,10 +56,8 @@ impl Daemon {
     }
 
     /// A variable for the daemon's environment, and for that of the command line.
-    #[must_use]
-    pub fn with_env(mut self, name: &str, value: &str) -> Self {
+    pub fn set_env(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
-        self
     }
 
     /// Starts `hydrantd --standalone` and waits until it answers.

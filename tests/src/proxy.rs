@@ -90,6 +90,7 @@ struct Shared {
     quality: Quality,
     plan: Mutex<Plan>,
     refuse: AtomicBool,
+    hold: AtomicBool,
     stop: AtomicBool,
     up_bytes: AtomicU64,
     down_bytes: AtomicU64,
@@ -122,6 +123,7 @@ impl Proxy {
             quality,
             plan: Mutex::default(),
             refuse: AtomicBool::new(false),
+            hold: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             up_bytes: AtomicU64::new(0),
             down_bytes: AtomicU64::new(0),
@@ -171,6 +173,11 @@ impl Proxy {
         self.cut();
     }
 
+    /// Requests wait in the proxy until [`heal`](Self::heal).
+    pub fn hold(&self) {
+        self.shared.hold.store(true, Ordering::SeqCst);
+    }
+
     /// Open connections are reset.
     pub fn cut(&self) {
         for stream in locked(&self.shared.open).drain(..) {
@@ -181,6 +188,7 @@ impl Proxy {
     /// Everything works from here on. What stalls already stays so.
     pub fn heal(&self) {
         *locked(&self.shared.plan) = Plan::default();
+        self.shared.hold.store(false, Ordering::SeqCst);
         if self.shared.refuse.swap(false, Ordering::SeqCst) {
             thread::sleep(Duration::from_millis(80));
         }
@@ -280,6 +288,9 @@ fn requests(
     while let Some(mut request) = reader.request()? {
         shared.requests.fetch_add(1, Ordering::Relaxed);
         shared.up_bytes.fetch_add(request.len() as u64, Ordering::Relaxed);
+        while shared.hold.load(Ordering::SeqCst) && !shared.stop.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(5));
+        }
         let fault = request.starts_with(b"POST ").then(|| take_fault(shared)).flatten();
         match fault {
             Some(Fault::Status { code, headers }) => {

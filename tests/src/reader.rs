@@ -1,8 +1,9 @@
 //! Readers as processes of their own, with a hard time-out: `hydrant-access` and what it said.
 
-use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -73,5 +74,61 @@ pub fn expect_right(kind: Kind, file: &Path, truth: &Path) -> Result<()> {
     match access(kind, file, truth)? {
         End::Right => Ok(()),
         end => bail!("{kind:?} of {}: {end:?}", file.display()),
+    }
+}
+
+/// Many readers at once. Killed when dropped.
+#[derive(Debug)]
+pub struct Crowd {
+    readers: Vec<Child>,
+}
+
+impl Crowd {
+    /// Starts one reader for each file and its truth.
+    pub fn start(kind: Kind, files: &[(PathBuf, PathBuf)]) -> Result<Self> {
+        let program = built("hydrant-access")?;
+        let name = kind.to_possible_value().context("a kind without a name")?;
+        let mut crowd = Self { readers: Vec::with_capacity(files.len()) };
+        for (file, truth) in files {
+            let mut command = Command::new(&program);
+            command.arg(name.get_name()).arg(file).arg("--truth").arg(truth);
+            command.args(["--time-out-secs", &PATIENCE.as_secs().to_string()]);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            crowd.readers.push(command.spawn().context("can't start a reader")?);
+        }
+        Ok(crowd)
+    }
+
+    /// How many have not ended.
+    pub fn running(&mut self) -> usize {
+        let running = |reader: &mut Child| matches!(reader.try_wait(), Ok(None));
+        self.readers.iter_mut().map(running).filter(|running| *running).count()
+    }
+
+    /// Waits until all have ended; an error unless all were right.
+    pub fn expect_right(mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE + Duration::from_secs(10);
+        while self.running() > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let running = self.running();
+        let mut ends = std::collections::BTreeMap::<String, usize>::new();
+        for reader in &mut self.readers {
+            let status = reader.try_wait()?.map_or("still runs".to_owned(), |s| s.to_string());
+            *ends.entry(status).or_default() += 1;
+        }
+        if running > 0 || ends.keys().any(|status| status != "exit status: 0") {
+            bail!("not all readers were right: {ends:?}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for reader in &mut self.readers {
+            let _ = reader.kill();
+            let _ = reader.wait();
+        }
     }
 }

@@ -109,6 +109,34 @@ pub fn cached(
     Ok(Repository { path })
 }
 
+/// A repository with these files in one commit: path, mode, content.
+pub fn files(name: &str, files: &[(String, &'static str, Vec<u8>)]) -> Result<Repository> {
+    cached(name, "sha1", |path| {
+        let mut import = Import::start(path)?;
+        let mut changes = Vec::new();
+        for (path, mode, content) in files {
+            let blob = import.blob(content)?;
+            changes.push(Change::File { path: path.clone().into(), mode, blob });
+        }
+        import.commit(MAIN, None, &changes)?;
+        import.finish()
+    })
+}
+
+/// A repository of `count` files of `bytes` random bytes, each in a directory of its own and with a
+/// name of its own, so that reading one is no reason to read another ahead: `lonely_path(n)`.
+pub fn lonely(count: usize, bytes: usize) -> Result<Repository> {
+    let mut random = Random::new(bytes as u64);
+    let content = |n| (lonely_path(n), "100644", random.bytes(bytes));
+    files(&format!("lonely-{count}-{bytes}-1"), &(0..count).map(content).collect::<Vec<_>>())
+}
+
+/// Where file `n` of [`lonely`] is.
+#[must_use]
+pub fn lonely_path(n: usize) -> String {
+    format!("dir-{n:04}/file-{n:04}.bin")
+}
+
 fn cache_directory() -> Result<PathBuf> {
     if let Some(cache) = std::env::var_os("HYDRANT_TEST_CACHE").filter(|v| !v.is_empty()) {
         return Ok(cache.into());

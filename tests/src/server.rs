@@ -270,7 +270,9 @@ mod tests {
 
         // A body of more than a buffer, chunked, packed by git: all of it is in the log.
         let ids: Vec<String> = repository.blobs(MAIN).unwrap().into_iter().map(|b| b.0).collect();
-        let fetch = ["-c", "http.postBuffer=1000", "fetch", "-q", "--stdin", "origin"];
+        let fetch = "-c http.postBuffer=70000 -c fetch.negotiationAlgorithm=noop fetch origin -q \
+                     --no-tags --no-write-fetch-head --filter=blob:none --stdin";
+        let fetch: Vec<&str> = fetch.split_whitespace().collect();
         git(&clone, &fetch).input(ids.join("\n") + "\n").check().unwrap();
         let requests = server.new_requests().unwrap();
         assert!(requests.iter().map(|request| request.wants().len()).sum::<usize>() > 1_900);

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::daemon::Daemon;
 use crate::process::{Output, Run};
 use crate::proxy::{Proxy, Quality};
-use crate::repository::{MAIN, Repository};
+use crate::repository::{MAIN, Repository, lonely_path};
 use crate::scratch::Scratch;
 use crate::server::{GitServer, Offers, url_at};
 use crate::state_fs::{self, StateFs};
@@ -91,11 +91,11 @@ impl World {
         fs_err::write(home.join(".gitconfig"), configuration)?;
         let state = scratch.path().join("state");
         state_fs::mount(setting.state_fs, &state, setting.state_bytes)?;
-        let mut daemon = Daemon::stopped(scratch.path(), &state)
-            .with_env("HOME", &home.to_string_lossy())
-            .with_env("RUST_LOG", &std::env::var("RUST_LOG").unwrap_or("info".to_owned()));
+        let mut daemon = Daemon::stopped(scratch.path(), &state);
+        daemon.set_env("HOME", &home.to_string_lossy());
+        daemon.set_env("RUST_LOG", &std::env::var("RUST_LOG").unwrap_or("info".to_owned()));
         for (name, value) in GIT_ENVIRONMENT {
-            daemon = daemon.with_env(name, value);
+            daemon.set_env(name, value);
         }
         if setting.start {
             daemon.start()?;
@@ -169,6 +169,25 @@ impl World {
         let requests = self.server.new_requests()?;
         let wants = requests.iter().flat_map(|request| request.wants().iter());
         Ok(wants.filter(|id| blobs.contains(*id)).cloned().collect())
+    }
+
+    /// Files of [`lonely`](crate::repository::lonely) in `tree` with their truth.
+    pub fn lonely_files(
+        &self,
+        repository: &Repository,
+        tree: &Path,
+        numbers: std::ops::Range<usize>,
+    ) -> Result<Vec<(PathBuf, PathBuf)>> {
+        let all = numbers.map(|n| {
+            let path = lonely_path(n);
+            Ok((tree.join(&path), self.truth(repository, &path)?))
+        });
+        all.collect()
+    }
+
+    /// The proxy of a world that has one.
+    pub fn proxy(&self) -> Result<&Proxy> {
+        self.proxy.as_ref().context("a world without a proxy")
     }
 
     /// A lazy clone of `repository` at `DIR`, with the server's record emptied after it.
