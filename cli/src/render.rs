@@ -1,6 +1,5 @@
 //! Answers as text for people.
 
-mod doctor;
 mod mounts;
 mod queue;
 #[cfg(test)]
@@ -11,7 +10,6 @@ use bytesize::ByteSize;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use hydrant_api::Summary;
 
-pub use doctor::{checks, is_usable};
 pub use mounts::{list, mount};
 pub use queue::{event, events};
 pub use status::status;

@@ -1,11 +1,11 @@
 use std::process::{Command, Stdio};
 
-use hydrant_api::doctor::Check;
+use hydrant_api::doctor::{Check, is_usable, to_text};
 
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{print, print_json};
-use crate::{render, start};
+use crate::start;
 
 /// Check what the daemon needs of this machine, by trying it
 #[derive(Debug, clap::Args)]
@@ -21,9 +21,9 @@ impl Doctor {
         if self.json {
             print_json(&checks)?;
         } else {
-            print(&render::checks(&checks))?;
+            print(&to_text(&checks))?;
         }
-        if render::is_usable(&checks) {
+        if is_usable(&checks) {
             return Ok(());
         }
         Err(Failure::new("this machine has not all that Hydrant needs"))

@@ -14,7 +14,7 @@ use nix::sys::stat::Mode;
 use super::image::{BLOCK, image};
 use super::room::{PATIENCE, Room, run};
 use super::{Finding, Problem, chain};
-use crate::fanotify::{Channel, DenyErrno, Event, EventBuffer, Group, Read, Verdict, mark};
+use crate::fanotify::{Channel, DenyErrno, Event, Group, Read, Verdict, mark};
 use crate::mount::{DetachedMount, Layers, TreeMount, mount};
 use crate::range::ByteRange;
 
@@ -143,10 +143,9 @@ impl Lazy {
         command: &mut Command,
         remedy: &str,
     ) -> Result<(Output, Vec<ByteRange>), Problem> {
-        let mut buffer = EventBuffer::default();
         let mut ranges = Vec::new();
         let program = command.get_program().to_string_lossy().into_owned();
-        let output = run(command, || self.serve(&mut buffer, &mut ranges));
+        let output = run(command, || self.serve(&mut ranges));
         match output {
             Ok(output) => Ok((output, ranges)),
             Err(Trouble::Io(error)) if error.kind() == io::ErrorKind::TimedOut => {
@@ -165,12 +164,12 @@ impl Lazy {
     }
 
     /// Waits a little for events, and answers them.
-    fn serve(&self, buffer: &mut EventBuffer, ranges: &mut Vec<ByteRange>) -> Result<(), Trouble> {
+    fn serve(&self, ranges: &mut Vec<ByteRange>) -> Result<(), Trouble> {
         let mut fds = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
         if poll(&mut fds, PollTimeout::from(10_u8)).map_err(io::Error::from)? == 0 {
             return Ok(());
         }
-        let Read::Events(events) = self.channel.read(buffer).map_err(other)? else { return Ok(()) };
+        let Read::Events(events) = self.channel.read().map_err(other)? else { return Ok(()) };
         let mut trouble = None;
         for event in events {
             let Event::Permission(event) = event else { continue };
