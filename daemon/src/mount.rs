@@ -211,7 +211,7 @@ pub fn is_empty(directory: BorrowedFd<'_>) -> io::Result<bool> {
 #[derive(Debug, thiserror::Error)]
 pub enum UnmountError {
     #[error("{} is not a mount of ours", path.display())]
-    NotOurs { path: PathBuf, found: Option<MountPoint> },
+    NotOurs { path: PathBuf, found: Option<Box<MountPoint>> },
     #[error("{} is in use{}", path.display(), by(users, below))]
     Busy {
         path: PathBuf,
@@ -259,7 +259,7 @@ pub fn unmount(
     let entry = Path::new(OsStr::from_bytes(fd_path(&parent).as_bytes())).join(name);
     let found = mounted_at(&entry).map_err(failed)?;
     let Some(mount) = found.filter(|mount| ours(mount)) else {
-        let found = mounted_at(&entry).ok().flatten();
+        let found = mounted_at(&entry).ok().flatten().map(Box::new);
         return Err(UnmountError::NotOurs { path: path.to_owned(), found });
     };
     match sys::mount::unmount(&entry, how == Unmount::Lazy) {
