@@ -290,6 +290,28 @@ fn root_failures_at_every_step_leave_nothing_behind() {
 
 #[test]
 #[ignore = "needs root"]
+fn root_a_user_mounts_on_directories_of_theirs_only() {
+    let room = Room::new();
+    let at = room.path("at");
+    std::os::unix::fs::chown(&at, Some(61_999), None).unwrap();
+    assert!(matches!(open_target(&at, Some(61_998)), Err(MountError::NotTheirs { .. })));
+    // Neither a file of theirs nor a link to a directory of theirs.
+    for name in ["file", "link"] {
+        match name {
+            "file" => fs_err::write(room.path(name), "").unwrap(),
+            _ => std::os::unix::fs::symlink("at", room.path(name)).unwrap(),
+        }
+        std::os::unix::fs::lchown(room.path(name), Some(61_999), None).unwrap();
+        let target = open_target(&room.path(name), Some(61_999));
+        assert!(matches!(target, Err(MountError::NotTheirs { .. })), "{name}");
+    }
+    let target = open_target(&at, Some(61_999)).unwrap();
+    room.mount().attach(target.as_fd()).unwrap();
+    assert!(mounted_at(&at).unwrap().unwrap().is_hydrant());
+}
+
+#[test]
+#[ignore = "needs root"]
 fn root_users_of_a_busy_mount_are_named_and_lazy_lets_them_finish() {
     let room = Room::new();
     room.attach(room.mount()).unwrap();

@@ -351,9 +351,6 @@ fn root_sockets_are_for_the_internet_and_the_resolver() {
 fn root_names_are_resolved() {
     let (said, _) = run("resolve", "localhost:80");
     assert!(said.contains("127.0.0.1") || said.contains("::1"), "{said}");
-    // By DNS, where the answer must be "no" or a try again, not a crash.
-    let (_, status) = run("resolve", "no-such-host.invalid:80");
-    assert_eq!(status.code(), Some(1));
 }
 
 #[test]
