@@ -1,6 +1,7 @@
 //! Placing, filling and the whole of a job.
 
 mod index;
+mod mount;
 mod pack;
 mod project;
 
