@@ -132,7 +132,9 @@ fn root_the_mounted_tree_is_what_git_checks_out() {
 #[test]
 #[ignore = "needs root"]
 fn root_git_works_on_the_mounted_tree() {
-    for (hash, filled) in [(HashKind::Sha1, false), (HashKind::Sha256, false), (HashKind::Sha1, true)] {
+    for (hash, filled) in
+        [(HashKind::Sha1, false), (HashKind::Sha256, false), (HashKind::Sha1, true)]
+    {
         let mut project = Project::new(hash);
         let tree = project.origin.id("HEAD^{tree}").to_string();
         let clone = project.build("clone", HashSet::new());
@@ -151,7 +153,11 @@ fn root_git_works_on_the_mounted_tree() {
         assert_eq!(run(dir, &["status", "--porcelain"]), " M a/b.c");
         run(dir, &["commit", "-qam", "an edit"]);
         run(dir, &["fsck", "--connectivity-only", "--no-dangling"]);
-        fs_err::set_permissions(dir.join("README"), fs_err::metadata(dir.join("bin/tool")).unwrap().permissions()).unwrap();
+        fs_err::set_permissions(
+            dir.join("README"),
+            fs_err::metadata(dir.join("bin/tool")).unwrap().permissions(),
+        )
+        .unwrap();
         run(dir, &["commit", "-qam", "a mode"]);
         run(dir, &["mv", "many", "few"]);
         run(dir, &["commit", "-qm", "a name"]);
