@@ -15,3 +15,5 @@ pub mod queue;
 pub mod range;
 pub mod segment;
 pub mod source;
+pub mod sys;
+pub mod worker;

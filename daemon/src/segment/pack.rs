@@ -109,7 +109,6 @@ pub fn compose(
         }
         let content = block * STORED_MAX;
         let content_len = (size - content).min(STORED_MAX);
-        #[expect(clippy::cast_possible_truncation, reason = "at most 65535")]
         let len = content_len as u16;
         let [low, high] = len.to_le_bytes();
         at = copy(at, &[u8::from(block == last_block), low, high, !low, !high]);
