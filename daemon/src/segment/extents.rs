@@ -159,6 +159,44 @@ impl ExtentsWriter {
     }
 }
 
+/// What the header of an index says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    pub segment: SegmentId,
+    pub kind: SegmentKind,
+    pub hash: HashKind,
+    /// The size of the segment in bytes.
+    pub size: u64,
+    /// The number of extents.
+    pub count: u32,
+    paths_len: u64,
+    crc: u32,
+}
+
+impl Head {
+    /// Reads the header alone, the first bytes of an index.
+    pub fn read(mut input: impl Read) -> Result<Self, ExtentsError> {
+        let mut header = [0; HEADER_LEN];
+        input.read_exact(&mut header)?;
+        let u64_at =
+            |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default());
+        let u32_at =
+            |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap_or_default());
+        if &header[..8] != MAGIC {
+            return Err(ExtentsError::Damaged("not an extent index"));
+        }
+        Ok(Self {
+            segment: SegmentId(u64_at(8)),
+            kind: if header[36] == 1 { SegmentKind::Pack } else { SegmentKind::Data },
+            hash: if header[37] == 1 { HashKind::Sha256 } else { HashKind::Sha1 },
+            size: u64_at(16),
+            count: u32_at(32),
+            paths_len: u64_at(24),
+            crc: u32_at(44),
+        })
+    }
+}
+
 /// The extents of one segment, in memory.
 #[derive(Debug)]
 pub struct Extents {
@@ -175,32 +213,24 @@ impl Extents {
     /// Reads an index, whole: at most about 1 MiB for each [`super::MAX_PACKED_SIZE`] of content,
     /// more for a pack.
     pub fn read(mut input: impl Read) -> Result<Self, ExtentsError> {
-        let mut header = [0; HEADER_LEN];
-        input.read_exact(&mut header)?;
-        let u64_at =
-            |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default());
-        let u32_at =
-            |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap_or_default());
-        if &header[..8] != MAGIC {
-            return Err(ExtentsError::Damaged("not an extent index"));
-        }
+        let head = Head::read(&mut input)?;
         let mut index = Self {
-            segment: SegmentId(u64_at(8)),
-            kind: if header[36] == 1 { SegmentKind::Pack } else { SegmentKind::Data },
-            hash: if header[37] == 1 { HashKind::Sha256 } else { HashKind::Sha1 },
-            size: u64_at(16),
-            count: u32_at(32) as usize,
+            segment: head.segment,
+            kind: head.kind,
+            hash: head.hash,
+            size: head.size,
+            count: head.count as usize,
             bytes: Vec::new(),
         };
         let len = (index.count as u64)
             .checked_mul(index.record_len() as u64)
-            .and_then(|records| records.checked_add(u64_at(24)))
+            .and_then(|records| records.checked_add(head.paths_len))
             .ok_or(ExtentsError::Damaged("its lengths are too large"))?;
         input.take(len).read_to_end(&mut index.bytes)?;
         if index.bytes.len() as u64 != len {
             return Err(ExtentsError::Damaged("it ends too early"));
         }
-        if crc32fast::hash(&index.bytes) != u32_at(44) {
+        if crc32fast::hash(&index.bytes) != head.crc {
             return Err(ExtentsError::Damaged("its checksum is wrong"));
         }
         Ok(index)

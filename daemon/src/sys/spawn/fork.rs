@@ -1,0 +1,193 @@
+//! fork(2) and exec(2). Between the two only async-signal-safe calls are made (signal-safety(7)) and
+//! nothing is allocated: all that the child needs is in the [`Plan`].
+
+use std::convert::Infallible;
+use std::ffi::{CString, c_char, c_int, c_uint};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use super::{Child, FIRST_FD, Failure};
+
+/// What the child is to become.
+#[derive(Debug)]
+pub struct Plan {
+    program: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+    fds: Vec<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    null: OwnedFd,
+}
+
+/// The steps that can fail in the child, as reported through the pipe: the index, then the errno.
+const STEPS: [&str; 6] = [
+    "make a session",
+    "die with the parent",
+    "set up file descriptors",
+    "set limits",
+    "change directory",
+    "exec",
+];
+
+impl Plan {
+    pub fn new(
+        program: CString,
+        arguments: Vec<CString>,
+        environment: Vec<CString>,
+        fds: Vec<OwnedFd>,
+        stderr: Option<OwnedFd>,
+    ) -> io::Result<Self> {
+        let null = File::options().read(true).write(true).open("/dev/null")?.into();
+        Ok(Self { program, arguments, environment, fds, stderr, null })
+    }
+
+    /// Forks, and waits until the child has exec'd or failed to.
+    pub fn start(self) -> Result<Child, Failure> {
+        let (reader, writer) = io::pipe().map_err(|error| ("make a pipe", error))?;
+        let pointers = |texts: &[CString]| -> Vec<*const c_char> {
+            texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
+        };
+        let arguments = pointers(&self.arguments);
+        let environment = pointers(&self.environment);
+        let raw: Vec<RawFd> = self.fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let prepared = Prepared {
+            plan: &self,
+            arguments: &arguments,
+            environment: &environment,
+            fds: &raw,
+            parent: std::process::id() as c_int,
+        };
+        let mut moved = vec![-1; raw.len()];
+
+        // SAFETY: the child only runs `Prepared::run`, which keeps to async-signal-safe calls and never
+        // returns.
+        let pid = unsafe { libc::fork() };
+        match pid {
+            -1 => return Err(("fork", io::Error::last_os_error())),
+            0 => {
+                // SAFETY: this is the child right after fork.
+                unsafe { prepared.run(&mut moved, writer.as_raw_fd()) }
+            }
+            _ => {}
+        }
+        drop(writer);
+        drop(self);
+        // From here on the child is killed if it is not handed on.
+        let child = Child::new(pid).map_err(|error| ("open a pidfd", error))?;
+        let mut report = [0; 8];
+        let mut reader = reader;
+        match reader.read_exact(&mut report) {
+            // Closed by exec without a word.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(child),
+            Err(error) => Err(("hear from the child", error)),
+            Ok(()) => {
+                let [a, b, c, d, e, f, g, h] = report;
+                let step = STEPS.get(usize::from(a)).copied().unwrap_or("start");
+                let _ = (b, c, d);
+                Err((step, io::Error::from_raw_os_error(i32::from_ne_bytes([e, f, g, h]))))
+            }
+        }
+    }
+}
+
+/// All that the child needs, allocated before the fork.
+struct Prepared<'a> {
+    plan: &'a Plan,
+    arguments: &'a [*const c_char],
+    environment: &'a [*const c_char],
+    fds: &'a [RawFd],
+    parent: c_int,
+}
+
+impl Prepared<'_> {
+    /// The child's life before exec.
+    ///
+    /// # Safety
+    ///
+    /// Only in the child, right after fork. `moved` is as long as `fds`.
+    unsafe fn run(&self, moved: &mut [RawFd], report: RawFd) -> ! {
+        let mut report = report;
+        // SAFETY: as for this function.
+        let (step, errno) = match unsafe { self.try_run(moved, &mut report) } {
+            Ok(never) => match never {},
+            Err(step) => (step, nix::errno::Errno::last_raw()),
+        };
+        let mut message = [0; 8];
+        message[0] = step;
+        message[4..].copy_from_slice(&errno.to_ne_bytes());
+        // SAFETY: writes 8 bytes of a live array, then ends this process without running anything of
+        // the parent's.
+        unsafe {
+            libc::write(report, message.as_ptr().cast(), message.len());
+            libc::_exit(127)
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::run`]. `Err` is an index into `STEPS`, with errno set.
+    unsafe fn try_run(&self, moved: &mut [RawFd], report: &mut RawFd) -> Result<Infallible, u8> {
+        // SAFETY: async-signal-safe system calls on plain numbers, and pointers into what the caller
+        // has prepared and holds.
+        unsafe {
+            // Handlers of ours are gone with exec; masks and ignored signals are not.
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+
+            check(libc::setsid(), 0)?;
+            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL), 1)?;
+            if libc::getppid() != self.parent {
+                // It ended before it was asked to tell us.
+                libc::_exit(127);
+            }
+
+            // First out of the way of the numbers that are wanted, then onto them.
+            let free = FIRST_FD + self.fds.len() as c_int;
+            let away = |fd: RawFd| check(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, free), 2);
+            *report = away(*report)?;
+            let null = away(self.plan.null.as_raw_fd())?;
+            let stderr = self.plan.stderr.as_ref().map_or(2, AsRawFd::as_raw_fd);
+            let stderr = away(stderr)?;
+            for (moved, fd) in moved.iter_mut().zip(self.fds) {
+                *moved = away(*fd)?;
+            }
+            check(libc::dup2(null, 0), 2)?;
+            check(libc::dup2(null, 1), 2)?;
+            check(libc::dup2(stderr, 2), 2)?;
+            for (number, fd) in (FIRST_FD..).zip(moved.iter()) {
+                check(libc::dup2(*fd, number), 2)?;
+            }
+            check(
+                libc::syscall(
+                    libc::SYS_close_range,
+                    free as c_uint,
+                    c_uint::MAX,
+                    libc::CLOSE_RANGE_CLOEXEC,
+                ) as c_int,
+                2,
+            )?;
+
+            let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            check(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 3)?;
+            limit.rlim_cur = limit.rlim_max;
+            check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 3)?;
+
+            libc::umask(0o022);
+            check(libc::chdir(c"/".as_ptr()), 4)?;
+            libc::execve(
+                self.plan.program.as_ptr(),
+                self.arguments.as_ptr(),
+                self.environment.as_ptr(),
+            );
+        }
+        Err(5)
+    }
+}
+
+fn check(result: c_int, step: u8) -> Result<c_int, u8> {
+    if result < 0 { Err(step) } else { Ok(result) }
+}

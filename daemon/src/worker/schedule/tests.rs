@@ -1,0 +1,398 @@
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn schedule() -> Schedule {
+    Schedule::new(6, Duration::from_secs(120), 1)
+}
+
+fn event(n: u64) -> Waiter {
+    Waiter::Event(EventId(n))
+}
+
+fn small(numbers: std::ops::Range<u32>) -> Vec<(ObjectNo, u64)> {
+    numbers.map(|n| (ObjectNo(n), 1000)).collect()
+}
+
+fn sent(effects: &[Effect]) -> Vec<(RequestId, Lane, Vec<ObjectNo>)> {
+    let sent = |e: &Effect| match e {
+        Effect::Send { request, lane, objects } => Some((*request, *lane, objects.clone())),
+        _ => None,
+    };
+    effects.iter().filter_map(sent).collect()
+}
+
+fn retry(reason: &str) -> Outcome {
+    Outcome::Retry { reason: reason.into(), after: None }
+}
+
+#[test]
+fn a_thousand_events_on_one_object_are_one_request() {
+    let mut s = schedule();
+    let mut effects = Vec::new();
+    for n in 0..1000 {
+        s.demand(n as u32 * MS / 1000, event(n), &small(7..8));
+        effects.extend(s.poll(MS));
+    }
+    let requests = sent(&effects);
+    assert_eq!(requests.len(), 1);
+    assert!(s.arrived(2 * MS, requests[0].0, ObjectNo(7)));
+    s.finished(2 * MS, requests[0].0, &Outcome::Done);
+    let ready = s.poll(2 * MS);
+    assert_eq!(ready.iter().filter(|e| matches!(e, Effect::Ready(_))).count(), 1000);
+    assert!(s.is_idle());
+}
+
+#[test]
+fn first_alone_then_together() {
+    let mut s = schedule();
+    let mut effects = Vec::new();
+    for n in 0..1000 {
+        s.demand(MS, event(n), &small(n as u32..n as u32 + 1));
+        effects.extend(s.poll(MS));
+    }
+    let requests = sent(&effects);
+    assert_eq!(requests.len(), 6, "one in each slot");
+    assert!(requests.iter().all(|(_, lane, o)| o.len() == 1 && *lane == Lane::Demand));
+    s.arrived(9 * MS, requests[0].0, requests[0].2[0]);
+    s.finished(9 * MS, requests[0].0, &Outcome::Done);
+    let next = sent(&s.poll(9 * MS));
+    assert_eq!((next.len(), next[0].2.len()), (1, 994), "the rest in the slot that is free");
+}
+
+#[test]
+fn what_one_event_needs_goes_together() {
+    let mut s = schedule();
+    s.demand(MS, event(1), &small(0..40));
+    s.demand(MS, event(2), &small(40..41));
+    let requests = sent(&s.poll(MS));
+    assert_eq!(requests.iter().map(|r| r.2.len()).collect::<Vec<_>>(), [40, 1]);
+}
+
+#[test]
+fn read_ahead_never_takes_the_last_slot() {
+    let mut s = Schedule::new(2, Duration::from_secs(120), 1);
+    s.ahead(&small(0..8));
+    s.ahead(&small(8..5000));
+    let first = sent(&s.poll(MS));
+    assert_eq!(first.len(), 1);
+    assert_eq!((first[0].1, first[0].2.len()), (Lane::Ahead, 4096), "units are joined");
+    s.demand(2 * MS, event(1), &small(9000..9001));
+    assert_eq!(sent(&s.poll(2 * MS)).len(), 1, "the reader goes beside");
+    // what is queued but not sent is sent at once when a reader wants it
+    let mut s = schedule();
+    for unit in 0..4u32 {
+        s.ahead(&small(unit * 4096..(unit + 1) * 4096));
+    }
+    assert_eq!(sent(&s.poll(MS)).len(), 3);
+    s.demand(MS, event(1), &small(16000..16001));
+    let demand = sent(&s.poll(MS));
+    assert_eq!(demand, [(RequestId(4), Lane::Demand, vec![ObjectNo(16000)])]);
+}
+
+#[test]
+fn a_reader_waits_for_read_ahead_only_so_long() {
+    let mut s = schedule();
+    s.ahead(&small(0..100));
+    let ahead = sent(&s.poll(MS))[0].0;
+    s.demand(2 * MS, event(1), &small(5..6));
+    assert!(sent(&s.poll(3 * MS)).is_empty(), "it is on its way");
+    assert!(s.next_wake().unwrap() <= 40 * MS);
+    let alone = sent(&s.poll(33 * MS));
+    assert_eq!((alone.len(), &alone[0].2), (1, &vec![ObjectNo(5)]));
+    assert!(s.arrived(40 * MS, alone[0].0, ObjectNo(5)));
+    assert_eq!(s.poll(40 * MS), [Effect::Ready(event(1))]);
+    assert!(!s.arrived(41 * MS, ahead, ObjectNo(5)), "the second is dropped");
+    s.finished(41 * MS, alone[0].0, &Outcome::Done);
+    for n in (0..100).filter(|n| *n != 5) {
+        assert!(s.arrived(42 * MS, ahead, ObjectNo(n)));
+    }
+    s.finished(42 * MS, ahead, &Outcome::Done);
+    s.poll(42 * MS);
+    assert!(s.objects.is_empty());
+}
+
+#[test]
+fn retries_with_growing_pauses_and_gives_up_at_the_deadline() {
+    let mut s = schedule();
+    s.demand(MS, event(1), &small(0..1));
+    let mut now = MS;
+    let mut tries = Vec::new();
+    let failed = loop {
+        let effects = s.poll(now);
+        if let Some(fail) = effects.iter().find(|e| matches!(e, Effect::Fail { .. })) {
+            break fail.clone();
+        }
+        for (request, _, objects) in sent(&effects) {
+            assert_eq!(objects, [ObjectNo(0)]);
+            tries.push(now);
+            s.finished(now, request, &retry("connection refused"));
+        }
+        now = s.next_wake().unwrap().max(now);
+    };
+    assert!((20..60).contains(&tries.len()), "{tries:?}");
+    assert!(tries[1] - tries[0] <= 100 * MS && tries.windows(2).all(|w| w[0] < w[1]));
+    assert_eq!(now, MS + Duration::from_secs(120));
+    let Effect::Fail { errno, reason, .. } = failed else { unreachable!() };
+    assert_eq!(errno, DenyErrno::Eio);
+    assert_eq!(reason, "gave up after 120 s: connection refused");
+    // later events try anew
+    while let Some(wake) = s.next_wake() {
+        s.poll(wake);
+    }
+    s.demand(now, event(2), &small(0..1));
+    assert_eq!(sent(&s.poll(now + 10_000 * MS)).len(), 1);
+}
+
+#[test]
+fn waiting_is_told_with_its_reason() {
+    let mut s = schedule();
+    s.demand(MS, event(1), &small(0..3));
+    let request = sent(&s.poll(MS))[0].0;
+    s.finished(2 * MS, request, &retry("503"));
+    s.demand(3 * MS, event(2), &small(0..1));
+    let waiting = |event| Effect::Waiting { event: EventId(event), reason: "503".into() };
+    assert_eq!(s.poll(3 * MS), [waiting(1), waiting(2)]);
+}
+
+#[test]
+fn retry_after_keeps_everybody_quiet() {
+    let mut s = schedule();
+    s.demand(MS, event(1), &small(0..1));
+    let request = sent(&s.poll(MS))[0].0;
+    let after = Some(Duration::from_secs(7));
+    s.finished(2 * MS, request, &Outcome::Retry { reason: "429".into(), after });
+    s.demand(3 * MS, event(2), &small(1..2));
+    s.ahead(&small(2..10));
+    assert!(sent(&s.poll(6999 * MS)).is_empty());
+    assert_eq!(s.next_wake(), Some(7002 * MS));
+    let all: usize = sent(&s.poll(7002 * MS)).iter().map(|r| r.2.len()).sum();
+    assert_eq!(all, 10);
+}
+
+#[test]
+fn an_origin_in_trouble_is_probed_one_request_at_a_time() {
+    let mut s = schedule();
+    for n in 0..3 {
+        s.demand(MS, event(n), &small(n as u32..n as u32 + 1));
+    }
+    for (request, ..) in sent(&s.poll(MS)) {
+        s.finished(2 * MS, request, &retry("refused"));
+    }
+    s.demand(3 * MS, event(10), &small(10..11));
+    s.demand(3 * MS, event(11), &small(11..12));
+    s.ahead(&small(20..30));
+    let probe = sent(&s.poll(3 * MS));
+    assert_eq!(probe.len(), 1);
+    s.arrived(4 * MS, probe[0].0, probe[0].2[0]);
+    s.finished(4 * MS, probe[0].0, &Outcome::Done);
+    assert_eq!(sent(&s.poll(200 * MS)).iter().map(|r| r.2.len()).sum::<usize>(), 4);
+}
+
+#[test]
+fn missing_denies_the_one_and_fetches_the_others() {
+    let mut s = schedule();
+    s.demand(MS, event(1), &small(0..1));
+    s.demand(MS, event(2), &small(0..3));
+    let requests = sent(&s.poll(MS));
+    let missing = Outcome::Missing { object: ObjectNo(1), reason: "not our ref".into() };
+    s.demand(MS, event(3), &small(2..3));
+    s.finished(2 * MS, requests[1].0, &missing);
+    let effects = s.poll(2 * MS);
+    let failed: Vec<_> = effects.iter().filter(|e| matches!(e, Effect::Fail { .. })).collect();
+    assert!(matches!(failed[..], [Effect::Fail { waiter: Waiter::Event(EventId(2)), .. }]));
+    assert_eq!(sent(&effects)[0].2, [ObjectNo(2)], "event 3 still wants it");
+}
+
+#[test]
+fn refused_denies_at_once() {
+    let mut s = schedule();
+    s.demand(MS, event(1), &small(0..2));
+    let request = sent(&s.poll(MS))[0].0;
+    s.arrived(2 * MS, request, ObjectNo(0));
+    s.finished(2 * MS, request, &Outcome::Refused { reason: "403".into() });
+    let effects = s.poll(2 * MS);
+    assert!(
+        matches!(&effects[0], Effect::Fail { errno: DenyErrno::Eio, reason, .. } if reason == "403")
+    );
+    assert!(s.is_idle());
+}
+
+#[test]
+fn a_full_disk_is_told_and_tried_anew_only_by_the_next_event() {
+    let mut s = schedule();
+    s.demand(MS, event(1), &small(0..1));
+    let request = sent(&s.poll(MS))[0].0;
+    let full = Outcome::Disk { errno: DenyErrno::Enospc, reason: "no space".into() };
+    s.finished(2 * MS, request, &full);
+    let effects = s.poll(500_000 * MS);
+    assert!(matches!(effects[0], Effect::Fail { errno: DenyErrno::Enospc, .. }));
+    assert!(sent(&effects).is_empty() && s.objects.is_empty());
+    s.demand(500_001 * MS, event(2), &small(0..1));
+    assert_eq!(sent(&s.poll(500_001 * MS)).len(), 1);
+}
+
+#[test]
+fn wrong_data_is_tried_twice_more_alone() {
+    let mut s = schedule();
+    s.demand(MS, event(1), &small(0..2));
+    let wrong = Outcome::Wrong { reason: "bad pack".into() };
+    let mut now = MS;
+    let (mut asked, mut failed) = (HashMap::new(), 0);
+    for _ in 0..20 {
+        now += 1000 * MS;
+        let effects = s.poll(now);
+        failed += effects.iter().filter(|e| matches!(e, Effect::Fail { .. })).count();
+        for (request, _, objects) in sent(&effects) {
+            objects.iter().for_each(|no| *asked.entry(*no).or_insert(0) += 1);
+            if objects[..] == [ObjectNo(0)] {
+                s.arrived(now, request, ObjectNo(0));
+                s.finished(now, request, &Outcome::Done);
+            } else {
+                s.finished(now, request, &wrong);
+            }
+        }
+    }
+    assert_eq!(failed, 1);
+    assert_eq!(asked, HashMap::from([(ObjectNo(0), 2), (ObjectNo(1), 3)]));
+    assert!(s.is_idle());
+}
+
+#[test]
+fn prefetch_ends_also_when_the_origin_is_gone() {
+    let mut s = schedule();
+    s.demand(MS, Waiter::Prefetch(1), &small(0..10));
+    let (mut now, mut ended) = (MS, false);
+    for _ in 0..100 {
+        let effects = s.poll(now);
+        ended |= effects.iter().any(|e| matches!(e, Effect::Fail { .. }));
+        for (request, lane, _) in sent(&effects) {
+            assert_eq!(lane, Lane::Prefetch);
+            s.finished(now, request, &retry("gone"));
+        }
+        now = s.next_wake().unwrap_or(now + MS);
+    }
+    assert!(ended && s.is_idle());
+}
+
+#[test]
+fn old_deadlines_take_no_memory() {
+    let mut s = schedule();
+    for n in 0..50_000 {
+        s.demand(MS, event(n), &small(0..1));
+        for (request, ..) in sent(&s.poll(MS)) {
+            s.arrived(MS, request, ObjectNo(0));
+            s.finished(MS, request, &Outcome::Done);
+        }
+        s.poll(MS);
+    }
+    assert!(s.timers.len() < 10_000);
+}
+
+/// An origin that does anything, readers that come and go: whatever happens, limits are kept and
+/// every wait ends once.
+fn anything_goes(seed: u64, steps: usize) -> Result<(), TestCaseError> {
+    let mut rng = Jitter::new(seed);
+    let mut random = move |below: u64| rng.next() % below;
+    let connections = 1 + random(6) as u32;
+    let mut s = Schedule::new(connections, Duration::from_secs(5), seed);
+    let mut now = Duration::ZERO;
+    let mut running: BTreeMap<RequestId, (Lane, Vec<ObjectNo>)> = BTreeMap::new();
+    let mut waiting: HashSet<Waiter> = HashSet::new();
+    // What has come in another request meanwhile.
+    let mut done: HashSet<(RequestId, ObjectNo)> = HashSet::new();
+    let mut next = 0;
+    for step in 0..steps + 10_000 {
+        now += Duration::from_micros(random(3000));
+        let winding_down = step >= steps;
+        if winding_down && s.is_idle() {
+            break;
+        }
+        match random(if winding_down { 4 } else { 8 }) {
+            0..=2 if !running.is_empty() => {
+                let at = random(running.len() as u64) as usize;
+                let request = *running.keys().nth(at).unwrap();
+                let (_, objects) = running.get_mut(&request).unwrap();
+                if !objects.is_empty() && random(10) > 0 {
+                    let no = objects.remove(random(objects.len() as u64) as usize);
+                    s.arrived(now, request, no);
+                    done.extend(running.keys().map(|request| (*request, no)));
+                } else {
+                    let (_, objects) = running.remove(&request).unwrap();
+                    let reason = "x".to_owned();
+                    let after = (random(9) == 0).then_some(Duration::from_millis(300));
+                    let outcome = match random(6) {
+                        0 => Outcome::Refused { reason },
+                        1 if !objects.is_empty() => Outcome::Missing { object: objects[0], reason },
+                        2 => Outcome::Wrong { reason },
+                        3 => Outcome::Disk { errno: DenyErrno::Enospc, reason },
+                        4 => Outcome::Done,
+                        _ => Outcome::Retry { reason, after },
+                    };
+                    s.finished(now, request, &outcome);
+                }
+            }
+            3 => now += Duration::from_millis(random(200)),
+            4 => s.ahead(&small(random(100) as u32..100 + random(50) as u32)),
+            5 if !waiting.is_empty() => {
+                let waiter = *waiting.iter().min_by_key(|w| format!("{w:?}")).unwrap();
+                if random(4) == 0 {
+                    waiting.remove(&waiter);
+                    s.cancel(waiter);
+                }
+            }
+            6.. => {
+                next += 1;
+                let waiter = if random(5) == 0 { Waiter::Prefetch(next) } else { event(next) };
+                let first = random(150) as u32;
+                waiting.insert(waiter);
+                s.demand(now, waiter, &small(first..first + random(5) as u32));
+            }
+            _ => {}
+        }
+        for effect in s.poll(now) {
+            match effect {
+                Effect::Send { request, lane, objects } => {
+                    prop_assert!(!objects.is_empty());
+                    for no in &objects {
+                        let with = running.iter().filter(|(request, (_, objects))| {
+                            objects.contains(no) && !done.contains(&(**request, *no))
+                        });
+                        let lanes: Vec<_> = with.map(|(_, (lane, _))| *lane).collect();
+                        prop_assert!(!lanes.contains(&Lane::Demand), "{no:?} is under way");
+                        prop_assert!(lanes.is_empty() || lane == Lane::Demand);
+                    }
+                    running.insert(request, (lane, objects));
+                    prop_assert!(running.len() <= connections as usize);
+                    let ahead = running.values().filter(|(lane, _)| *lane != Lane::Demand).count();
+                    prop_assert!(ahead <= (connections as usize - 1).clamp(1, AHEAD_REQUESTS));
+                }
+                Effect::Ready(waiter) | Effect::Fail { waiter, .. } => {
+                    prop_assert!(waiting.remove(&waiter), "{waiter:?} ends once");
+                }
+                Effect::Waiting { event, .. } => {
+                    prop_assert!(waiting.contains(&Waiter::Event(event)));
+                }
+                Effect::Dropped(_) => {}
+            }
+        }
+        if let Some(wake) = s.next_wake() {
+            now = if random(10) == 0 { now.max(wake) } else { now };
+        }
+    }
+    prop_assert!(s.is_idle(), "seed {seed}: {} waits left", s.waits.len());
+    prop_assert!(waiting.is_empty());
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn every_wait_ends_once(seed: u64) {
+        anything_goes(seed, 600)?;
+    }
+}
