@@ -70,7 +70,7 @@ pub fn run(state_dir: &Path) -> Vec<Check> {
         ("sparse-files", Required, in_room(system::sparse_files)),
         ("git", Required, in_room(git::git)),
         ("memfd", Required, system::memfd()),
-        ("landlock", Recommended, system::landlock()),
+        ("landlock", Required, system::landlock()),
         ("seccomp", Required, system::seccomp()),
         ("user", Required, system::user()),
         ("open-files", Recommended, system::open_files()),

@@ -71,6 +71,8 @@ pub enum MountError {
     Image { image: PathBuf, source: FsError },
     #[error("mount overlayfs with {}", upper.display())]
     Overlay { upper: PathBuf, source: FsError },
+    #[error("{} is not a directory of uid {owner}", path.display())]
+    NotTheirs { path: PathBuf, owner: u32 },
     #[error("look into the directory to mount on")]
     Target(#[source] io::Error),
     #[error("the directory to mount on is not empty")]
@@ -177,6 +179,21 @@ fn open_path(path: &Path) -> Result<OwnedFd, MountError> {
     fd.map_err(error)
 }
 
+/// Opens the directory that a tree is to be attached to. With `owner`, it must be theirs: a user can't
+/// hide what belongs to others.
+pub fn open_target(path: &Path, owner: Option<u32>) -> Result<OwnedFd, MountError> {
+    let target = open_path(path)?;
+    let stat = nix::sys::stat::fstat(&target)
+        .map_err(|errno| MountError::Open { path: path.to_owned(), source: errno.into() })?;
+    let is_directory = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+    match owner {
+        Some(owner) if !is_directory || stat.st_uid != owner => {
+            Err(MountError::NotTheirs { path: path.to_owned(), owner })
+        }
+        _ => Ok(target),
+    }
+}
+
 impl DetachedMount {
     /// Attaches it on top of `target`, an empty directory; otherwise it is gone.
     pub fn attach(self, target: BorrowedFd<'_>) -> Result<(), MountError> {
@@ -211,7 +228,7 @@ pub fn is_empty(directory: BorrowedFd<'_>) -> io::Result<bool> {
 #[derive(Debug, thiserror::Error)]
 pub enum UnmountError {
     #[error("{} is not a mount of ours", path.display())]
-    NotOurs { path: PathBuf, found: Option<MountPoint> },
+    NotOurs { path: PathBuf, found: Option<Box<MountPoint>> },
     #[error("{} is in use{}", path.display(), by(users, below))]
     Busy {
         path: PathBuf,
@@ -236,7 +253,8 @@ fn by(users: &[User], below: &[PathBuf]) -> String {
 pub enum Unmount {
     /// Only if nobody uses it.
     Idle,
-    /// At once for new users; those that have files open go on.
+    /// At once for new users; those that have files open go on. Until they are done the layers are in
+    /// use: overlayfs does not keep anybody from mounting them a second time, and then goes wrong.
     Lazy,
 }
 
@@ -259,7 +277,7 @@ pub fn unmount(
     let entry = Path::new(OsStr::from_bytes(fd_path(&parent).as_bytes())).join(name);
     let found = mounted_at(&entry).map_err(failed)?;
     let Some(mount) = found.filter(|mount| ours(mount)) else {
-        let found = mounted_at(&entry).ok().flatten();
+        let found = mounted_at(&entry).ok().flatten().map(Box::new);
         return Err(UnmountError::NotOurs { path: path.to_owned(), found });
     };
     match sys::mount::unmount(&entry, how == Unmount::Lazy) {

@@ -108,7 +108,10 @@ fn root_a_tree_is_read_through_overlayfs_and_written_above_it() {
     let at = room.path("at");
     let point = mounted_at(&at).unwrap().unwrap();
     assert!(point.is_hydrant());
-    assert_eq!(point.path, at);
+    assert_eq!(
+        (point.path.as_path(), point.upper.as_deref()),
+        (at.as_path(), Some(room.upper.as_path()))
+    );
     assert_eq!(fs_err::read_to_string(at.join("dir/a")).unwrap(), "hello");
     assert_eq!(fs_err::read(at.join("big")).unwrap(), big());
     assert_eq!(fs_err::read_link(at.join("link")).unwrap(), Path::new("big"));
@@ -223,6 +226,7 @@ fn root_paths_may_be_longer_than_an_option() {
     let tree =
         TreeMount { image: &image, devices: &device, layers, read_only: false, restricted: true };
     room.attach(mount(&tree).unwrap()).unwrap();
+    assert_eq!(mounted_at(&room.path("at")).unwrap().unwrap().upper, Some(upper.clone()));
     assert_eq!(fs_err::read(room.path("at/big")).unwrap(), big());
     room.unmount(Unmount::Idle).unwrap();
     room.attach(mount(&TreeMount { layers: None, ..tree }).unwrap()).unwrap();
@@ -282,6 +286,28 @@ fn root_failures_at_every_step_leave_nothing_behind() {
     drop(target);
     assert_eq!(room.mounts().len(), 1);
     room.unmount(Unmount::Idle).unwrap();
+}
+
+#[test]
+#[ignore = "needs root"]
+fn root_a_user_mounts_on_directories_of_theirs_only() {
+    let room = Room::new();
+    let at = room.path("at");
+    std::os::unix::fs::chown(&at, Some(61_999), None).unwrap();
+    assert!(matches!(open_target(&at, Some(61_998)), Err(MountError::NotTheirs { .. })));
+    // Neither a file of theirs nor a link to a directory of theirs.
+    for name in ["file", "link"] {
+        match name {
+            "file" => fs_err::write(room.path(name), "").unwrap(),
+            _ => std::os::unix::fs::symlink("at", room.path(name)).unwrap(),
+        }
+        std::os::unix::fs::lchown(room.path(name), Some(61_999), None).unwrap();
+        let target = open_target(&room.path(name), Some(61_999));
+        assert!(matches!(target, Err(MountError::NotTheirs { .. })), "{name}");
+    }
+    let target = open_target(&at, Some(61_999)).unwrap();
+    room.mount().attach(target.as_fd()).unwrap();
+    assert!(mounted_at(&at).unwrap().unwrap().is_hydrant());
 }
 
 #[test]

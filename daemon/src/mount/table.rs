@@ -22,10 +22,12 @@ pub struct MountPoint {
     pub kind: String,
     /// [`super::SOURCE`] for our writable trees, the image's path for read-only ones.
     pub source: OsString,
+    /// The `upperdir` of an overlay: which of our trees it is, and of which daemon.
+    pub upper: Option<PathBuf>,
 }
 
 impl MountPoint {
-    /// A writable tree of ours. (Of which daemon, `upperdir` in its options would say.)
+    /// A writable tree of ours, or of another daemon like us.
     #[must_use]
     pub fn is_hydrant(&self) -> bool {
         self.kind == "overlay" && self.source == super::SOURCE
@@ -69,7 +71,10 @@ fn parse(line: &[u8]) -> Option<MountPoint> {
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let kind = String::from_utf8_lossy(rest.next()?).into_owned();
     let source = unescape(rest.next()?);
-    Some(MountPoint { id, parent, device, path, kind, source })
+    let options = rest.next().unwrap_or_default().split(|byte| *byte == b',');
+    let upper = options.into_iter().find_map(|option| option.strip_prefix(b"upperdir="));
+    let upper = upper.map(|path| PathBuf::from(unescape(path)));
+    Some(MountPoint { id, parent, device, path, kind, source, upper })
 }
 
 /// Undoes the kernel's `\ooo` for blanks and backslashes.
@@ -94,12 +99,13 @@ mod tests {
 
     #[test]
     fn a_line_is_understood() {
-        let line = b"66 43 0:40 / /mnt/a\\040b\\134\xff rw,relatime shared:3 master:1 - overlay hydrant rw,lowerdir+=/";
+        let line = b"66 43 0:40 / /mnt/a\\040b\\134\xff rw,relatime shared:3 master:1 - overlay hydrant rw,lowerdir+=/,upperdir=/s/a\\054b,workdir=/w";
         let mount = parse(line).unwrap();
         assert_eq!((mount.id, mount.parent, mount.device), (66, 43, (0, 40)));
         assert_eq!(mount.path.as_os_str().as_bytes(), b"/mnt/a b\\\xff");
         assert_eq!((mount.kind.as_str(), mount.source.to_str()), ("overlay", Some("hydrant")));
         assert!(mount.is_hydrant());
+        assert_eq!(mount.upper.as_deref(), Some(Path::new("/s/a,b")));
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"1 2 0:x / /"), None);
         assert_eq!(unescape(b"a\\"), "a\\");

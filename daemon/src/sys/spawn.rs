@@ -122,7 +122,7 @@ impl Spawn {
     }
 
     /// Starts it. When this returns, the program runs (exec has succeeded) and the fds that were given
-    /// are closed here.
+    /// are closed here. Blocks for as long as that takes, about a millisecond.
     pub fn start(self) -> Result<Child, SpawnError> {
         let program = self.program.display().to_string();
         let failed = |step| {
