@@ -40,6 +40,7 @@ pub struct Daemon {
     log: PathBuf,
     process: Option<Leashed>,
     environment: Vec<(String, String)>,
+    configuration: Option<PathBuf>,
 }
 
 impl Daemon {
@@ -52,7 +53,16 @@ impl Daemon {
             log: directory.join("hydrantd.log"),
             process: None,
             environment: Vec::new(),
+            configuration: None,
         }
+    }
+
+    /// Lines of a configuration file for the daemon.
+    pub fn configure(&mut self, lines: &str) -> Result<()> {
+        let file = self.log.with_file_name("config.toml");
+        fs_err::write(&file, lines)?;
+        self.configuration = Some(file);
+        Ok(())
     }
 
     /// A variable for the daemon's environment, and for that of the command line.
@@ -68,6 +78,9 @@ impl Daemon {
         command.arg("--standalone");
         command.arg("--state-dir").arg(&self.directories.state);
         command.arg("--run-dir").arg(&self.directories.run);
+        if let Some(file) = &self.configuration {
+            command.arg("--config").arg(file);
+        }
         command.envs(self.environment.iter().cloned());
         command.env("RUST_BACKTRACE", "1");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

@@ -24,8 +24,8 @@ pub enum End {
     Signal(i32),
 }
 
-/// Seconds a reader may take unless the test says otherwise. Longer than the daemon's deadline.
-pub const PATIENCE: Duration = Duration::from_secs(100);
+/// How long a reader may take: longer than the daemon's deadline, which is 120 seconds.
+pub const PATIENCE: Duration = Duration::from_secs(140);
 
 /// `hydrant-access` on `file`, below `prefix` (such as `unshare -m`), to be run.
 pub fn reader(prefix: &[&str], kind: Kind, file: &Path, truth: &Path) -> Result<Run> {

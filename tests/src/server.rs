@@ -197,6 +197,7 @@ error_log {directory}/error.log warn;
 events {{ worker_connections 4096; }}
 http {{
 {temporary}    log_format requests escape=none '$request_method $request_uri $status $request_length $bytes_sent $request_time $content_length\n$request_body';
+    access_log off;
     client_max_body_size 0;
     client_body_buffer_size 64m;
     client_body_in_single_buffer on;

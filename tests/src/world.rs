@@ -36,6 +36,8 @@ pub struct Setting {
     pub offers: Offers,
     /// The server asks for a name and a password: `user`, `secret`.
     pub password: bool,
+    /// Lines of the daemon's configuration file; none if empty.
+    pub configuration: &'static str,
     /// The daemon runs from the start.
     pub start: bool,
 }
@@ -48,6 +50,7 @@ impl Default for Setting {
             proxy: None,
             offers: Offers::default(),
             password: false,
+            configuration: "",
             start: true,
         }
     }
@@ -96,6 +99,9 @@ impl World {
         daemon.set_env("RUST_LOG", &std::env::var("RUST_LOG").unwrap_or("info".to_owned()));
         for (name, value) in GIT_ENVIRONMENT {
             daemon.set_env(name, value);
+        }
+        if !setting.configuration.is_empty() {
+            daemon.configure(setting.configuration)?;
         }
         if setting.start {
             daemon.start()?;

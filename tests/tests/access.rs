@@ -76,7 +76,9 @@ struct Setup {
 
 fn setup(state_fs: StateFs) -> Result<Setup> {
     let name = format!("access-{state_fs}");
-    let world = World::with(&name, Setting { state_fs, ..Setting::default() })?;
+    // Nothing may be there before it is read.
+    let configuration = "read_ahead = false\n";
+    let world = World::with(&name, Setting { state_fs, configuration, ..Setting::default() })?;
     let repository = repository()?;
     let tree = world.quick(&repository)?;
     Ok(Setup { world, repository, tree })

@@ -13,8 +13,9 @@ use hydrant_tests::repository::{MAIN, Repository, lonely};
 use hydrant_tests::world::{Setting, World};
 
 fn world(name: &str) -> Result<(World, Repository, std::path::PathBuf)> {
-    let world =
-        World::with(name, Setting { proxy: Some(Quality::default()), ..Setting::default() })?;
+    let configuration = "deadline_secs = 20\nstall_secs = 4\n";
+    let setting = Setting { proxy: Some(Quality::default()), configuration, ..Setting::default() };
+    let world = World::with(name, setting)?;
     let repository = lonely(30, 300_000)?;
     let tree = world.quick(&repository)?;
     Ok((world, repository, tree))
