@@ -106,9 +106,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Worker(who)) => {
-            let _ = who;
-            anyhow::bail!("no worker yet");
-            #[allow(unreachable_code)]
+            worker::main(who.uid, who.gid, inherited()?)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Importer(who)) => {

@@ -1,9 +1,16 @@
 //! The worker: takes events from its queue, fetches what they need, writes it into the segments and
 //! answers. Has no privileges.
 
+pub mod compose;
+pub mod control;
 pub mod engine;
+pub mod fill;
 pub mod pool;
+mod process;
+pub mod queue;
 pub mod readahead;
+pub mod request;
+pub mod run;
 pub mod sandbox;
 pub mod schedule;
 #[cfg(test)]
@@ -13,3 +20,4 @@ mod simulation;
 /// order in which these were attached. Neighbours in the tree have neighbouring numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectNo(pub u32);
+pub use process::main;
