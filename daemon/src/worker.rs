@@ -16,8 +16,9 @@ pub mod schedule;
 #[cfg(test)]
 mod simulation;
 
+pub use process::main;
+
 /// The number of an object in its pool: counts the records of the pool's data segments, in the
 /// order in which these were attached. Neighbours in the tree have neighbouring numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectNo(pub u32);
-pub use process::main;

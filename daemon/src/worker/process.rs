@@ -78,7 +78,10 @@ impl Credentials for Supervisor {
         rejected: Option<Credential>,
     ) -> BoxFuture<'a, Result<Option<Credential>, String>> {
         Box::pin(async move {
-            self.0.need_credential(url.to_owned(), rejected).await.map_err(|error| error.to_string())
+            self.0
+                .need_credential(url.to_owned(), rejected)
+                .await
+                .map_err(|error| error.to_string())
         })
     }
 }
