@@ -71,7 +71,7 @@ async fn request(
         }
     }
     let raw = parser.finish()?;
-    reply.end();
+    reply.end().await;
     Ok(raw)
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use super::repo::{Repo, feed, git};
 use super::server::{Fault, Server};
 use super::*;
@@ -136,6 +138,42 @@ async fn stalled() {
         right(&sink);
     }
     fetch_all(&source, &ids).await;
+}
+
+#[tokio::test]
+async fn reset() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/repo.git", listener.local_addr().unwrap());
+    let answers = [
+        "",
+        "HTTP/1.1 200 OK\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-type: application/x-git-upload-pack-advertisement\r\n\
+         content-length: 1000\r\n\r\n000eversion 2\n",
+    ];
+    for answer in answers {
+        let serve = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 1000];
+                assert!(stream.read(&mut request).await.unwrap() > 0);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                // so that closing it sends a reset
+                reset_when_closed(&stream);
+            }
+        };
+        let source = plain(HashKind::Sha1, url.clone());
+        let error = tokio::select! {
+            result = source.capabilities() => result.unwrap_err(),
+            () = serve => unreachable!(),
+        };
+        assert!(matches!(error, FetchError::Retry { .. }), "{answer:?}: {error:?}");
+    }
+}
+
+fn reset_when_closed(stream: &tokio::net::TcpStream) {
+    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &linger).unwrap();
 }
 
 #[tokio::test]
