@@ -172,7 +172,7 @@ async fn reset() {
 }
 
 fn reset_when_closed(stream: &tokio::net::TcpStream) {
-    let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &linger).unwrap();
 }
 

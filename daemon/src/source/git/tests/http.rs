@@ -105,6 +105,12 @@ async fn the_raw_pack_is_good_for_index_pack() {
         };
         assert_eq!(sink.objects.len(), 200);
         let other = Repo::new(hash);
+        match source.raw_fetch(&[], &mut Collect::default()).await.unwrap() {
+            Content::Memory(empty) => {
+                feed(git(&other.path()).args(["index-pack", "--stdin", "--strict"]), &empty);
+            }
+            spooled @ Content::Spooled { .. } => panic!("{spooled:?}"),
+        }
         feed(git(&other.path()).args(["index-pack", "--stdin", "--strict"]), &raw);
         let pack = other.git(&["count-objects", "-v"]);
         assert!(pack.contains("in-pack: 200"), "{pack}");
