@@ -1,6 +1,5 @@
 //! A real git repository for tests, and an origin on top of it.
 
-use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,6 +8,7 @@ use std::sync::Mutex;
 use crate::importer::listing::Listing;
 use crate::importer::{Importer, Origin, Revision, Spool};
 use crate::object::{HashKind, ObjectId};
+use crate::source::git::{SizesOutcome, SizesQuery};
 use crate::source::{Content, Fetch, FetchError, Sink};
 
 /// A `git` command that no configuration of the machine or the user changes.
@@ -79,7 +79,8 @@ impl Repository {
     }
 
     pub fn importer(&self) -> Importer<Vec<u8>> {
-        Importer::new(self.listing(), Vec::new(), Spool::new(tempfile::tempfile))
+        let spool = Spool::new(tempfile::tempfile);
+        Importer::new(self.listing(), self.revision(), Vec::new(), spool)
     }
 }
 
@@ -139,26 +140,30 @@ impl Fetch for TestOrigin {
 }
 
 impl Origin for TestOrigin {
-    async fn sizes(&self, keys: &[ObjectId]) -> Result<HashMap<ObjectId, u64>, FetchError> {
+    async fn sizes(&self, query: &SizesQuery<'_>) -> Result<SizesOutcome, FetchError> {
         self.fault()?;
+        let mut outcome = SizesOutcome { how: "a test", ..SizesOutcome::default() };
         if !self.object_info {
-            return Ok(HashMap::new());
+            return Ok(outcome);
         }
+        let keys = query.entries.iter().filter(|key| !query.known.contains_key(key));
+        let keys: Vec<_> = keys.copied().collect();
         let check = "--batch-check=%(objectsize)";
-        let out = run_with(git(&self.dir).args(["cat-file", check]), &lines(keys));
+        let out = run_with(git(&self.dir).args(["cat-file", check]), &lines(&keys));
         let sizes = std::str::from_utf8(&out).unwrap().lines();
-        Ok(keys.iter().copied().zip(sizes.map(|size| size.parse().unwrap())).collect())
+        outcome.known = keys.into_iter().zip(sizes.map(|size| size.parse().unwrap())).collect();
+        Ok(outcome)
     }
 
-    async fn fetch_pack(
+    async fn raw_fetch(
         &self,
         keys: &[ObjectId],
-        pack: &mut (dyn Write + Send),
         sink: &mut dyn Sink,
-    ) -> Result<(), FetchError> {
+    ) -> Result<Content, FetchError> {
         self.fetch(keys, sink).await?;
-        let bytes = run_with(git(&self.dir).args(["pack-objects", "-q", "--stdout"]), &lines(keys));
-        pack.write_all(&bytes).map_err(FetchError::Sink)
+        let mut command = git(&self.dir);
+        let bytes = run_with(command.args(["pack-objects", "-q", "--stdout"]), &lines(keys));
+        Ok(Content::Memory(bytes))
     }
 }
 
