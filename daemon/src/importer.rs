@@ -18,6 +18,7 @@
 pub mod attributes;
 mod collect;
 pub mod listing;
+mod run;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -38,6 +39,9 @@ use crate::segment::SegmentKind;
 use crate::segment::extents::Extents;
 use crate::source::git::{GitSource, SizesOutcome, SizesQuery};
 use crate::source::{Content, Fetch, FetchError, Sink};
+
+pub use attributes::ATTRIBUTES;
+pub use run::{FDS, Fds, main};
 
 use collect::Collector;
 use listing::{Kind, Listed, Listing, ListingError};

@@ -7,6 +7,7 @@
 pub mod extents;
 pub mod frame;
 pub mod pack;
+pub mod presence;
 
 use serde::{Deserialize, Serialize};
 

@@ -235,7 +235,7 @@ impl Slots {
     }
 
     fn anywhere(&mut self, len: u64) -> u64 {
-        if let Some(start) = self.from_gap(len) {
+        if let Some(start) = self.take_gap(len) {
             return start;
         }
         let start = self.next;
@@ -245,7 +245,7 @@ impl Slots {
 
     /// Slots of one block; `len` must not be more than a block has.
     fn in_block(&mut self, len: u64) -> u64 {
-        if let Some(start) = self.from_gap(len) {
+        if let Some(start) = self.take_gap(len) {
             return start;
         }
         let left = self.next.next_multiple_of(self.in_block) - self.next;
@@ -264,7 +264,7 @@ impl Slots {
         }
     }
 
-    fn from_gap(&mut self, len: u64) -> Option<u64> {
+    fn take_gap(&mut self, len: u64) -> Option<u64> {
         let found = (len..self.in_block).find(|free| !self.gaps[*free as usize].is_empty())?;
         let start = self.gaps[found as usize].pop()?;
         self.free(start + len, found - len);

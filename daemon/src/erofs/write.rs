@@ -130,7 +130,8 @@ impl Layout {
                 match inode.data {
                     Data::Run { device, block } => out.extend(ChunkIndex { device, block }.bytes()),
                     Data::Chunks { first, count, .. } => {
-                        let range = first as usize..(first + count) as usize;
+                        let first = first as usize;
+                        let range = first..first + count as usize;
                         self.tree.chunks[range].iter().for_each(|chunk| out.extend(chunk.bytes()));
                     }
                     _ => {}

@@ -7,12 +7,14 @@
 use std::collections::HashSet;
 use std::io::{self, BufRead};
 
+use serde::{Deserialize, Serialize};
+
 /// The attributes to ask `git check-attr` for.
 pub const ATTRIBUTES: [&str; 6] =
     ["text", "crlf", "eol", "ident", "filter", "working-tree-encoding"];
 
 /// What git's configuration says of conversions.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// `core.autocrlf` is `true`: by itself it converts any file that looks like text.
     pub autocrlf: bool,
@@ -20,6 +22,8 @@ pub struct Config {
     pub autocrlf_input: bool,
     /// `core.eol` is `crlf`.
     pub eol_crlf: bool,
+    /// There are attributes besides the tree's own: the user's or the system's.
+    pub other_files: bool,
     /// The names of filters that have a `smudge` or `process` command.
     pub filters: HashSet<Vec<u8>>,
 }
@@ -32,9 +36,9 @@ impl Config {
 }
 
 /// Can any file be converted? If not, `git check-attr` need not be run. `files` are the contents of
-/// all attribute files that count: the tree's, `core.attributesFile`, `info/attributes`, the system's.
+/// the tree's attribute files.
 pub fn needs_attributes<'a>(files: impl IntoIterator<Item = &'a [u8]>, config: &Config) -> bool {
-    if config.autocrlf {
+    if config.autocrlf || config.other_files {
         return true;
     }
     // Parts of a pattern are looked at too: at worst check-attr is run for nothing.

@@ -135,6 +135,13 @@ impl Listing {
         })
     }
 
+    /// The objects of all files and symbolic links, in the order of the listing, with repetitions.
+    #[must_use]
+    pub fn blobs(&self) -> Vec<ObjectId> {
+        let is_blob = |kind| matches!(kind, Kind::File | Kind::Executable | Kind::Symlink);
+        self.iter().filter(|(_, entry)| is_blob(entry.kind)).map(|(_, entry)| entry.key).collect()
+    }
+
     /// The path of an entry.
     #[must_use]
     pub fn path(&self, number: u32) -> Vec<u8> {

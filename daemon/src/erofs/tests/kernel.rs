@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{DirEntryExt, FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -80,13 +80,9 @@ fn walk(root: &Path, path: &[u8], listing: &mut Listing) {
             let entry = entry.unwrap();
             let child = join(path, entry.file_name().as_bytes());
             walk(root, &child, listing);
-            use std::os::unix::fs::DirEntryExt;
             assert_eq!(entry.ino(), listing[&child].nid);
-            assert_eq!(
-                entry.file_type().unwrap().is_dir(),
-                listing[&child].mode & 0o40_000 != 0
-                    && listing[&child].mode & 0o170_000 == 0o40_000
-            );
+            let is_dir = listing[&child].mode & 0o170_000 == 0o040_000;
+            assert_eq!(entry.file_type().unwrap().is_dir(), is_dir);
             assert_ne!(entry.ino(), nid);
         }
     }
@@ -123,9 +119,11 @@ show(b'', os.fsencode(sys.argv[1]))
     found
 }
 
-fn mounted(layout: &Layout, devices: &[Vec<u8>]) -> (Mounted, Files) {
+/// The files come first: the mount must go before they do.
+fn mounted(layout: &Layout, devices: &[Vec<u8>]) -> (Files, Mounted) {
     let files = Files::new(layout, devices);
-    (Mounted::erofs(&files), files)
+    let mounted = Mounted::erofs(&files);
+    (files, mounted)
 }
 
 #[test]
@@ -133,7 +131,7 @@ fn mounted(layout: &Layout, devices: &[Vec<u8>]) -> (Mounted, Files) {
 fn root_kernel_sees_every_kind() {
     for block_bits in 9..=12 {
         let (layout, expected, devices) = zoo(block_bits).finish().unwrap();
-        let (mounted, _files) = mounted(&layout, &devices);
+        let (_files, mounted) = mounted(&layout, &devices);
         assert_same(&listing(&mounted.0), &expected);
         for path in expected.keys() {
             let meta = fs::symlink_metadata(mounted.0.join(OsStr::from_bytes(path))).unwrap();
@@ -156,7 +154,7 @@ fn root_kernel_reads_a_directory_of_100_000() {
             m.add(many, name.as_bytes(), plain, &[], node);
         }
         let (layout, expected, devices) = m.finish().unwrap();
-        let (mounted, _files) = mounted(&layout, &devices);
+        let (_files, mounted) = mounted(&layout, &devices);
         let many = mounted.0.join("many");
         assert_eq!(fs::read_dir(&many).unwrap().count(), 100_000);
         for (path, seen) in &expected {
@@ -190,7 +188,7 @@ fn root_kernel_reads_from_many_devices() {
             FileContent::Chunks { chunk_bits: block_bits, size: 100 * block - 9, chunks: all };
         m.add(m.root(), b"all", Meta::default(), &[], Node::File(chunks));
         let (layout, expected, devices) = m.finish().unwrap();
-        let (mounted, _files) = mounted(&layout, &devices);
+        let (_files, mounted) = mounted(&layout, &devices);
         assert_same(&listing(&mounted.0), &expected);
     }
 }
@@ -198,7 +196,6 @@ fn root_kernel_reads_from_many_devices() {
 #[test]
 #[ignore = "needs root"]
 fn root_kernel_reads_far_into_huge_files() {
-    use std::os::unix::fs::FileExt;
     for (block_bits, size) in [(12, 9u64 << 40), (9, 3 << 39)] {
         // one device, sparse, with something at a few places, and files all over it
         let blocks = size.div_ceil(1 << block_bits) + 1;

@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::reader::Reader;
-use super::support::{Model, assert_same, image};
+use super::support::{Files, Model, assert_same, check_with_utils, image};
 use super::zoo::BUILD_TIME;
 use crate::erofs::{FileContent, Meta, Node, Timestamp};
 
@@ -138,5 +138,9 @@ proptest! {
         let (layout, expected, devices) = model.finish().unwrap();
         let bytes = image(&layout);
         assert_same(&Reader::new(&bytes, &devices).listing(), &expected);
+        if block_bits == 12 {
+            let files = Files::new(&layout, &devices);
+            check_with_utils(&files.image, &files.devices);
+        }
     }
 }

@@ -56,19 +56,13 @@ fn same_tree_same_bytes() {
 }
 
 #[test]
-fn order_of_names_does_not_matter_to_a_directory() {
-    let build = |names: &[&[u8]]| {
+fn names_may_come_in_any_order() {
+    for names in [[&b"a"[..], b"b", b"-"], [b"b", b"-", b"a"], [b"-", b"a", b"b"]] {
         let mut m = Model::new(12, BUILD_TIME, &[]);
-        let root = m.root();
         for name in names {
-            m.add(root, name, at(1, 1), &[], Node::Fifo);
+            m.add(m.root(), name, at(1, 1), &[], Node::Fifo);
         }
-        m.finish().unwrap()
-    };
-    for names in
-        [[&b"a"[..], b"b", b"."].map(|n| if n == b"." { b"-" } else { n }), [b"b", b"-", b"a"]]
-    {
-        let (layout, expected, devices) = build(&names);
+        let (layout, expected, devices) = m.finish().unwrap();
         assert_same(&Reader::new(&image(&layout), &devices).listing(), &expected);
     }
 }
@@ -88,6 +82,24 @@ fn one_time_for_all_makes_inodes_compact() {
     // 20 bytes of directory, and 64 or 96 of inode with one chunk index
     assert!((840_000..860_000).contains(&compact), "{compact}");
     assert!((1_160_000..1_180_000).contains(&extended), "{extended}");
+}
+
+#[test]
+fn attributes_of_several_are_in_the_image_once() {
+    let value = b"a value like no other, of some length".repeat(20);
+    let build = |files: usize| {
+        let mut m = Model::new(12, BUILD_TIME, &[]);
+        let set: &[(&[u8], &[u8])] = &[(b"user.x", &value)];
+        for n in 0..files {
+            m.add(m.root(), format!("{n}").as_bytes(), at(1, 1), set, Node::Fifo);
+        }
+        let (layout, expected, devices) = m.finish().unwrap();
+        let bytes = image(&layout);
+        assert_same(&Reader::new(&bytes, &devices).listing(), &expected);
+        let copies = bytes.windows(value.len()).filter(|window| *window == value).count();
+        assert_eq!(copies, 1, "{files} files");
+    };
+    [1, 2, 200].into_iter().for_each(build);
 }
 
 #[test]

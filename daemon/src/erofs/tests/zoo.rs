@@ -5,6 +5,9 @@ use crate::erofs::{FileContent, Meta, Node, OPAQUE_XATTR, Timestamp};
 
 pub const BUILD_TIME: Timestamp = Timestamp { secs: 1_700_000_000, nanos: 123_456_789 };
 
+/// Attributes, names and values.
+type Set<'a> = &'a [(&'a [u8], &'a [u8])];
+
 pub fn at(secs: i64, nanos: u32) -> Meta {
     Meta { mode: 0o644, mtime: Timestamp { secs, nanos }, ..Meta::default() }
 }
@@ -120,7 +123,7 @@ pub fn zoo(block_bits: u8) -> Model {
     let acl =
         b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x02\0\x04\0\x05\0\0\0\x04\0\x04\0\xff\xff\xff\xff\
         \x10\0\x04\0\xff\xff\xff\xff\x20\0\x04\0\xff\xff\xff\xff";
-    let sets: [(&str, &[(&[u8], &[u8])]); 9] = [
+    let sets: [(&str, Set<'_>); 9] = [
         ("one", &[(b"user.one", b"1")]),
         ("shared 1", &[(b"user.same", b"same"), (b"trusted.t\xff", b"\0\x01")]),
         ("shared 2", &[(b"trusted.t\xff", b"\0\x01"), (b"user.same", b"same"), (b"user.own", b"")]),
@@ -146,7 +149,7 @@ pub fn zoo(block_bits: u8) -> Model {
     let many: Vec<(&[u8], &[u8])> = names.iter().map(|n| (n.as_bytes(), &b"value"[..])).collect();
     m.add(xattrs, b"many", plain, &many, run(1, 2, 20));
     m.add(xattrs, b"many too", at(3, 4), &many, Node::File(FileContent::Inline(vec![7; 300])));
-    let default_acl: &[(&[u8], &[u8])] = &[(b"system.posix_acl_default", acl)];
+    let default_acl: Set<'_> = &[(b"system.posix_acl_default", acl)];
     m.add(xattrs, b"acl dir", dir_meta, default_acl, Node::Directory);
 
     m.add(root, b"empty directory", dir_meta, &[], Node::Directory);
