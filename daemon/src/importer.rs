@@ -27,7 +27,7 @@ mod tests;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::future::Future;
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
@@ -35,10 +35,7 @@ use thiserror::Error;
 use crate::builder::contents;
 use crate::manifest::{Entry, EntryKind, Header, VERSION, Writer};
 use crate::object::ObjectId;
-use crate::segment::SegmentKind;
-use crate::segment::extents::Extents;
-use crate::source::git::{GitSource, SizesOutcome, SizesQuery};
-use crate::source::{Content, Fetch, FetchError, Sink};
+use crate::source::{Fetch, FetchError, Sink};
 
 pub use attributes::ATTRIBUTES;
 pub use run::{FDS, Fds, main};
@@ -57,32 +54,19 @@ const MIN_AGE_SECS: i64 = 2;
 
 /// An origin of git objects, as the importer needs it.
 pub trait Origin: Fetch {
-    /// The sizes of blobs, as many as the origin can tell.
+    /// The sizes of blobs in bytes, as many as the origin can tell; others are left out.
     fn sizes(
         &self,
-        query: &SizesQuery<'_>,
-    ) -> impl Future<Output = Result<SizesOutcome, FetchError>> + Send;
+        keys: &[ObjectId],
+    ) -> impl Future<Output = Result<HashMap<ObjectId, u64>, FetchError>> + Send;
 
-    /// Like [`Fetch::fetch`], and gives the pack that the objects came in, for `git index-pack`.
-    fn raw_fetch(
+    /// Like [`Fetch::fetch`], and writes the pack as it came, whole and without any framing.
+    fn fetch_pack(
         &self,
         keys: &[ObjectId],
+        pack: &mut (dyn Write + Send),
         sink: &mut dyn Sink,
-    ) -> impl Future<Output = Result<Content, FetchError>> + Send;
-}
-
-impl Origin for GitSource {
-    async fn sizes(&self, query: &SizesQuery<'_>) -> Result<SizesOutcome, FetchError> {
-        self.sizes(query).await
-    }
-
-    async fn raw_fetch(
-        &self,
-        keys: &[ObjectId],
-        sink: &mut dyn Sink,
-    ) -> Result<Content, FetchError> {
-        self.raw_fetch(keys, sink).await
-    }
+    ) -> impl Future<Output = Result<(), FetchError>> + Send;
 }
 
 /// A tree that can't be imported.
@@ -107,17 +91,8 @@ pub struct Revision {
     pub time: i64,
 }
 
-/// What was fetched before anything is mounted.
-#[derive(Debug, Default)]
-pub struct Eager {
-    /// For the repository; `None` when there was nothing to fetch.
-    pub pack: Option<Content>,
-    /// The contents of all `.gitattributes` files (see [`attributes::needs_attributes`]).
-    pub attributes: Vec<Vec<u8>>,
-}
-
 /// Where the sizes of the tree's blobs came from.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sizes {
     /// Different blobs in the tree's files.
     pub blobs: u64,
@@ -128,10 +103,6 @@ pub struct Sizes {
     /// Fetched whole, as there was no other way.
     pub fetched: u64,
     pub fetched_bytes: u64,
-    /// Where the origin's answer came from, in a word or two.
-    pub how: &'static str,
-    /// What could be done so that nothing has to be fetched next time.
-    pub advice: Option<String>,
 }
 
 /// Makes unlinked files for objects that are too large for memory.
@@ -153,7 +124,6 @@ impl std::fmt::Debug for Spool {
 #[derive(Debug)]
 pub struct Importer<W> {
     listing: Listing,
-    revision: Revision,
     /// The different blobs of regular files, sorted, and their sizes.
     blobs: Vec<ObjectId>,
     sizes: Vec<Option<u64>>,
@@ -169,7 +139,7 @@ pub struct Importer<W> {
 
 impl<W: Write + Send> Importer<W> {
     #[must_use]
-    pub fn new(listing: Listing, revision: Revision, contents: W, spool: Spool) -> Self {
+    pub fn new(listing: Listing, contents: W, spool: Spool) -> Self {
         let is_file = |e: &Listed<'_>| matches!(e.kind, Kind::File | Kind::Executable);
         let files = listing.iter().filter(|(_, e)| is_file(e));
         let mut blobs: Vec<ObjectId> = files.map(|(_, e)| e.key).collect();
@@ -179,7 +149,6 @@ impl<W: Write + Send> Importer<W> {
             sizes: vec![None; blobs.len()],
             blobs,
             listing,
-            revision,
             targets: HashMap::new(),
             converted: HashSet::new(),
             in_repository: HashSet::new(),
@@ -201,15 +170,14 @@ impl<W: Write + Send> Importer<W> {
         }
     }
 
-    /// Takes the sizes of all objects of a data segment.
-    pub fn know_extents(&mut self, extents: &Extents) {
-        if extents.kind() == SegmentKind::Data {
-            extents.iter().for_each(|extent| self.know(&extent.key, extent.size));
-        }
-    }
-
-    /// Fetches what has to be there at once.
-    pub async fn eager(&mut self, origin: &impl Origin) -> Result<Eager, ImportError> {
+    /// Fetches what has to be there at once; the pack goes to `pack`, which is empty when there is
+    /// nothing. Gives the contents of all `.gitattributes` files
+    /// (see [`attributes::needs_attributes`]).
+    pub async fn eager(
+        &mut self,
+        origin: &impl Origin,
+        pack: &mut File,
+    ) -> Result<Vec<Vec<u8>>, ImportError> {
         let mut keep = HashSet::new();
         let mut keys = Vec::new();
         let mut attributes = Vec::new();
@@ -228,7 +196,7 @@ impl<W: Write + Send> Importer<W> {
             }
         }
         let what = "symbolic links and attributes";
-        let (pack, memory) = self.fetch_pack(origin, &keys, keep, what).await?;
+        let memory = self.fetch_into(origin, &keys, keep, pack, what).await?;
         let symlinks = self.listing.iter().filter(|(_, e)| e.kind == Kind::Symlink);
         for (number, entry) in symlinks {
             let target = memory.get(&entry.key);
@@ -248,16 +216,17 @@ impl<W: Write + Send> Importer<W> {
         }
         let attributes = attributes.iter().filter_map(|key| memory.get(key).cloned()).collect();
         self.targets = memory;
-        Ok(Eager { pack, attributes })
+        Ok(attributes)
     }
 
-    /// Takes the paths that git converts and fetches their blobs; gives the pack for the repository,
-    /// if there is any. Paths that are no regular files don't matter.
+    /// Takes the paths that git converts and fetches their blobs; the pack goes to `pack`, which is
+    /// empty when there is nothing. Paths that are no regular files don't matter.
     pub async fn convert(
         &mut self,
         origin: &impl Origin,
         paths: HashSet<Vec<u8>>,
-    ) -> Result<Option<Content>, ImportError> {
+        pack: &mut File,
+    ) -> Result<(), ImportError> {
         self.converted = paths;
         let mut keys = Vec::new();
         for (number, entry) in self.listing.iter() {
@@ -269,29 +238,30 @@ impl<W: Write + Send> Importer<W> {
             }
         }
         let what = "files that git converts";
-        self.fetch_pack(origin, &keys, HashSet::new(), what).await.map(|(pack, _)| pack)
+        self.fetch_into(origin, &keys, HashSet::new(), pack, what).await.map(|_| ())
     }
 
-    /// Fetches objects in a pack. Also returns the contents of those in `keep`.
-    async fn fetch_pack(
+    /// Fetches objects and their pack. Returns the contents of those in `keep`.
+    async fn fetch_into(
         &mut self,
         origin: &impl Origin,
         keys: &[ObjectId],
         keep: HashSet<ObjectId>,
+        pack: &mut File,
         what: &'static str,
-    ) -> Result<(Option<Content>, HashMap<ObjectId, Vec<u8>>), ImportError> {
+    ) -> Result<HashMap<ObjectId, Vec<u8>>, ImportError> {
+        let failed = |source| ImportError::Fetch { what, source };
+        let reset = |pack: &mut File| pack.set_len(0).and_then(|()| pack.rewind());
         let mut sink = Collector::new(self, keep);
         let mut attempt = 0;
-        let mut pack = None;
-        while pack.is_none() && !keys.is_empty() {
-            match origin.raw_fetch(keys, &mut sink).await {
-                Ok(content) => pack = Some(content),
-                Err(error) => pause(error, &mut attempt)
-                    .await
-                    .map_err(|source| ImportError::Fetch { what, source })?,
+        while !keys.is_empty() {
+            reset(pack).map_err(|source| ImportError::Io { what: "a pack", source })?;
+            match origin.fetch_pack(keys, pack, &mut sink).await {
+                Ok(()) => break,
+                Err(error) => pause(error, &mut attempt).await.map_err(failed)?,
             }
         }
-        Ok((pack, sink.finish()))
+        Ok(sink.finish())
     }
 
     /// Finds out the size of every file. Blobs whose size the origin doesn't tell are fetched.
@@ -300,10 +270,15 @@ impl<W: Write + Send> Importer<W> {
         let mut summary = Sizes { blobs: self.blobs.len() as u64, ..Sizes::default() };
         let unknown = self.unknown();
         summary.known = summary.blobs - unknown.len() as u64;
-        if !unknown.is_empty() {
-            let outcome = self.ask_sizes(origin).await.map_err(failed)?;
-            outcome.known.iter().for_each(|(key, size)| self.know(key, *size));
-            (summary.how, summary.advice) = (outcome.how, outcome.advice);
+        let mut attempt = 0;
+        while !unknown.is_empty() {
+            match origin.sizes(&unknown).await {
+                Ok(sizes) => {
+                    sizes.iter().for_each(|(key, size)| self.know(key, *size));
+                    break;
+                }
+                Err(error) => pause(error, &mut attempt).await.map_err(failed)?,
+            }
         }
         let still_unknown = self.unknown();
         summary.told = (unknown.len() - still_unknown.len()) as u64;
@@ -314,24 +289,6 @@ impl<W: Write + Send> Importer<W> {
         let fetched = still_unknown.iter().filter_map(|key| self.size(key));
         summary.fetched_bytes = fetched.sum();
         Ok(summary)
-    }
-
-    async fn ask_sizes(&self, origin: &impl Origin) -> Result<SizesOutcome, FetchError> {
-        let blobs = self.listing.iter();
-        let blobs = blobs.filter(|(_, e)| !matches!(e.kind, Kind::Directory | Kind::Gitlink));
-        let entries: Vec<ObjectId> = blobs.map(|(_, e)| e.key).collect();
-        let sizes = self.blobs.iter().zip(&self.sizes);
-        let mut known: HashMap<ObjectId, u64> =
-            sizes.filter_map(|(key, size)| Some((*key, (*size)?))).collect();
-        known.extend(self.targets.iter().map(|(key, target)| (*key, target.len() as u64)));
-        let query = SizesQuery { tree: Some(self.revision.tree), entries: &entries, known: &known };
-        let mut attempt = 0;
-        loop {
-            match origin.sizes(&query).await {
-                Ok(outcome) => return Ok(outcome),
-                Err(error) => pause(error, &mut attempt).await?,
-            }
-        }
     }
 
     async fn fetch_unknown(
@@ -376,15 +333,15 @@ impl<W: Write + Send> Importer<W> {
     }
 
     /// Writes the manifest, and ends the stream of contents.
-    pub fn write_manifest(self, out: impl Write) -> Result<W, ImportError> {
+    pub fn write_manifest(self, revision: &Revision, out: impl Write) -> Result<W, ImportError> {
         let failed = |source| ImportError::Io { what: "the manifest", source };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let header = Header {
             version: VERSION,
             hash: self.listing.hash(),
-            commit: self.revision.commit,
-            tree: self.revision.tree,
-            mtime: file_time(self.revision.time, now.cast_signed()),
+            commit: revision.commit,
+            tree: revision.tree,
+            mtime: file_time(revision.time, now.cast_signed()),
         };
         let mut writer = Writer::new(out, &header).map_err(failed)?;
         for (number, listed) in self.listing.iter() {

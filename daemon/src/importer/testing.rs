@@ -1,5 +1,6 @@
 //! A real git repository for tests, and an origin on top of it.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,7 +9,6 @@ use std::sync::Mutex;
 use crate::importer::listing::Listing;
 use crate::importer::{Importer, Origin, Revision, Spool};
 use crate::object::{HashKind, ObjectId};
-use crate::source::git::{SizesOutcome, SizesQuery};
 use crate::source::{Content, Fetch, FetchError, Sink};
 
 /// A `git` command that no configuration of the machine or the user changes.
@@ -79,8 +79,7 @@ impl Repository {
     }
 
     pub fn importer(&self) -> Importer<Vec<u8>> {
-        let spool = Spool::new(tempfile::tempfile);
-        Importer::new(self.listing(), self.revision(), Vec::new(), spool)
+        Importer::new(self.listing(), Vec::new(), Spool::new(tempfile::tempfile))
     }
 }
 
@@ -140,30 +139,26 @@ impl Fetch for TestOrigin {
 }
 
 impl Origin for TestOrigin {
-    async fn sizes(&self, query: &SizesQuery<'_>) -> Result<SizesOutcome, FetchError> {
+    async fn sizes(&self, keys: &[ObjectId]) -> Result<HashMap<ObjectId, u64>, FetchError> {
         self.fault()?;
-        let mut outcome = SizesOutcome { how: "a test", ..SizesOutcome::default() };
         if !self.object_info {
-            return Ok(outcome);
+            return Ok(HashMap::new());
         }
-        let keys = query.entries.iter().filter(|key| !query.known.contains_key(key));
-        let keys: Vec<_> = keys.copied().collect();
         let check = "--batch-check=%(objectsize)";
-        let out = run_with(git(&self.dir).args(["cat-file", check]), &lines(&keys));
+        let out = run_with(git(&self.dir).args(["cat-file", check]), &lines(keys));
         let sizes = std::str::from_utf8(&out).unwrap().lines();
-        outcome.known = keys.into_iter().zip(sizes.map(|size| size.parse().unwrap())).collect();
-        Ok(outcome)
+        Ok(keys.iter().copied().zip(sizes.map(|size| size.parse().unwrap())).collect())
     }
 
-    async fn raw_fetch(
+    async fn fetch_pack(
         &self,
         keys: &[ObjectId],
+        pack: &mut (dyn Write + Send),
         sink: &mut dyn Sink,
-    ) -> Result<Content, FetchError> {
+    ) -> Result<(), FetchError> {
         self.fetch(keys, sink).await?;
-        let mut command = git(&self.dir);
-        let bytes = run_with(command.args(["pack-objects", "-q", "--stdout"]), &lines(keys));
-        Ok(Content::Memory(bytes))
+        let bytes = run_with(git(&self.dir).args(["pack-objects", "-q", "--stdout"]), &lines(keys));
+        pack.write_all(&bytes).map_err(FetchError::Sink)
     }
 }
 

@@ -14,7 +14,6 @@ use crate::range::{BLOCK, ByteRange};
 use crate::segment::extents::{Extents, Place};
 use crate::segment::frame::Frame;
 use crate::segment::{SegmentKind, pack};
-use crate::source::Content;
 
 /// A temporary directory with an origin, a pool and what was built last.
 pub struct Project {
@@ -88,19 +87,25 @@ impl Project {
 
         let origin = TestOrigin::new(&self.origin.dir);
         let mut importer = self.origin.importer();
-        let give = |pack| {
-            if let Some(Content::Memory(bytes)) = pack {
+        let give = |pack: std::fs::File| {
+            let mut bytes = vec![0; pack.metadata().unwrap().len() as usize];
+            pack.read_exact_at(&mut bytes, 0).unwrap();
+            if !bytes.is_empty() {
                 let args = ["index-pack", "--stdin", "--promisor=hydrant"];
                 run_with(git(&clone).args(args), &bytes);
             }
         };
-        give(block_on(importer.eager(&origin)).unwrap().pack);
-        give(block_on(importer.convert(&origin, converted)).unwrap());
+        let mut pack = tempfile::tempfile().unwrap();
+        block_on(importer.eager(&origin, &mut pack)).unwrap();
+        give(pack);
+        let mut pack = tempfile::tempfile().unwrap();
+        block_on(importer.convert(&origin, converted, &mut pack)).unwrap();
+        give(pack);
         block_on(importer.sizes(&origin)).unwrap();
         let ids = fs_err::File::create(self.path("ids")).unwrap();
         importer.write_in_repository(ids).unwrap();
         let manifest = fs_err::File::create(self.path("manifest")).unwrap();
-        let contents = importer.write_manifest(manifest).unwrap();
+        let contents = importer.write_manifest(&self.origin.revision(), manifest).unwrap();
         fs_err::write(self.path("contents"), contents).unwrap();
 
         let meta = fs_err::metadata(self.dir.path()).unwrap();
