@@ -3,7 +3,7 @@
 use std::env;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fs_err::{self as fs, File, OpenOptions};
@@ -17,6 +17,8 @@ use crate::failure::Failure;
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How often to look whether it does.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long to wait before another one is started where the lock was taken.
+const AGAIN: Duration = Duration::from_millis(250);
 /// As much of the log as is shown.
 const TAIL_LINES: usize = 10;
 const TAIL_BYTES: u64 = 8 << 10;
@@ -40,8 +42,7 @@ pub async fn daemon(directories: &Directories) -> Result<Client, Failure> {
         .open(directories.log())
         .map_err(failed)?;
     let log_start = log.seek(SeekFrom::End(0)).map_err(failed)?;
-    let mut child = spawn(&program, directories, &log).map_err(failed)?;
-    match wait(&mut child, directories).await {
+    match wait(directories, || spawn(&program, directories, &log)).await {
         Ok(client) => Ok(client),
         Err(reason) => {
             let tail = tail(&mut log, log_start).unwrap_or_default();
@@ -76,30 +77,37 @@ fn spawn(program: &Path, directories: &Directories, log: &File) -> std::io::Resu
         .spawn()
 }
 
-async fn wait(child: &mut Child, directories: &Directories) -> Result<Client, String> {
+/// Starts a daemon and waits until one answers. Where another one has the lock, that one is starting,
+/// and will answer, or stopping, and then one can be started.
+async fn wait(
+    directories: &Directories,
+    spawn: impl Fn() -> std::io::Result<Child>,
+) -> Result<Client, String> {
     let start = Instant::now();
-    let mut ended: Option<ExitStatus> = None;
+    let mut child = spawn().map_err(|error| error.to_string())?;
     loop {
+        // Looked at before the socket: a daemon that listened before this one ended is found.
+        let ended = child.try_wait().map_err(|error| error.to_string())?;
         match Client::connect(directories) {
             Ok(client) => return Ok(client),
             Err(Unreachable::NotRunning) => {}
             Err(error) => return Err(error.to_string()),
         }
-        if let Some(status) = ended
-            && status.code() != Some(EXIT_ALREADY_RUNNING.into())
-        {
-            return Err(format!("it ended ({status})"));
+        let locked = ended.is_some_and(|end| end.code() == Some(EXIT_ALREADY_RUNNING.into()));
+        match ended {
+            Some(status) if !locked => return Err(format!("it ended ({status})")),
+            _ if start.elapsed() > PATIENCE => {
+                return Err(match locked {
+                    true => "another one has the lock, but does not answer".to_owned(),
+                    false => format!("it did not answer within {} seconds", PATIENCE.as_secs()),
+                });
+            }
+            Some(_) => {
+                tokio::time::sleep(AGAIN).await;
+                child = spawn().map_err(|error| error.to_string())?;
+            }
+            None => tokio::time::sleep(LOOK).await,
         }
-        if start.elapsed() > PATIENCE {
-            return Err(match ended {
-                Some(_) => "another one has the lock, but does not answer".to_owned(),
-                None => format!("it did not answer within {} seconds", PATIENCE.as_secs()),
-            });
-        }
-        // The socket is tried once more after the end, so that another daemon that was faster
-        // is found.
-        ended = ended.or(child.try_wait().map_err(|error| error.to_string())?);
-        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -120,22 +120,23 @@ fn completions_and_help_need_nothing() {
 fn doctor_asks_the_daemons_program() {
     let alone = Alone::new();
     let state = alone.path("state");
-    let check = |ok| {
+    let check = |result: &str| {
         format!(
             r#"[ "$*" = "doctor --json --state-dir {}" ] &&
-               echo '[{{"name":"EROFS","severity":"required","ok":{ok},"remedy":"get it"}}]'"#,
+               echo '[{{"name":"erofs","severity":"required","detail":"tried",{result}}}]'"#,
             state.display()
         )
     };
-    alone.daemon(&check(true));
+    alone.daemon(&check(r#""result":"ok""#));
     let output = alone.run(&["doctor"]);
     assert_eq!(output.status.code(), Some(0), "{}", error(&output));
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "ok      EROFS\nall is well\n");
-    alone.daemon(&check(false));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "ok      erofs  tried\n");
+    alone.daemon(&check(r#""result":"failed","problem":"none","remedy":"get it""#));
     let output = alone.run(&["doctor"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8(output.stdout).unwrap().contains("remedy: get it"));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("Hint: get it"));
     let output = alone.run(&["doctor", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stdout).unwrap().starts_with("[\n"));
     alone.daemon("echo nonsense");
     assert_eq!(alone.run(&["doctor"]).status.code(), Some(1));

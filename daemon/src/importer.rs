@@ -203,7 +203,9 @@ impl<W: Write + Send> Importer<W> {
             let what = match target.map(Vec::as_slice) {
                 None => "the target of the symbolic link is too long",
                 Some(b"") => "the target of the symbolic link is empty",
-                Some(target) if target.len() > 4095 => "the target of the symbolic link is too long",
+                Some(target) if target.len() > 4095 => {
+                    "the target of the symbolic link is too long"
+                }
                 Some(target) if target.contains(&0) => {
                     "the target of the symbolic link has a NUL in it"
                 }
@@ -294,8 +296,7 @@ impl<W: Write + Send> Importer<W> {
         origin: &impl Origin,
         batch: &[ObjectId],
     ) -> Result<(), ImportError> {
-        let failed =
-            |source| ImportError::Fetch { what: "files of unknown size", source };
+        let failed = |source| ImportError::Fetch { what: "files of unknown size", source };
         let mut attempt = 0;
         loop {
             let missing = |key: &&ObjectId| self.size(key).is_none();

@@ -4,7 +4,7 @@ use hydrant_api::doctor::{Check, is_usable, to_text};
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::output::{print, print_json};
+use crate::output::{clean, print, print_json};
 use crate::start;
 
 /// Check what the daemon needs of this machine, by trying it
@@ -21,7 +21,7 @@ impl Doctor {
         if self.json {
             print_json(&checks)?;
         } else {
-            print(&to_text(&checks))?;
+            print(&clean(&to_text(&checks)))?;
         }
         if is_usable(&checks) {
             return Ok(());
@@ -41,7 +41,9 @@ fn ask(context: &Context) -> Result<Vec<Check>, Failure> {
         .output()
         .map_err(|error| Failure::new(format!("can't run {}: {error}", program.display())))?;
     serde_json::from_slice(&output.stdout).map_err(|error| {
-        let program = program.display();
-        Failure::new(format!("{program} doctor ended ({}) without a word: {error}", output.status))
+        let (program, status) = (program.display(), output.status);
+        Failure::new(format!(
+            "no checks came from `{program} doctor`, which ended: {status}: {error}"
+        ))
     })
 }

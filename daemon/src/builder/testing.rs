@@ -1,5 +1,7 @@
 //! Trees for the builder's tests.
 
+use std::io::Write;
+
 use crate::manifest::{Entry, EntryKind, Header, VERSION, Writer};
 use crate::object::{HashKind, ObjectId};
 
@@ -17,7 +19,7 @@ pub struct Maker {
 impl Maker {
     /// Adds an entry and gives its number.
     pub fn add(&mut self, parent: u32, name: &[u8], content: &[u8], kind: EntryKind) -> u32 {
-        self.entries.push(Entry { parent, name: name.to_vec(), key: blob(content), kind });
+        self.entries.push(Self::entry(parent, name, content, kind));
         self.entries.len() as u32
     }
 
@@ -40,11 +42,20 @@ impl Maker {
         self.add(parent, name, key, EntryKind::File { size, executable: false })
     }
 
-    pub fn manifest(&self) -> Vec<u8> {
+    pub fn entry(parent: u32, name: &[u8], content: &[u8], kind: EntryKind) -> Entry {
+        Entry { parent, name: name.to_vec(), key: blob(content), kind }
+    }
+
+    /// Starts a manifest.
+    pub fn writer<W: Write>(out: W) -> Writer<W> {
         let hash = HashKind::Sha1;
         let header =
             Header { version: VERSION, hash, commit: blob(b"c"), tree: blob(b"t"), mtime: 1000 };
-        let mut writer = Writer::new(Vec::new(), &header).unwrap();
+        Writer::new(out, &header).unwrap()
+    }
+
+    pub fn manifest(&self) -> Vec<u8> {
+        let mut writer = Self::writer(Vec::new());
         self.entries.iter().for_each(|entry| writer.entry(entry).unwrap());
         writer.finish().unwrap()
     }

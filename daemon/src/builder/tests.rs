@@ -1,6 +1,8 @@
 //! Placing, filling and the whole of a job.
 
 mod index;
+mod million;
+mod mount;
 mod pack;
 mod project;
 
@@ -9,6 +11,7 @@ use std::path::Path;
 
 use super::testing::{Maker, blob};
 use super::*;
+use crate::importer::testing::{Repository, git, run, run_with};
 use crate::range::ByteRange;
 use crate::segment::MAX_PACKED_SIZE;
 use crate::segment::extents::{Extents, Place};
@@ -33,9 +36,13 @@ impl State {
 
     fn job(&self, maker: &Maker) -> Job {
         fs_err::write(self.path("manifest"), maker.manifest()).unwrap();
+        self.job_for(self.path("manifest"))
+    }
+
+    fn job_for(&self, manifest: PathBuf) -> Job {
         let meta = fs_err::metadata(self.dir.path()).unwrap();
         Job {
-            manifest: self.path("manifest"),
+            manifest,
             contents: None,
             pool: self.path("pool"),
             segments: self.known.clone(),
@@ -210,7 +217,7 @@ fn the_process_answers_line_by_line() {
     let index = IndexJob { index: state.path("index"), dev: 1, ino_or: 0 };
     let index = serde_json::to_string(&index).unwrap();
     let mut output = Vec::new();
-    run(format!("{job}\n{index}\n{job}\n").as_bytes(), &mut output).unwrap();
+    super::run(format!("{job}\n{index}\n{job}\n").as_bytes(), &mut output).unwrap();
     let output = String::from_utf8(output).unwrap();
     let replies: Vec<Reply> = output.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert!(matches!(&replies[0], Reply::Built(built) if built.files == 1), "{output}");
@@ -284,4 +291,40 @@ fn the_pack_repeats_the_data() {
         listing(&state.path("pack")),
         [format!("{}.idx", pack.name), format!("{}.keep", pack.name)]
     );
+}
+
+/// Offsets of more than 32 bits: git reads them from the index's table of 64-bit offsets.
+#[test]
+fn a_pack_can_be_larger_than_4_gib() {
+    let state = State::new();
+    let mut maker = Maker::default();
+    maker.sized(0, b"a", b"1", 10);
+    maker.sized(0, b"b", b"2", 3 << 30);
+    maker.sized(0, b"c", b"3", 3 << 30);
+    maker.sized(0, b"d", b"4", 10);
+    let mut job = state.job(&maker);
+    job.pack = Some(PackJob { dir: state.path("pack"), in_repository: None });
+    let built = Builder::build(&job).unwrap().built;
+    let pack = built.pack.unwrap();
+    let index = fs_err::read(state.path("pack").join(format!("{}.idx", pack.name))).unwrap();
+    assert!(index.starts_with(b"\xfftOc"));
+    let repository = Repository::new(state.path("repository"), HashKind::Sha1);
+    let shown = run_with(git(&repository.dir).arg("show-index"), &index);
+    let shown = String::from_utf8(shown).unwrap();
+    let segment = built.segments.last().unwrap().segment;
+    let extents = state.extents(segment.0);
+    assert_eq!((extents.len(), shown.lines().count()), (4, 7));
+    for extent in extents.iter() {
+        let line = format!("{} {} (00000000)", extent.range.offset(), extent.key);
+        assert!(shown.lines().any(|l| l == line), "{line} in {shown}");
+    }
+    let data = place::data_path(&state.path("pool"), segment);
+    let index = state.path("pack").join(format!("{}.idx", pack.name));
+    for (from, to) in [(data, "pack"), (index, "idx")] {
+        let to = repository.dir.join(format!(".git/objects/pack/{}.{to}", pack.name));
+        fs_err::rename(from, to).unwrap();
+    }
+    for extent in extents.iter() {
+        run(&repository.dir, &["cat-file", "-e", &extent.key.to_string()]);
+    }
 }

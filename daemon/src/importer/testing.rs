@@ -157,8 +157,7 @@ impl Origin for TestOrigin {
         sink: &mut dyn Sink,
     ) -> Result<(), FetchError> {
         self.fetch(keys, sink).await?;
-        let bytes =
-            run_with(git(&self.dir).args(["pack-objects", "-q", "--stdout"]), &lines(keys));
+        let bytes = run_with(git(&self.dir).args(["pack-objects", "-q", "--stdout"]), &lines(keys));
         pack.write_all(&bytes).map_err(FetchError::Sink)
     }
 }

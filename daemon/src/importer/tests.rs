@@ -214,10 +214,28 @@ fn converts_what_git_converts() {
     let dir = tempfile::tempdir().unwrap();
     let repository = Repository::new(dir.path().join("origin"), HashKind::Sha1);
     let rules = [
-        "text", "-text", "text=auto", "eol=lf", "eol=crlf", "text eol=crlf", "text=auto eol=crlf",
-        "-text eol=crlf", "ident", "-ident", "filter=there", "filter=nowhere", "!text", "crlf",
-        "-crlf", "crlf=input", "text=input", "working-tree-encoding=UTF-16LE",
-        "working-tree-encoding=UTF-8", "binary", "text=input eol=crlf", "text=odd eol=crlf",
+        "text",
+        "-text",
+        "text=auto",
+        "eol=lf",
+        "eol=crlf",
+        "text eol=crlf",
+        "text=auto eol=crlf",
+        "-text eol=crlf",
+        "ident",
+        "-ident",
+        "filter=there",
+        "filter=nowhere",
+        "!text",
+        "crlf",
+        "-crlf",
+        "crlf=input",
+        "text=input",
+        "working-tree-encoding=UTF-16LE",
+        "working-tree-encoding=UTF-8",
+        "binary",
+        "text=input eol=crlf",
+        "text=odd eol=crlf",
     ];
     let mut attributes = String::new();
     for (n, rule) in rules.iter().enumerate() {

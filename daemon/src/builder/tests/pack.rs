@@ -134,8 +134,16 @@ fn all_objects_are_read_from_a_pack_that_is_filled() {
 
         // into other repositories: one that has nothing, and a copy of its own
         let other = project.path("other");
-        run(&clone, &["init", "-q", "--bare", &format!("--object-format={}", hash.name()),
-            other.to_str().unwrap()]);
+        run(
+            &clone,
+            &[
+                "init",
+                "-q",
+                "--bare",
+                &format!("--object-format={}", hash.name()),
+                other.to_str().unwrap(),
+            ],
+        );
         // a shallow history can't be pushed whole, its tree can
         let tree = run(&clone, &["commit-tree", "-m", "all", &format!("{main}^{{tree}}")]);
         run(&clone, &["push", "-q", other.to_str().unwrap(), &format!("{tree}:refs/heads/all")]);

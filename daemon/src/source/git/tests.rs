@@ -156,9 +156,9 @@ pub async fn fetch_all(source: &GitSource, keys: &[ObjectId]) -> Collect {
     sink
 }
 
-/// Bytes that don't compress.
+/// Bytes that don't compress, others for every length.
 pub fn noise(len: usize) -> Vec<u8> {
-    let mut x = 0x9e37_79b9_7f4a_7c15u64;
+    let mut x = 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(2 * len as u64 + 1);
     let mut bytes = Vec::with_capacity(len + 8);
     while bytes.len() < len {
         x ^= x << 13;

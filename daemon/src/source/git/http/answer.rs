@@ -70,11 +70,11 @@ pub fn broken(what: &str, error: &reqwest::Error) -> FetchError {
 }
 
 fn is_certificate(error: &(dyn Error + 'static)) -> bool {
-    let tls = |e: &rustls::Error| matches!(e, rustls::Error::InvalidCertificate(_));
-    if let Some(io) = error.downcast_ref::<io::Error>() {
-        return io.get_ref().is_some_and(|e| e.downcast_ref().is_some_and(tls));
+    // I/O errors are often wrapped in I/O errors, and hide what is in them from `source`
+    if let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        return is_certificate(inner);
     }
-    error.downcast_ref().is_some_and(tls)
+    matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// A URL as messages show it: without user, password and query.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::repo::Repo;
+use super::repo::{Repo, feed, git};
 use super::server::{Fault, Server};
 use super::*;
 
@@ -30,7 +30,7 @@ fn right(sink: &Collect) {
 
 #[tokio::test]
 async fn statuses() {
-    let Setup { server, source, ids, .. } = setup().await;
+    let Setup { repo: _repo, server, source, ids } = setup().await;
     let retry = |after: Option<u64>| (true, after.map(Duration::from_secs));
     let cases = [
         (429, vec![("retry-after", "7".to_owned())], retry(Some(7))),
@@ -63,7 +63,7 @@ async fn statuses() {
 
 #[tokio::test]
 async fn broken_off_anywhere() {
-    let Setup { server, source, ids, .. } = setup().await;
+    let Setup { repo: _repo, server, source, ids } = setup().await;
     for at in [0, 3, 4, 12, 13, 17, 18, 30, 5_000, 40_000, 50_000] {
         server.posts([Fault::Truncate(at)]);
         let (sink, result) = collect(&source, &ids).await;
@@ -81,7 +81,7 @@ async fn broken_off_anywhere() {
 
 #[tokio::test]
 async fn an_answer_that_is_cut_but_well_formed() {
-    let Setup { server, source, ids, .. } = setup().await;
+    let Setup { repo: _repo, server, source, ids } = setup().await;
     // an end where the middle of the pack should be
     let cut = [&b"000dpackfile\n0015\x01PACK\0\0\0\x02\0\0\0\x05"[..], b"\x310000"].concat();
     let cases = [
@@ -125,7 +125,7 @@ async fn an_answer_that_is_cut_but_well_formed() {
 
 #[tokio::test]
 async fn stalled() {
-    let Setup { server, source, ids, .. } = setup().await;
+    let Setup { repo: _repo, server, source, ids } = setup().await;
     for at in [0, 13, 20_000] {
         server.posts([Fault::Stall(at)]);
         let start = Instant::now();
@@ -156,10 +156,7 @@ async fn lies() {
     let others = [other.add_blob(b"something else")];
     let wrong_pack = {
         let list = format!("{}\n", others[0]);
-        super::repo::feed(
-            super::repo::git(&other.path()).args(["pack-objects", "--stdout", "-q"]),
-            list.as_bytes(),
-        )
+        feed(git(&other.path()).args(["pack-objects", "--stdout", "-q"]), list.as_bytes())
     };
     let mut body = b"000dpackfile\n".to_vec();
     body.extend(format!("{:04x}\x01", wrong_pack.len() + 5).bytes());
@@ -182,7 +179,7 @@ async fn lies() {
 
 #[tokio::test]
 async fn a_dropped_fetch_leaves_nothing_behind() {
-    let Setup { server, source, ids, .. } = setup().await;
+    let Setup { repo: _repo, server, source, ids } = setup().await;
     server.posts([Fault::Stall(20_000)]);
     let cut = tokio::time::timeout(Duration::from_millis(300), collect(&source, &ids)).await;
     assert!(cut.is_err());

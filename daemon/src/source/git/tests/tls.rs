@@ -30,7 +30,10 @@ async fn a_certificate_of_nobodys() {
     let id = repo.add_blob(b"x");
     let server = Server::with_tls(repo.dir.path()).await;
     let error = plain(HashKind::Sha1, server.url()).capabilities().await.unwrap_err();
-    assert!(matches!(&error, FetchError::Refused { message } if message.contains("certificate")));
+    assert!(
+        matches!(&error, FetchError::Refused { message } if message.contains("certificate")),
+        "{error:?}"
+    );
     assert!(server.seen().is_empty());
     // unless the user does not care
     let transport = HttpTransport { insecure: true, ..at(server.url()) };

@@ -1,0 +1,501 @@
+//! What to fetch before anybody asks for it.
+//!
+//! A pure policy: it is told each first look at an object (absent, or there already) and names
+//! objects to be fetched. Three kinds of reader are recognised:
+//!
+//! - in one **directory**: the second miss brings 8 more of its files, then 32, 128…;
+//! - by **name**: the third miss of a base name within two seconds (`Makefile`, `Kconfig`) brings
+//!   files of that name from anywhere, in the pool's order, in the same steps;
+//! - a [walk](walks): a reader that advances through the pool's order and leaves little out gets
+//!   windows that grow to thousands of objects, several under way before it.
+//!
+//! Growth has to be earned: the next step comes when half of the last one has been used, which also
+//! is before the reader gets to its end. Where what was brought is not used, the next try is small,
+//! and it takes ever more misses to get one. So reading files at random brings little more than
+//! those files.
+
+mod walks;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use walks::{Step, Walks};
+
+use super::ObjectNo;
+use super::pool::NameIndex;
+use super::schedule::Now;
+
+/// The most objects and bytes of read-ahead under way.
+const UNDER_WAY: (usize, u64) = (20_000, 64 << 20);
+/// The first step by directory or name, and the largest.
+const STEP: (u32, u32) = (8, 2048);
+/// The most bytes in one step by directory or name.
+const STEP_BYTES: u64 = 8 << 20;
+/// Larger objects come ahead in walks only.
+const LARGE: u64 = 1 << 20;
+/// Misses of one name count together when they are no further apart.
+const NAME_MEMORY: Duration = Duration::from_secs(2);
+/// The same for a directory.
+const DIRECTORY_MEMORY: Duration = Duration::from_secs(30);
+/// One look in so many files of a directory is a sign that all of them are wanted.
+const ALL_OF_IT: u32 = 24;
+/// The most misses that a new try takes after fruitless ones.
+const NEED_MAX: u32 = 64;
+/// So many directories and names are kept in mind.
+const GROUPS_MAX: usize = 8192;
+/// So many objects that came and were not looked at are kept in mind.
+const UNUSED_MAX: usize = 65_536;
+
+/// What the policy must know of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Info {
+    /// In bytes.
+    pub size: u64,
+    /// The number of its directory.
+    pub directory: u64,
+    /// The hash of its name.
+    pub name: u32,
+}
+
+/// What the policy looks things up in.
+pub trait Catalog {
+    /// The number of objects.
+    fn len(&self) -> u32;
+    fn info(&mut self, no: ObjectNo) -> Option<Info>;
+    /// The object is neither there nor under way.
+    fn is_wanted(&mut self, no: ObjectNo) -> bool;
+    /// The files by name; `None` as long as there is no such index. Asking has one made.
+    fn names(&mut self) -> Option<Arc<NameIndex>>;
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Objects to be fetched together, in this order, with their sizes.
+pub type Batch = Vec<(ObjectNo, u64)>;
+
+/// What objects have in common that are read together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Group {
+    Directory(u64),
+    Name(u32),
+}
+
+/// How well one kind of group does, of late: groups for which something was brought, and those among
+/// them of which a quarter of a step was used.
+#[derive(Debug, Default)]
+struct Score {
+    tried: u32,
+    paid: u32,
+}
+
+impl Score {
+    /// So many times the usual number of misses bring the first step.
+    fn caution(&self) -> u32 {
+        match (self.tried, self.paid) {
+            (tried, paid) if tried < 3 || paid * 4 >= tried => 1,
+            (tried, paid) if paid * 16 >= tried => 2,
+            _ => 4,
+        }
+    }
+
+    fn tried(&mut self) {
+        self.tried += 1;
+        if self.tried > 64 {
+            self.tried /= 2;
+            self.paid /= 2;
+        }
+    }
+}
+
+/// For whom a batch was brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Group(Group),
+    Walk(u64),
+}
+
+#[derive(Debug)]
+struct Brought {
+    owner: Owner,
+    count: u32,
+    used: u32,
+}
+
+impl Brought {
+    fn is_half_used(&self) -> bool {
+        self.used * 2 >= self.count
+    }
+}
+
+/// A directory or a name that is being read.
+#[derive(Debug)]
+struct Interest {
+    /// Files of the group: as many as are found near by in a directory, any number for a name.
+    files: u32,
+    /// Looks at absent files or such as were brought.
+    looks: u32,
+    /// Misses since the last step.
+    misses: u32,
+    /// Enough was used of a step.
+    paid: bool,
+    /// So many misses bring the next step.
+    need: u32,
+    level: u32,
+    /// The last step.
+    batch: Option<u64>,
+    last: Now,
+}
+
+impl Interest {
+    fn new(files: u32, need: u32, last: Now) -> Self {
+        Self { files, looks: 0, misses: 0, paid: false, need, level: 0, batch: None, last }
+    }
+}
+
+/// See the module's documentation. Costs some 40 bytes for each object that was brought and not yet
+/// looked at, within limits.
+#[derive(Debug, Default)]
+pub struct ReadAhead {
+    enabled: bool,
+    groups: HashMap<Group, Interest>,
+    walks: Walks,
+    by_directory: Score,
+    by_name: Score,
+    batches: HashMap<u64, Brought>,
+    /// Objects brought and not looked at, with their batch.
+    unused: HashMap<ObjectNo, u64>,
+    /// Objects asked for that have not come.
+    under_way: HashMap<ObjectNo, u64>,
+    under_way_bytes: u64,
+    next_batch: u64,
+    last: Option<ObjectNo>,
+}
+
+impl ReadAhead {
+    #[must_use]
+    pub fn new(enabled: bool) -> Self {
+        Self { enabled, ..Self::default() }
+    }
+
+    /// A reader looks at an object. `absent`: it is not there yet.
+    pub fn access(
+        &mut self,
+        now: Now,
+        no: ObjectNo,
+        absent: bool,
+        catalog: &mut impl Catalog,
+    ) -> Vec<Batch> {
+        // The pages of one file come one after the other.
+        if !self.enabled || self.last == Some(no) {
+            return Vec::new();
+        }
+        self.last = Some(no);
+        let Some(info) = catalog.info(no) else { return Vec::new() };
+        let brought = self.unused.remove(&no).and_then(|batch| {
+            let brought = self.batches.get_mut(&batch)?;
+            brought.used += 1;
+            Some((batch, brought.owner))
+        });
+        let first_look = absent || brought.is_some();
+        let mut batches = Vec::new();
+        let owner = brought.map(|(_, owner)| owner);
+        let step = self.walks.access(now, no, info.directory, first_look, owner, &self.batches);
+        let walking = step.as_ref().is_some_and(|step| step.objects > 0);
+        if let Some(Step { walk, from, objects, bytes }) = step
+            && objects > 0
+            && self.has_room()
+        {
+            let (batch, end) = self.walk_window(from, objects, bytes, catalog);
+            let id = self.bring(Owner::Walk(walk), &batch);
+            self.walks.brought(walk, end, objects, (!batch.is_empty()).then_some(id));
+            batches.push(batch);
+        }
+        match brought {
+            Some((batch, Owner::Group(group))) => {
+                self.group_hit(now, group, batch, no, catalog, &mut batches);
+            }
+            None if absent && !walking => {
+                for group in [Group::Directory(info.directory), Group::Name(info.name)] {
+                    self.group_miss(now, group, no, catalog, &mut batches);
+                }
+            }
+            _ => {}
+        }
+        batches.retain(|batch| !batch.is_empty());
+        self.tidy(now);
+        batches
+    }
+
+    /// An object that was named here has come.
+    pub fn arrived(&mut self, no: ObjectNo) {
+        if let Some(size) = self.under_way.remove(&no) {
+            self.under_way_bytes -= size;
+        }
+    }
+
+    /// An object that was named here will not come.
+    pub fn dropped(&mut self, no: ObjectNo) {
+        self.arrived(no);
+        self.forget(no);
+    }
+
+    /// From now on nothing is heard of looks at these objects: their segment is complete.
+    pub fn completed(&mut self, objects: std::ops::Range<u32>) {
+        if (objects.len()) < self.unused.len() {
+            objects.for_each(|no| self.forget(ObjectNo(no)));
+        } else {
+            let inside: Vec<_> =
+                self.unused.keys().copied().filter(|no| objects.contains(&no.0)).collect();
+            inside.into_iter().for_each(|no| self.forget(no));
+        }
+    }
+
+    /// Says nothing about whether it is used or not.
+    fn forget(&mut self, no: ObjectNo) {
+        if let Some(batch) = self.unused.remove(&no)
+            && let Some(brought) = self.batches.get_mut(&batch)
+        {
+            brought.count = brought.count.saturating_sub(1);
+        }
+    }
+
+    /// Objects brought that nobody has looked at.
+    #[must_use]
+    pub fn unused(&self) -> usize {
+        self.unused.len()
+    }
+
+    fn score(&mut self, group: Group) -> &mut Score {
+        match group {
+            Group::Directory(_) => &mut self.by_directory,
+            Group::Name(_) => &mut self.by_name,
+        }
+    }
+
+    fn group_miss(
+        &mut self,
+        now: Now,
+        group: Group,
+        no: ObjectNo,
+        catalog: &mut impl Catalog,
+        batches: &mut Vec<Batch>,
+    ) {
+        let (first_need, memory) = match group {
+            Group::Directory(_) => (2, DIRECTORY_MEMORY),
+            Group::Name(_) => (3, NAME_MEMORY),
+        };
+        let caution = self.score(group).caution();
+        let first_need = first_need * caution;
+        let known = self.groups.get(&group);
+        if known.is_none_or(|known| now.saturating_sub(known.last) > memory) {
+            let files = match group {
+                Group::Directory(directory) => directory_size(no, directory, catalog),
+                Group::Name(_) => 0,
+            };
+            self.groups.insert(group, Interest::new(files, first_need, now));
+        }
+        let Some(interest) = self.groups.get_mut(&group) else { return };
+        interest.last = now;
+        interest.looks += 1;
+        interest.misses += 1;
+        match interest.batch.and_then(|batch| self.batches.get(&batch)) {
+            Some(last) if last.is_half_used() => interest.level += 1,
+            _ if interest.misses < interest.need => return,
+            // A good part of it is being read, in an order of its own.
+            Some(_) if interest.looks * ALL_OF_IT >= interest.files => interest.level += 1,
+            Some(last) if last.used * 4 < last.count => {
+                interest.level = 0;
+                interest.need = (interest.need * 2).min(NEED_MAX);
+            }
+            _ => {}
+        }
+        self.group_step(group, no, catalog, batches);
+    }
+
+    /// Something that was brought for the group is used.
+    fn group_hit(
+        &mut self,
+        now: Now,
+        group: Group,
+        batch: u64,
+        no: ObjectNo,
+        catalog: &mut impl Catalog,
+        batches: &mut Vec<Batch>,
+    ) {
+        let Some(interest) = self.groups.get_mut(&group) else { return };
+        interest.last = now;
+        interest.looks += 1;
+        let quarter_used = self.batches.get(&batch).is_some_and(|b| b.used * 4 >= b.count);
+        if quarter_used && !std::mem::replace(&mut interest.paid, true) {
+            self.score(group).paid += 1;
+        }
+        let Some(interest) = self.groups.get_mut(&group) else { return };
+        let half_used = self.batches.get(&batch).is_some_and(Brought::is_half_used);
+        if interest.batch == Some(batch) && half_used {
+            interest.level += 1;
+            self.group_step(group, no, catalog, batches);
+        }
+    }
+
+    fn group_step(
+        &mut self,
+        group: Group,
+        no: ObjectNo,
+        catalog: &mut impl Catalog,
+        batches: &mut Vec<Batch>,
+    ) {
+        let Some(interest) = self.groups.get_mut(&group) else { return };
+        interest.misses = 0;
+        let count = STEP.0.saturating_mul(4u32.saturating_pow(interest.level)).min(STEP.1);
+        let looks = interest.looks;
+        // However it goes, no more than four times of what has been read.
+        let count = count.min((4 * looks).max(STEP.0));
+        let mut wanted = Wanted::new(self, count as usize, STEP_BYTES, LARGE);
+        match group {
+            Group::Directory(directory) => {
+                // A directory's files are neighbours. Those after this one first.
+                let patience = 4 * count + 1024;
+                let mut add = |no: u32| {
+                    let Some(info) = catalog.info(ObjectNo(no)) else { return false };
+                    info.directory == directory && wanted.add(ObjectNo(no), info.size, catalog)
+                };
+                let end = catalog_end(no.0, patience);
+                let _ = (no.0.saturating_add(1)..end).all(&mut add);
+                let _ = (no.0.saturating_sub(patience)..no.0).rev().all(&mut add);
+            }
+            Group::Name(name) => {
+                let Some(names) = catalog.names() else { return };
+                let all = names.get(name);
+                let after = all.partition_point(|(_, other, _)| *other <= no);
+                let (before, after) = all.split_at(after);
+                let _ = after.iter().chain(before).all(|(_, other, size)| {
+                    *other == no || wanted.add(*other, u64::from(*size), catalog)
+                });
+            }
+        }
+        let batch = wanted.batch;
+        if !batch.is_empty() {
+            let id = self.bring(Owner::Group(group), &batch);
+            if let Some(interest) = self.groups.get_mut(&group)
+                && interest.batch.replace(id).is_none()
+            {
+                self.score(group).tried();
+            }
+            batches.push(batch);
+        }
+    }
+
+    /// There is room for a good part of a window: many small ones would cost more.
+    fn has_room(&self) -> bool {
+        self.under_way.len() <= UNDER_WAY.0 * 3 / 4 && self.under_way_bytes <= UNDER_WAY.1 * 3 / 4
+    }
+
+    /// The next objects of a walk, and where the one after them starts.
+    fn walk_window(
+        &self,
+        from: u32,
+        objects: u32,
+        bytes: u64,
+        catalog: &mut impl Catalog,
+    ) -> (Batch, u32) {
+        let mut wanted = Wanted::new(self, objects as usize, bytes, u64::MAX);
+        let mut at = from;
+        let end = catalog.len().min(from.saturating_add(8 * objects + 4096));
+        while at < end {
+            let size = catalog.info(ObjectNo(at)).map_or(0, |info| info.size);
+            if !wanted.add(ObjectNo(at), size, catalog) {
+                break;
+            }
+            at += 1;
+        }
+        (wanted.batch, at)
+    }
+
+    fn bring(&mut self, owner: Owner, batch: &Batch) -> u64 {
+        self.next_batch += 1;
+        let id = self.next_batch;
+        if !batch.is_empty() {
+            let count = u32::try_from(batch.len()).unwrap_or(u32::MAX);
+            self.batches.insert(id, Brought { owner, count, used: 0 });
+        }
+        for (no, size) in batch {
+            self.unused.insert(*no, id);
+            if self.under_way.insert(*no, *size).is_none() {
+                self.under_way_bytes += size;
+            }
+        }
+        id
+    }
+
+    /// Keeps memory within limits: the oldest goes.
+    fn tidy(&mut self, now: Now) {
+        if self.unused.len() > UNUSED_MAX {
+            let mut ids: Vec<_> = self.unused.values().copied().collect();
+            let (_, middle, _) = ids.select_nth_unstable(UNUSED_MAX / 2);
+            let middle = *middle;
+            self.unused.retain(|_, batch| *batch > middle);
+        }
+        if self.batches.len() > 2 * GROUPS_MAX {
+            let oldest = self.next_batch - GROUPS_MAX as u64;
+            self.batches.retain(|id, _| *id > oldest);
+        }
+        if self.groups.len() > GROUPS_MAX {
+            self.groups.retain(|_, interest| now.saturating_sub(interest.last) < NAME_MEMORY);
+            if self.groups.len() > GROUPS_MAX {
+                self.groups.clear();
+            }
+        }
+    }
+}
+
+/// The number of files in a directory, as far as they are found next to this one.
+fn directory_size(no: ObjectNo, directory: u64, catalog: &mut impl Catalog) -> u32 {
+    let mut same =
+        |no: &u32| catalog.info(ObjectNo(*no)).is_some_and(|info| info.directory == directory);
+    let after = (no.0..catalog_end(no.0, STEP.1)).take_while(&mut same).count();
+    let before = (no.0.saturating_sub(STEP.1)..no.0).rev().take_while(&mut same).count();
+    u32::try_from(after + before).unwrap_or(u32::MAX)
+}
+
+fn catalog_end(no: u32, patience: u32) -> u32 {
+    no.saturating_add(1).saturating_add(patience)
+}
+
+/// A batch that is being put together.
+struct Wanted<'a> {
+    policy: &'a ReadAhead,
+    batch: Batch,
+    objects: usize,
+    bytes: u64,
+    large: u64,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(policy: &'a ReadAhead, objects: usize, bytes: u64, large: u64) -> Self {
+        Self {
+            policy,
+            batch: Vec::new(),
+            objects: objects.min(UNDER_WAY.0.saturating_sub(policy.under_way.len())),
+            bytes: bytes.min(UNDER_WAY.1.saturating_sub(policy.under_way_bytes)),
+            large,
+        }
+    }
+
+    /// Adds an object if it is wanted and not too large. `false`: there is no room for more.
+    fn add(&mut self, no: ObjectNo, size: u64, catalog: &mut impl Catalog) -> bool {
+        if size > self.large || self.policy.under_way.contains_key(&no) || !catalog.is_wanted(no) {
+            return true;
+        }
+        if self.batch.len() >= self.objects || size > self.bytes {
+            return false;
+        }
+        self.bytes -= size;
+        self.batch.push((no, size));
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;
