@@ -155,7 +155,8 @@ impl<R: Read> Reader<R> {
         if name.contains(&b'/') || name.contains(&0) {
             return Err(fail(format!("{shown:?} has a slash or a NUL in it")));
         }
-        if entry.parent == 0 && name.eq_ignore_ascii_case(b".git") {
+        // At any depth, as git has it: a repository of the origin's making could run programs.
+        if name.eq_ignore_ascii_case(b".git") {
             return Err(fail(format!("{shown:?} is git's own directory")));
         }
         if entry.key.kind() != self.header.hash {
@@ -255,6 +256,7 @@ mod tests {
         for name in [&b""[..], b".", b"..", b"a/b", b"a\0", &[b'n'; 256], b".git", b".GIT"] {
             assert!(read(&[file(0, name)]).is_err(), "{name:?}");
         }
+        assert!(read(&[dir(0, b"a"), dir(1, b".Git")]).is_err(), "a repository further down");
         assert!(read(&[file(1, b"x")]).is_err(), "its own parent");
         assert!(read(&[file(0, b"x"), file(1, b"y")]).is_err(), "in a file");
         assert!(read(&[file(0, b"x"), file(0, b"x")]).is_err(), "twice");

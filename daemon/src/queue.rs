@@ -4,4 +4,8 @@
 //! where the supervisor reads the fanotify group and keeps every event until it is answered, and
 //! the kernel's own, on kernels with restartable permission events.
 
+pub mod broker;
+pub mod decide;
+pub mod inflight;
+pub mod kernel;
 pub mod wire;

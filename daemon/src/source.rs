@@ -4,6 +4,8 @@
 //! been *verified*: nothing that a source hands over is ever wrong. Scheduling, batching and
 //! retrying are the worker's business, not the source's.
 
+pub mod git;
+
 use std::fs::File;
 use std::future::Future;
 use std::io;

@@ -2,10 +2,12 @@
 //! descriptors, starting processes, and giving up privileges. With `fanotify/` the only place that
 //! has `unsafe` code; what it offers is safe.
 
+pub mod lease;
 pub mod limits;
 pub mod mount;
 pub mod privileges;
 pub mod seqpacket;
+pub mod shared;
 pub mod spawn;
 #[cfg(test)]
 pub(crate) mod test_support;

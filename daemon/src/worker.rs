@@ -6,6 +6,7 @@ pub mod control;
 pub mod engine;
 pub mod fill;
 pub mod pool;
+mod process;
 pub mod queue;
 pub mod readahead;
 pub mod request;
@@ -14,6 +15,8 @@ pub mod sandbox;
 pub mod schedule;
 #[cfg(test)]
 mod simulation;
+
+pub use process::main;
 
 /// The number of an object in its pool: counts the records of the pool's data segments, in the
 /// order in which these were attached. Neighbours in the tree have neighbouring numbers.

@@ -18,13 +18,22 @@
 //!
 //! A request that fails is answered with a status of 400 or more and an [`ErrorBody`]. Sizes are in
 //! bytes, times in milliseconds, in fields whose names end in `_bytes` and `_ms`. Bytes that are not
-//! UTF-8 (paths are bytes) appear as `\xNN`.
+//! UTF-8 (paths are bytes) appear as `\xNN`, in requests as well: [`path_to_text`].
 
+pub mod doctor;
+mod environment;
 mod paths;
+mod text;
 
 use serde::{Deserialize, Serialize};
 
-pub use paths::{Directories, RUN_DIR_ENV, STATE_DIR_ENV};
+pub use environment::is_wanted_variable;
+pub use paths::{CONFIG_FILE, ConfiguredDirectories, Directories, RUN_DIR_ENV, STATE_DIR_ENV};
+pub use text::{path_from_text, path_to_text};
+
+/// The exit code of a daemon that finds another one with its state or run directory (sysexits.h's
+/// `EX_TEMPFAIL`). Whoever started it can use the other one.
+pub const EXIT_ALREADY_RUNNING: u8 = 75;
 
 /// An error as the daemon reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

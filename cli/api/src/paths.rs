@@ -8,6 +8,9 @@ pub const STATE_DIR_ENV: &str = "HYDRANT_STATE_DIR";
 /// Overrides the run directory.
 pub const RUN_DIR_ENV: &str = "HYDRANT_RUN_DIR";
 
+/// The configuration file. It need not exist.
+pub const CONFIG_FILE: &str = "/etc/hydrant/config.toml";
+
 /// The two directories of one daemon. Daemons with other directories don't disturb each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directories {
@@ -17,18 +20,36 @@ pub struct Directories {
     pub run: PathBuf,
 }
 
+/// What the configuration file says of the directories.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConfiguredDirectories {
+    pub state: Option<PathBuf>,
+    pub run: Option<PathBuf>,
+}
+
 impl Directories {
     /// From the command line, else the environment, else the defaults.
     #[must_use]
     pub fn resolve(state: Option<PathBuf>, run: Option<PathBuf>) -> Self {
-        let choose = |option: Option<PathBuf>, variable, default: &str| {
+        Self::resolve_with(state, run, ConfiguredDirectories::default())
+    }
+
+    /// From the command line, else the environment, else the configuration, else the defaults.
+    #[must_use]
+    pub fn resolve_with(
+        state: Option<PathBuf>,
+        run: Option<PathBuf>,
+        configured: ConfiguredDirectories,
+    ) -> Self {
+        let choose = |option: Option<PathBuf>, variable, configured, default: &str| {
             option
                 .or_else(|| env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from))
+                .or(configured)
                 .unwrap_or_else(|| PathBuf::from(default))
         };
         Self {
-            state: choose(state, STATE_DIR_ENV, "/var/lib/hydrant"),
-            run: choose(run, RUN_DIR_ENV, "/run/hydrant"),
+            state: choose(state, STATE_DIR_ENV, configured.state, "/var/lib/hydrant"),
+            run: choose(run, RUN_DIR_ENV, configured.run, "/run/hydrant"),
         }
     }
 

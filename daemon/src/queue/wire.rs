@@ -9,14 +9,16 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::fanotify::Verdict;
 use crate::ids::{EventId, PoolId, SegmentId};
-use crate::object::HashKind;
+use crate::importer::attributes;
+use crate::object::{HashKind, ObjectId};
 use crate::range::ByteRange;
 
 /// The version of the two protocols; a worker of another one is not started.
 pub const VERSION: u32 = 1;
 
-/// The longest message in bytes, within what a seqpacket socket takes by default.
-pub const MAX_MESSAGE: usize = 64 << 10;
+/// The longest message in bytes: room for a bundle of certificates. The sockets' buffers are larger
+/// ([`crate::sys::seqpacket`]).
+pub const MAX_MESSAGE: usize = 640 << 10;
 
 /// From the supervisor, on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +106,73 @@ pub enum FromQueue {
     Answer { event: EventId, verdict: Verdict, reason: Option<String> },
     /// Not an answer: what keeps it, shown by `hydrant queue`.
     Waiting { event: EventId, reason: String },
+}
+
+/// From the supervisor to an importer, on its control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToImporter {
+    /// The first message: what is to be imported.
+    Job {
+        version: u32,
+        origin: OriginSpec,
+        limits: Limits,
+        commit: ObjectId,
+        tree: ObjectId,
+        /// The committer's time, in seconds since the epoch.
+        time: i64,
+        conversion: attributes::Config,
+    },
+    /// As [`ToWorker::Transport`].
+    Transport { request: u64, result: Result<(), String> },
+    /// As [`ToWorker::Credential`].
+    Credential { request: u64, result: Result<Option<Credential>, String> },
+    /// The answer to [`FromImporter::Eager`]: the attributes of the paths can be read now. `false`:
+    /// there are none to be read.
+    Attributes { listed: bool },
+}
+
+/// From an importer, on its control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromImporter {
+    NeedTransport {
+        request: u64,
+    },
+    NeedCredential {
+        request: u64,
+        url: String,
+        rejected: Option<Credential>,
+    },
+    /// The pack of the objects that git itself looks at is there. `attributes`: the tree
+    /// has attributes that matter, so the supervisor is to list them once it is in the repository.
+    Eager {
+        attributes: bool,
+    },
+    Progress {
+        step: String,
+        done: u64,
+        total: u64,
+    },
+    /// The manifest is complete.
+    Done(Imported),
+    /// There will be no manifest.
+    Failed {
+        message: String,
+        hint: Option<String>,
+    },
+}
+
+/// What an importer found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// Names in the tree.
+    pub names: u64,
+    /// Files that had to be fetched, because the origin doesn't tell their sizes; their bytes.
+    pub fetched_files: u64,
+    pub fetched_bytes: u64,
+    /// How the sizes became known, for the log.
+    pub sizes: String,
+    /// What the origin's administrator could switch on.
+    pub advice: Option<String>,
 }
 
 /// Where the content of a pool comes from.

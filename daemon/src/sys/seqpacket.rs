@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, setsockopt, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -87,6 +88,19 @@ impl Seqpacket {
     pub fn try_send(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         // Not AsyncFd::try_io, which says WouldBlock as long as the readiness is not known yet.
         send(self.fd.get_ref().as_fd(), message, fds)
+    }
+
+    /// Waits until there is room for a message. Does not say that a message of any size fits.
+    pub async fn writable(&self) -> io::Result<()> {
+        // try_send goes past tokio's knowledge of the socket, so ask the kernel
+        let room = |fd: &OwnedFd| {
+            let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
+            match poll(&mut fds, PollTimeout::ZERO)? {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                _ => Ok(()),
+            }
+        };
+        self.fd.async_io(Interest::WRITABLE, room).await
     }
 
     /// Waits for a message. `None`: the peer has closed its end.

@@ -9,7 +9,7 @@ mod fork;
 
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::{OnceLock, mpsc};
@@ -122,7 +122,7 @@ impl Spawn {
     }
 
     /// Starts it. When this returns, the program runs (exec has succeeded) and the fds that were given
-    /// are closed here.
+    /// are closed here. Blocks for as long as that takes, about a millisecond.
     pub fn start(self) -> Result<Child, SpawnError> {
         let program = self.program.display().to_string();
         let failed = |step| {
@@ -156,6 +156,22 @@ impl Spawn {
         }
         fork::Plan::new(program, arguments, environment, self.fds, self.stderr)
     }
+}
+
+/// The fds that this process was started with, from [`FIRST_FD`] on. An error where one of them is not
+/// open. To be called once, first thing: nothing else may hold these numbers by then.
+pub fn inherited<const N: usize>() -> io::Result<[OwnedFd; N]> {
+    let mut fds = Vec::with_capacity(N);
+    for number in (FIRST_FD..).take(N) {
+        // SAFETY: fcntl(2) on a number; where that is no open fd it says so.
+        if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+            let error = io::Error::last_os_error();
+            return Err(io::Error::new(error.kind(), format!("file descriptor {number}: {error}")));
+        }
+        // SAFETY: it is open, and by this function's contract nobody else's.
+        fds.push(unsafe { OwnedFd::from_raw_fd(number) });
+    }
+    <[OwnedFd; N]>::try_from(fds).map_err(|_| io::Error::other("file descriptors were lost"))
 }
 
 type Failure = (&'static str, io::Error);

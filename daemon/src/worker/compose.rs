@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::range::ByteRange;
 use crate::segment::extents::Extents;
+use crate::segment::frame::Frame;
 use crate::segment::pack;
 
 /// The most bytes made at a time; a multiple of the block size.
@@ -51,8 +52,6 @@ impl Composition {
                 out[to as usize..to as usize + len].copy_from_slice(&bytes[from..from + len]);
             }
         };
-        let count = u32::try_from(self.extents.len()).map_err(io::Error::other)?;
-        put(0, &pack::header(count));
         for (record, file, offset) in &self.contents {
             let Some(entry) = self.extents.get(*record) else { continue };
             if !entry.range.overlaps(range) {
@@ -66,18 +65,13 @@ impl Composition {
             })?;
             put(start, &bytes);
         }
-        let end = self.end();
-        if range.end() > end && range.offset() < end + 32 {
-            let keys = self.extents.iter().map(|extent| extent.key);
-            put(end, pack::trailer(self.extents.hash(), keys).as_bytes());
+        // the last entry ends within a block whose rest is the frame's
+        if Frame::is_in(&self.extents, range)
+            && let Some(frame) = Frame::of(&self.extents)
+        {
+            frame.copy_to(range.offset(), &mut out);
         }
         Ok(out)
-    }
-
-    /// Where the last entry ends and the trailer starts.
-    fn end(&self) -> u64 {
-        let last = self.extents.len().checked_sub(1).and_then(|last| self.extents.get(last));
-        last.map_or(pack::HEADER_LEN, |entry| entry.range.end())
     }
 }
 
@@ -89,13 +83,14 @@ mod tests {
     use crate::range::BLOCK;
     use crate::segment::SegmentKind;
     use crate::segment::extents::ExtentsWriter;
+    use crate::segment::frame::FIRST_ENTRY;
 
     #[test]
     fn any_blocks_in_any_order_make_the_pack() {
-        let sizes = [0u64, 5, 3000, 10, 70_000, 0, 4096, 200_000];
+        let sizes = [1u64, 5, 3000, 10, 70_000, 2, 4096, 200_000];
         let data = Arc::new(tempfile::tempfile().unwrap());
         let mut writer = ExtentsWriter::new(SegmentId(2), SegmentKind::Pack, HashKind::Sha1);
-        let mut expected = pack::header(sizes.len() as u32).to_vec();
+        let mut expected = vec![0; FIRST_ENTRY as usize];
         let mut contents = Vec::new();
         let (mut home, mut keys) = (0, Vec::new());
         for (n, size) in sizes.iter().enumerate() {
@@ -115,9 +110,10 @@ mod tests {
             });
             expected.extend(entry.unwrap());
         }
-        expected.extend_from_slice(pack::trailer(HashKind::Sha1, keys).as_bytes());
-        let size = (expected.len() as u64).next_multiple_of(BLOCK);
+        let frame = Frame::new(HashKind::Sha1, keys, expected.len() as u64);
+        let size = frame.size();
         expected.resize(size as usize, 0);
+        frame.copy_to(0, &mut expected);
         let mut index = Vec::new();
         writer.write(&mut index, size).unwrap();
         let extents = Arc::new(Extents::read(&index[..]).unwrap());

@@ -1,0 +1,119 @@
+//! One daemon for a state directory, and one for a run directory.
+
+use std::fs::{File, Permissions};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use hydrant_api::Directories;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use thiserror::Error;
+
+/// The directories' lock files (two names, so that one directory can be both).
+const STATE_LOCK: &str = "state.lock";
+const RUN_LOCK: &str = "hydrantd.lock";
+
+/// The right to use a state and a run directory: flock(2) on a file in each, which the kernel lets
+/// go when the process ends, however it ends. The fds are close-on-exec.
+#[derive(Debug)]
+pub struct InstanceLock {
+    _state: Flock<File>,
+    _run: Flock<File>,
+}
+
+/// Why the directories can't be had.
+#[derive(Debug, Error)]
+pub enum LockError {
+    #[error("another hydrantd{} uses the directory {}", by(.pid), .directory.display())]
+    Held { directory: PathBuf, pid: Option<i32> },
+    #[error("can't lock the directory {}", .directory.display())]
+    Io { directory: PathBuf, source: io::Error },
+}
+
+impl InstanceLock {
+    /// Makes the directories where they are missing (the state directory so that others can pass
+    /// but not list it, the run directory readable) and takes both.
+    pub fn take(directories: &Directories) -> Result<Self, LockError> {
+        Ok(Self {
+            _state: take(&directories.state, STATE_LOCK, 0o711)?,
+            _run: take(&directories.run, RUN_LOCK, 0o755)?,
+        })
+    }
+}
+
+fn take(directory: &Path, name: &str, mode: u32) -> Result<Flock<File>, LockError> {
+    let failed = |source| LockError::Io { directory: directory.to_owned(), source };
+    let file = prepare(directory, name, mode).map_err(failed)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            write_pid(&mut lock).map_err(failed)?;
+            Ok(lock)
+        }
+        Err((mut file, Errno::EWOULDBLOCK)) => {
+            Err(LockError::Held { directory: directory.to_owned(), pid: read_pid(&mut file) })
+        }
+        Err((_, errno)) => Err(failed(errno.into())),
+    }
+}
+
+/// Makes the directory if need be and opens the lock file.
+fn prepare(directory: &Path, name: &str, mode: u32) -> io::Result<File> {
+    if !directory.exists() {
+        fs::create_dir_all(directory)?;
+        fs::set_permissions(directory, Permissions::from_mode(mode))?;
+    }
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    Ok(options.open(directory.join(name))?.into_file())
+}
+
+/// The pid is only there to be shown; the lock is what counts.
+fn write_pid(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
+}
+
+fn read_pid(file: &mut File) -> Option<i32> {
+    let mut text = String::new();
+    file.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+fn by(pid: &Option<i32>) -> String {
+    pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directories(root: &Path, state: &str, run: &str) -> Directories {
+        Directories { state: root.join(state), run: root.join(run) }
+    }
+
+    #[test]
+    fn neither_directory_is_shared() {
+        let root = tempfile::tempdir().unwrap();
+        let first = InstanceLock::take(&directories(root.path(), "s", "r")).unwrap();
+        for (state, run, shared) in [("s", "r2", "s"), ("s2", "r", "r")] {
+            let error = InstanceLock::take(&directories(root.path(), state, run)).unwrap_err();
+            let text = error.to_string();
+            let LockError::Held { directory, pid } = error else { panic!("{text}") };
+            assert_eq!(directory, root.path().join(shared));
+            assert_eq!(pid, Some(std::process::id() as i32));
+            assert!(text.contains("another hydrantd (pid "), "{text}");
+        }
+        let _other = InstanceLock::take(&directories(root.path(), "s3", "r3")).unwrap();
+        drop(first);
+        InstanceLock::take(&directories(root.path(), "s", "r")).unwrap();
+    }
+
+    #[test]
+    fn one_directory_can_be_both() {
+        let root = tempfile::tempdir().unwrap();
+        InstanceLock::take(&directories(root.path(), "both", "both")).unwrap();
+    }
+}

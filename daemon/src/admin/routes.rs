@@ -1,0 +1,196 @@
+//! The routes, as `hydrant_api` lists them.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, State};
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use hydrant_api::{
+    CloneRequest, ErrorBody, Mount, PathRequest, PrefetchRequest, QueueEvent, RmRequest, Status,
+    UmountRequest,
+};
+use serde::de::DeserializeOwned;
+
+use super::caller::Caller;
+use super::error::ApiError;
+use super::{Service, check, progress};
+use crate::ids::EventId;
+
+type Body = Result<Bytes, BytesRejection>;
+type Reply<T> = Result<Json<T>, ApiError>;
+/// `{}`
+type Nothing = serde_json::Map<String, serde_json::Value>;
+
+pub(super) fn router<S: Service>(service: Arc<S>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status::<S>))
+        .route("/v1/mounts", get(mounts::<S>))
+        .route("/v1/clone", post(clone_tree::<S>))
+        .route("/v1/mount", post(mount::<S>))
+        .route("/v1/umount", post(umount::<S>))
+        .route("/v1/rm", post(rm::<S>))
+        .route("/v1/prefetch", post(prefetch::<S>))
+        .route("/v1/queue", get(queue::<S>))
+        .route("/v1/queue/{id}", get(queue_event::<S>))
+        .route("/v1/queue/{id}/retry", post(retry::<S>))
+        .route("/v1/queue/{id}/deny", post(deny::<S>))
+        .route("/v1/stop", post(stop::<S>))
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(service)
+}
+
+async fn status<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Status> {
+    service.status(caller).await.map(Json)
+}
+
+async fn mounts<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Vec<Mount>> {
+    service.mounts(caller).await.map(Json)
+}
+
+async fn clone_tree<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let request = check::clone(&caller, parse::<CloneRequest>(body)?)?;
+    tracing::info!(uid = caller.uid, directory = request.directory, "clone");
+    Ok(progress::respond("clone", move |progress| async move {
+        service.clone_tree(caller, request, progress).await
+    }))
+}
+
+async fn mount<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    body: Body,
+) -> Reply<Mount> {
+    let request: PathRequest = parse(body)?;
+    check::directory(&request.directory)?;
+    tracing::info!(uid = caller.uid, directory = request.directory, "mount");
+    to_the_end("mount", async move { service.mount(caller, request).await }).await
+}
+
+async fn umount<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    body: Body,
+) -> Reply<Vec<Mount>> {
+    let request: UmountRequest = parse(body)?;
+    check::umount(&request)?;
+    tracing::info!(uid = caller.uid, directory = request.directory, all = request.all, "umount");
+    to_the_end("umount", async move { service.umount(caller, request).await }).await
+}
+
+async fn rm<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let request: RmRequest = parse(body)?;
+    check::directory(&request.directory)?;
+    if request.discard && request.keep {
+        return Err(ApiError::invalid("changes can be kept or discarded, not both"));
+    }
+    let RmRequest { directory, discard, keep } = &request;
+    tracing::info!(uid = caller.uid, directory, discard, keep, "rm");
+    Ok(progress::respond("rm", move |progress| async move {
+        service.rm(caller, request, progress).await
+    }))
+}
+
+async fn prefetch<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let request: PrefetchRequest = parse(body)?;
+    check::directory(&request.path)?;
+    tracing::info!(uid = caller.uid, path = request.path, "prefetch");
+    Ok(progress::respond("prefetch", move |progress| async move {
+        service.prefetch(caller, request, progress).await
+    }))
+}
+
+async fn queue<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+) -> Reply<Vec<QueueEvent>> {
+    service.queue(caller).await.map(Json)
+}
+
+async fn queue_event<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Reply<QueueEvent> {
+    service.queue_event(caller, event(&id)?).await.map(Json)
+}
+
+async fn retry<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Reply<Nothing> {
+    let event = event(&id)?;
+    tracing::info!(uid = caller.uid, %event, "retry");
+    to_the_end("retry", async move { service.retry(caller, event).await.map(|()| Nothing::new()) })
+        .await
+}
+
+async fn deny<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Reply<Nothing> {
+    let event = event(&id)?;
+    tracing::info!(uid = caller.uid, %event, "deny");
+    to_the_end("deny", async move { service.deny(caller, event).await.map(|()| Nothing::new()) })
+        .await
+}
+
+async fn stop<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Nothing> {
+    caller.require_root("stop the daemon")?;
+    tracing::info!(pid = caller.pid, "stop");
+    to_the_end("stop", async move { service.stop(caller).await.map(|()| Nothing::new()) }).await
+}
+
+async fn unknown(uri: Uri) -> ApiError {
+    ApiError::not_found(format!("there is no {}", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Response {
+    let error = ApiError::invalid(format!("{} does not take {method}", uri.path()));
+    (StatusCode::METHOD_NOT_ALLOWED, Json(ErrorBody::from(error))).into_response()
+}
+
+/// A request's body. What `Content-Type` says doesn't matter, so that `curl --data` will do.
+fn parse<T: DeserializeOwned>(body: Body) -> Result<T, ApiError> {
+    let body = body.map_err(|e| ApiError::invalid(format!("can't read the request: {e}")))?;
+    serde_json::from_slice(&body)
+        .map_err(|e| ApiError::invalid(format!("can't make sense of the request: {e}")))
+}
+
+fn event(id: &str) -> Result<EventId, ApiError> {
+    id.parse().map(EventId).map_err(|_| ApiError::invalid(format!("{id:?} is not an event's id")))
+}
+
+/// Runs an operation to its end also when the client goes away, which drops a handler's future.
+async fn to_the_end<T: Send + 'static>(
+    name: &'static str,
+    operation: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Reply<T> {
+    let outcome = tokio::spawn(operation).await.unwrap_or_else(|error| {
+        tracing::error!(%error, operation = name, "an operation did not end");
+        Err(ApiError::internal(format!("{name} did not end: {error}")))
+    });
+    if let Err(error) = &outcome {
+        tracing::warn!(operation = name, %error, "failed");
+    }
+    outcome.map(Json)
+}

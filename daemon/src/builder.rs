@@ -1,0 +1,314 @@
+//! The builder: a tree's files out of a manifest.
+//!
+//! A short-lived process of its own, so that the memory for a million names goes when it is done. It
+//! runs as root, without network, and believes nothing of what it reads: the manifest and the content
+//! come from the importer, which has parsed bytes from the origin.
+//!
+//! It reads one line of JSON, a [`Job`], makes new segments, the tree's image and the existence pack,
+//! and answers with a [`Reply`]. It can then be asked for the git index of the tree with a second
+//! line, an [`IndexJob`], once somebody knows what the mounted files show.
+//!
+//! All paths it is given have to be in directories that only root can write to. What it makes is
+//! durable when it answers; when it fails it leaves nothing. Until the answer is in the catalog none
+//! of it counts: the next job may be given the same numbers and replaces what it finds there.
+
+pub mod contents;
+pub mod files;
+pub mod image;
+pub mod index;
+pub mod pack;
+pub mod place;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+pub mod tree;
+
+use std::collections::HashSet;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::ids::SegmentId;
+use crate::manifest::ManifestError;
+use crate::object::{HashKind, ObjectId};
+use crate::segment::SegmentKind;
+use crate::segment::extents::ExtentsError;
+
+use files::{Made, sync_dir};
+use pack::Pack;
+use place::Placed;
+use tree::{Kind, Tree};
+
+/// Who owns all files of a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl Owner {
+    /// Gives a file to the owner.
+    fn give(self, file: &fs_err::File) -> io::Result<()> {
+        std::os::unix::fs::fchown(file.file(), Some(self.uid), Some(self.gid))
+    }
+}
+
+/// What to build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    pub manifest: PathBuf,
+    /// Content that is here already: a stream of [`contents`].
+    pub contents: Option<PathBuf>,
+    /// The pool's directory.
+    pub pool: PathBuf,
+    /// The segments that the pool has.
+    pub segments: Vec<SegmentId>,
+    /// New segments get consecutive numbers from this one on.
+    pub first_segment: SegmentId,
+    /// Where the tree's image goes.
+    pub image: PathBuf,
+    pub owner: Owner,
+    pub pack: Option<PackJob>,
+}
+
+/// An existence pack is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackJob {
+    /// Where its index and `.keep` file go, for the supervisor to move into the repository.
+    pub dir: PathBuf,
+    /// Objects that the repository has, which are left out: an id in hexadecimal digits on each line.
+    pub in_repository: Option<PathBuf>,
+}
+
+/// The git index is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexJob {
+    pub index: PathBuf,
+    /// `st_dev` of the mounted files.
+    pub dev: u64,
+    /// What `st_ino` of the mounted files has besides the inode number in the image.
+    pub ino_or: u64,
+}
+
+/// A segment that a tree refers to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentUse {
+    pub segment: SegmentId,
+    pub kind: SegmentKind,
+    /// In bytes.
+    pub size: u64,
+    /// Made by this job.
+    pub new: bool,
+}
+
+/// What was built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Built {
+    pub hash: HashKind,
+    /// In hexadecimal digits.
+    pub commit: String,
+    /// In hexadecimal digits.
+    pub tree: String,
+    /// In the order of the image's devices.
+    pub segments: Vec<SegmentUse>,
+    /// The first number that is still free.
+    pub next_segment: SegmentId,
+    /// Regular files, symbolic links, submodules and converted files, by path.
+    pub files: u64,
+    pub symlinks: u64,
+    pub gitlinks: u64,
+    /// Files that are not in the image.
+    pub converted: u64,
+    pub directories: u64,
+    /// The size of all files of the image, in bytes.
+    pub tree_bytes: u64,
+    /// Different objects that have a place in a segment.
+    pub objects: u64,
+    /// Bytes of content written into the new segments.
+    pub filled_bytes: u64,
+    /// In bytes.
+    pub image_size: u64,
+    pub pack: Option<Pack>,
+}
+
+/// The builder's answer to a line, itself a line of JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    Built(Box<Built>),
+    Index,
+    /// What went wrong, for people to read.
+    Failed(String),
+}
+
+/// Why a tree can't be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    #[error("can't take the tree")]
+    Manifest(#[from] ManifestError),
+    #[error("can't take the tree: {0}")]
+    Tree(String),
+    #[error(
+        "the origin gives object {key} a size of {} bytes, but it has been said to have {} bytes",
+        .sizes[1], .sizes[0]
+    )]
+    Sizes { key: ObjectId, sizes: [u64; 2] },
+    #[error("segment {segment} of the pool can't be used")]
+    Extents { segment: SegmentId, source: ExtentsError },
+    #[error("can't make the tree's image")]
+    Image(#[from] crate::erofs::ErofsError),
+    #[error("can't {doing}")]
+    Io { doing: &'static str, source: io::Error },
+}
+
+impl BuildError {
+    fn io(doing: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io { doing, source }
+    }
+}
+
+/// A tree that was built, and what is needed to write its index.
+#[derive(Debug)]
+pub struct Builder {
+    tree: Tree,
+    nids: Vec<u64>,
+    owner: Owner,
+    pub built: Built,
+}
+
+impl Builder {
+    /// Does a job.
+    pub fn build(job: &Job) -> Result<Self, BuildError> {
+        let open = |path: &PathBuf| {
+            let file = fs_err::File::open(path);
+            let file = file.map_err(BuildError::io("read what the importer wrote"))?;
+            Ok::<_, BuildError>(BufReader::with_capacity(256 << 10, file))
+        };
+        let tree = Tree::read(open(&job.manifest)?)?;
+        let mut made = Made::default();
+        let mut placed =
+            Placed::new(&tree, &job.pool, &job.segments, job.first_segment, &mut made)?;
+        let filled_bytes = match &job.contents {
+            Some(path) => placed.fill(&tree, open(path)?)?,
+            None => 0,
+        };
+        let pack = match &job.pack {
+            Some(wanted) => {
+                let known = match &wanted.in_repository {
+                    Some(path) => read_ids(open(path)?)?,
+                    None => HashSet::new(),
+                };
+                let segment = placed.next_free(job.first_segment);
+                let place = (wanted.dir.as_path(), job.owner);
+                pack::make(&tree, &mut placed, &known, segment, &job.pool, place, &mut made)?
+            }
+            None => None,
+        };
+        placed.sync()?;
+        let image = image::make(&tree, &placed, pack.as_ref(), job.owner)?;
+        let nids = image.nids;
+        let mut write = || {
+            made.write(&job.image, 0o600, |out| image.layout.write(out))?;
+            job.image.parent().map_or(Ok(()), sync_dir)
+        };
+        write().map_err(BuildError::io("write the tree's image"))?;
+
+        let image_size = image.layout.image_len();
+        let built = summary(&tree, &placed, job, filled_bytes, image_size, pack);
+        made.keep();
+        Ok(Self { tree, nids, owner: job.owner, built })
+    }
+
+    /// Writes the git index of the tree, the owner's.
+    pub fn index(&self, job: &IndexJob) -> Result<(), BuildError> {
+        let Owner { uid, gid } = self.owner;
+        let shown = index::Shown { uid, gid, dev: job.dev, ino_or: job.ino_or };
+        let mut made = Made::default();
+        let write = made.write(&job.index, 0o644, |out| {
+            index::write(&self.tree, &self.nids, &shown, out)?;
+            self.owner.give(out.get_ref())
+        });
+        write.map_err(BuildError::io("write the git index"))?;
+        made.keep();
+        Ok(())
+    }
+}
+
+fn summary(
+    tree: &Tree,
+    placed: &Placed,
+    job: &Job,
+    filled_bytes: u64,
+    image_size: u64,
+    pack: Option<Pack>,
+) -> Built {
+    let mut built = Built {
+        hash: tree.header().hash,
+        commit: tree.header().commit.to_string(),
+        tree: tree.header().tree.to_string(),
+        segments: placed.segments.clone(),
+        next_segment: placed.next_free(job.first_segment),
+        files: 0,
+        symlinks: 0,
+        gitlinks: 0,
+        converted: 0,
+        directories: 0,
+        tree_bytes: 0,
+        objects: placed.objects().len() as u64,
+        filled_bytes,
+        image_size,
+        pack,
+    };
+    for node in tree.numbers() {
+        *match tree.kind(node) {
+            Kind::Directory => &mut built.directories,
+            Kind::File | Kind::Executable => &mut built.files,
+            Kind::Converted | Kind::ConvertedExecutable => &mut built.converted,
+            Kind::Symlink => &mut built.symlinks,
+            Kind::Gitlink => &mut built.gitlinks,
+        } += 1;
+        if place::is_file(tree, node) {
+            built.tree_bytes = built.tree_bytes.saturating_add(tree.size(node));
+        }
+    }
+    built
+}
+
+fn read_ids(input: impl BufRead) -> Result<HashSet<ObjectId>, BuildError> {
+    let fail = BuildError::io("read which objects the repository has");
+    let id = |line: io::Result<String>| {
+        ObjectId::from_hex(line.map_err(&fail)?.as_bytes()).map_err(|e| fail(io::Error::other(e)))
+    };
+    input.lines().map(id).collect()
+}
+
+/// The process: lines of JSON in, lines of JSON out. Ends with the input.
+pub fn run(mut input: impl BufRead, mut output: impl Write) -> io::Result<()> {
+    let mut builder = None;
+    let mut line = String::new();
+    while input.read_line(&mut line)? > 0 {
+        let reply = reply(&line, &mut builder);
+        let reply = reply.unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
+        serde_json::to_writer(&mut output, &reply)?;
+        output.write_all(b"\n")?;
+        output.flush()?;
+        line.clear();
+    }
+    Ok(())
+}
+
+fn reply(line: &str, builder: &mut Option<Builder>) -> anyhow::Result<Reply> {
+    match builder {
+        None => {
+            let built = builder.insert(Builder::build(&serde_json::from_str(line)?)?).built.clone();
+            Ok(Reply::Built(Box::new(built)))
+        }
+        Some(builder) => {
+            builder.index(&serde_json::from_str(line)?)?;
+            Ok(Reply::Index)
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The existence pack of a tree.
+//!
+//! Git's `commit` and `switch` ask whether every blob of the index exists. In a partial clone each
+//! one that is missing is fetched, all of the tree. So there is a pack that has them: its index is
+//! a real file, and the pack itself a file of the image, a segment like others, whose content comes
+//! when something reads it. Whether an object exists is answered from the index alone.
+//!
+//! It has a `.keep` file, so that `gc` and `repack` neither read nor remove it, and no `.promisor` file:
+//! with that they would take all its objects into a pack of their own.
+//!
+//! The pack's index says nothing that isn't known: where offsets fit in 32 bits it is of version 1,
+//! which has no checksums of the entries. In version 2 they are there and are zero; git compares
+//! them only when it copies entries into another local pack, complains, and packs the object anew.
+
+use std::collections::HashSet;
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::builder::files::{Made, sync_dir};
+use crate::builder::place::{Placed, write_segment};
+use crate::builder::tree::Tree;
+use crate::builder::{BuildError, Owner, SegmentUse};
+use crate::ids::SegmentId;
+use crate::object::{HashKind, Hasher, ObjectId};
+use crate::range::{BLOCK, ByteRange};
+use crate::segment::SegmentKind;
+use crate::segment::extents::ExtentsWriter;
+use crate::segment::frame::{FIRST_ENTRY, Frame};
+use crate::segment::pack;
+
+/// The most bytes of entries: a segment has fewer than 2^32 blocks.
+const MAX_PACK: u64 = (u32::MAX as u64 - 4) * BLOCK;
+
+/// An existence pack that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pack {
+    /// The files' name without its ending: `pack-<hex>`.
+    pub name: String,
+    /// The repository's objects in it.
+    pub objects: u64,
+    /// In bytes, a multiple of the block size.
+    pub size: u64,
+    /// Which of the tree's segments it is.
+    pub device: u32,
+}
+
+/// Lays out the pack of all files of the tree but those whose objects are `in_repository`: makes its
+/// segment in the pool, and `<name>.idx` and `<name>.keep` in `pack_dir`, both the owner's. `None`
+/// when no object is left.
+pub fn make(
+    tree: &Tree,
+    placed: &mut Placed,
+    in_repository: &HashSet<ObjectId>,
+    segment: SegmentId,
+    pool: &Path,
+    (pack_dir, owner): (&Path, Owner),
+    made: &mut Made,
+) -> Result<Option<Pack>, BuildError> {
+    let hash = tree.header().hash;
+    let mut offsets = vec![0; placed.objects().len()];
+    let mut extents = ExtentsWriter::new(segment, SegmentKind::Pack, hash);
+    let mut keys = Vec::new();
+    let mut end = FIRST_ENTRY;
+    for node in placed.tree_order() {
+        let (Some(object), Some(place)) = (placed.object(*node), placed.place(*node)) else {
+            continue;
+        };
+        let key = tree.id(*node);
+        if offsets[object as usize] != 0 || in_repository.contains(&key) {
+            continue;
+        }
+        let size = tree.size(*node);
+        let range = ByteRange::new(end, pack::entry_len(size));
+        if range.end() > MAX_PACK {
+            return Err(BuildError::Tree("its files are too large for one pack".into()));
+        }
+        let home = placed.segments[place.segment as usize].segment;
+        extents.push_entry(range, size, key, home, place.record);
+        offsets[object as usize] = end;
+        keys.push(*node);
+        end = range.end();
+    }
+    if keys.is_empty() {
+        return Ok(None);
+    }
+    let frame = Frame::new(hash, keys.iter().map(|node| tree.id(*node)), end);
+    let size = frame.size();
+    write_segment(pool, segment, &extents, size, made, |data| {
+        data.write_all_at(&frame.head, 0)?;
+        let last = size - BLOCK;
+        let last_block = &frame.tail[(last - frame.tail_at) as usize..];
+        data.write_all_at(last_block, last)
+    })?;
+
+    let name = format!("pack-{}", frame.trailer);
+    let objects = placed.objects().iter().zip(&offsets);
+    let entries = objects.filter(|(_, offset)| **offset != 0);
+    let entries = entries.map(|(node, offset)| (tree.id(*node), *offset));
+    let write = || {
+        let idx = pack_dir.join(format!("{name}.idx"));
+        made.write(&idx, 0o444, |out| {
+            write_index(out, &frame, hash, entries)?;
+            owner.give(out.get_ref())
+        })?;
+        let keep = pack_dir.join(format!("{name}.keep"));
+        made.write(&keep, 0o444, |out| {
+            out.write_all(b"hydrant: the objects of the checked out tree, fetched when read\n")?;
+            owner.give(out.get_ref())
+        })?;
+        sync_dir(pack_dir)
+    };
+    write().map_err(BuildError::io("write the index of the existence pack"))?;
+
+    let device = placed.segments.len() as u32;
+    placed.segments.push(SegmentUse { segment, kind: SegmentKind::Pack, size, new: true });
+    Ok(Some(Pack { name, objects: keys.len() as u64, size, device }))
+}
+
+/// Writes an index (gitformat-pack(5)); `entries` are sorted by id.
+fn write_index(
+    out: &mut BufWriter<impl Write>,
+    frame: &Frame,
+    hash: HashKind,
+    entries: impl Iterator<Item = (ObjectId, u64)>,
+) -> io::Result<()> {
+    let mut own = frame.objects.clone();
+    own.sort_unstable();
+    let mut own = own.into_iter().peekable();
+    let mut all = Vec::new();
+    for entry in entries {
+        while let Some(first) = own.next_if(|own| *own < entry) {
+            all.push(first);
+        }
+        all.push(entry);
+    }
+    all.extend(own);
+
+    let mut out = Hashing { out, hasher: hash.hasher() };
+    let wide = frame.size() > u64::from(u32::MAX);
+    if wide {
+        out.write_all(b"\xfftOc\0\0\0\x02")?;
+    }
+    let mut seen = 0;
+    for first in 0..=u8::MAX {
+        seen += all[seen..].iter().take_while(|(id, _)| id.as_bytes()[0] == first).count();
+        out.write_all(&be32(seen as u64))?;
+    }
+    if wide {
+        all.iter().try_for_each(|(id, _)| out.write_all(id.as_bytes()))?;
+        all.iter().try_for_each(|_| out.write_all(&[0; 4]))?;
+        let mut large = 0;
+        for (_, offset) in &all {
+            if *offset < 1 << 31 {
+                out.write_all(&be32(*offset))?;
+            } else {
+                out.write_all(&be32(1 << 31 | large))?;
+                large += 1;
+            }
+        }
+        let mut large = all.iter().filter(|(_, offset)| *offset >= 1 << 31);
+        large.try_for_each(|(_, offset)| out.write_all(&offset.to_be_bytes()))?;
+    } else {
+        for (id, offset) in &all {
+            out.write_all(&be32(*offset))?;
+            out.write_all(id.as_bytes())?;
+        }
+    }
+    out.write_all(frame.trailer.as_bytes())?;
+    let Hashing { out, hasher } = out;
+    out.write_all(hasher.finish().as_bytes())
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the callers' numbers fit")]
+fn be32(number: u64) -> [u8; 4] {
+    (number as u32).to_be_bytes()
+}
+
+/// Hashes what it writes.
+#[derive(Debug)]
+pub struct Hashing<'a, W: Write> {
+    pub out: &'a mut BufWriter<W>,
+    pub hasher: Hasher,
+}
+
+impl<W: Write> Hashing<'_, W> {
+    pub fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.out.write_all(bytes)
+    }
+}

@@ -1,0 +1,90 @@
+//! The tables. A released migration is never changed; changes are new migrations.
+
+use rusqlite_migration::{M, Migrations};
+
+const FIRST: &str = "
+-- Facts about the daemon's runs: see `runs`.
+CREATE TABLE meta (
+    name   TEXT PRIMARY KEY,
+    value  TEXT NOT NULL
+) STRICT;
+
+-- The next number of each kind.
+CREATE TABLE sequence (
+    name   TEXT PRIMARY KEY,
+    next   INTEGER NOT NULL
+) STRICT;
+INSERT INTO sequence (name, next) VALUES ('pool', 1), ('segment', 1), ('tree', 1), ('mount', 1);
+
+-- An origin as one user sees it.
+CREATE TABLE pools (
+    id           INTEGER PRIMARY KEY,
+    url          TEXT NOT NULL,
+    owner_uid    INTEGER NOT NULL,
+    owner_gid    INTEGER NOT NULL,
+    hash         TEXT NOT NULL,
+    origin       TEXT NOT NULL,     -- JSON
+    environment  TEXT NOT NULL,     -- JSON: [[name, value], ...]
+    created      INTEGER NOT NULL,  -- seconds since the epoch
+    UNIQUE (url, owner_uid, hash)
+) STRICT;
+
+CREATE TABLE segments (
+    id        INTEGER PRIMARY KEY,
+    pool      INTEGER NOT NULL REFERENCES pools (id),
+    kind      TEXT NOT NULL,
+    size      INTEGER NOT NULL,     -- bytes
+    complete  INTEGER NOT NULL      -- every block is there, and durable
+) STRICT;
+CREATE INDEX segments_of_pool ON segments (pool);
+
+CREATE TABLE trees (
+    id         INTEGER PRIMARY KEY,
+    pool       INTEGER NOT NULL REFERENCES pools (id),
+    git_commit BLOB NOT NULL,       -- object id
+    root       BLOB NOT NULL,       -- object id of the tree
+    revision   TEXT NOT NULL,       -- as the user named it, or what the origin calls HEAD
+    image      TEXT NOT NULL,       -- name of the file in trees/
+    files      INTEGER NOT NULL,
+    bytes      INTEGER NOT NULL,
+    owner_uid  INTEGER NOT NULL,
+    owner_gid  INTEGER NOT NULL,
+    created    INTEGER NOT NULL
+) STRICT;
+CREATE INDEX trees_of_pool ON trees (pool);
+
+-- The devices of a tree's image, in order.
+CREATE TABLE tree_segments (
+    tree      INTEGER NOT NULL REFERENCES trees (id) ON DELETE CASCADE,
+    position  INTEGER NOT NULL,
+    segment   INTEGER NOT NULL REFERENCES segments (id),
+    PRIMARY KEY (tree, position)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX trees_of_segment ON tree_segments (segment);
+
+CREATE TABLE mounts (
+    id         INTEGER PRIMARY KEY,
+    tree       INTEGER NOT NULL REFERENCES trees (id),
+    directory  BLOB NOT NULL UNIQUE,
+    read_only  INTEGER NOT NULL,
+    owner_uid  INTEGER NOT NULL,
+    owner_gid  INTEGER NOT NULL,
+    mounted    INTEGER NOT NULL,    -- is to be mounted, also after a restart
+    pack       TEXT,                -- name of the existence pack
+    history    TEXT NOT NULL,
+    created    INTEGER NOT NULL
+) STRICT;
+CREATE INDEX mounts_of_tree ON mounts (tree);
+";
+
+pub(super) fn migrations() -> Migrations<'static> {
+    Migrations::new(vec![M::up(FIRST)])
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_migrations_are_sound() {
+        super::migrations().validate().unwrap();
+    }
+}

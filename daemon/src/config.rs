@@ -1,0 +1,170 @@
+//! The configuration file, `/etc/hydrant/config.toml`. It need not exist, and nothing need be in it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use hydrant_api::{ConfiguredDirectories, Directories};
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::queue::wire::Limits;
+
+/// More shards than any machine has use for.
+const MAX_SHARDS: u16 = 64;
+
+/// What the file says; `None` where it says nothing. A key that is not listed here is an error.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where segments, images and changes are kept. Default: `/var/lib/hydrant`.
+    pub state_dir: Option<PathBuf>,
+    /// Where the admin socket is. Default: `/run/hydrant`.
+    pub run_dir: Option<PathBuf>,
+    /// The group whose members may use the daemon. Default: `hydrant`, if there is such a group.
+    pub socket_group: Option<String>,
+    /// Default: one for each core, at most four.
+    pub shards: Option<u16>,
+    /// The user that workers run as. Default: an unused number.
+    pub worker_user: Option<String>,
+    /// A reader gets its bytes or an error after so long.
+    pub deadline_secs: Option<u64>,
+    /// A response of which nothing comes for so long is given up, and the request tried again.
+    pub stall_secs: Option<u64>,
+    /// Requests to one origin at the same time.
+    pub connections: Option<u32>,
+    /// Fetch what is likely to be read next.
+    pub read_ahead: Option<bool>,
+}
+
+/// A configuration file that can't be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    #[error("can't read the configuration")]
+    Read(#[from] io::Error),
+    #[error("in {}: {source}", .path.display())]
+    Parse { path: PathBuf, source: toml::de::Error },
+    #[error("in {}: {key} {what}", .path.display())]
+    Value { path: PathBuf, key: &'static str, what: &'static str },
+}
+
+impl Config {
+    /// Reads the file. One that does not exist says nothing.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = match fs::read_to_string(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            text => text?,
+        };
+        let config: Self = toml::from_str(&text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source })?;
+        match config.fault() {
+            Some((key, what)) => Err(ConfigError::Value { path: path.to_owned(), key, what }),
+            None => Ok(config),
+        }
+    }
+
+    /// The first value that can't be, and what is wrong with it.
+    fn fault(&self) -> Option<(&'static str, &'static str)> {
+        let relative = |path: &Option<PathBuf>| path.as_ref().is_some_and(|p| !p.is_absolute());
+        let faults = [
+            (relative(&self.state_dir), "state_dir", "is not an absolute path"),
+            (relative(&self.run_dir), "run_dir", "is not an absolute path"),
+            (self.shards == Some(0), "shards", "is 0: there must be one"),
+            (self.shards > Some(MAX_SHARDS), "shards", "is more than 64"),
+            (self.deadline_secs == Some(0), "deadline_secs", "is 0: no reader would get its bytes"),
+            (self.stall_secs == Some(0), "stall_secs", "is 0: no request would be answered"),
+            (self.connections == Some(0), "connections", "is 0: nothing would be fetched"),
+        ];
+        faults.into_iter().find(|(wrong, ..)| *wrong).map(|(_, key, what)| (key, what))
+    }
+
+    /// From the command line, else the environment, else this file, else the defaults.
+    #[must_use]
+    pub fn directories(&self, state: Option<PathBuf>, run: Option<PathBuf>) -> Directories {
+        let configured =
+            ConfiguredDirectories { state: self.state_dir.clone(), run: self.run_dir.clone() };
+        Directories::resolve_with(state, run, configured)
+    }
+
+    /// The limits for every pool.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let default = Limits::default();
+        Limits {
+            deadline_secs: self.deadline_secs.unwrap_or(default.deadline_secs),
+            stall_secs: self.stall_secs.unwrap_or(default.stall_secs),
+            connections: self.connections.unwrap_or(default.connections),
+            read_ahead: self.read_ahead.unwrap_or(default.read_ahead),
+        }
+    }
+
+    /// How many shards there are: as configured, else one for each core, at most four.
+    #[must_use]
+    pub fn shards(&self) -> u16 {
+        self.shards.unwrap_or_else(|| {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            cores.min(4) as u16
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("config.toml");
+        fs::write(&path, text).unwrap();
+        Config::load(&path)
+    }
+
+    #[test]
+    fn no_file_is_no_configuration() {
+        let config = Config::load(Path::new("/nonexistent/config.toml")).unwrap();
+        assert_eq!(config, Config::default());
+        assert_eq!(config.limits(), Limits::default());
+        assert!((1..=4).contains(&config.shards()));
+        assert_eq!(load("").unwrap(), config);
+    }
+
+    #[test]
+    fn every_key() {
+        let config = load(
+            r#"
+            state_dir = "/srv/hydrant"
+            run_dir = "/run/h"
+            socket_group = "dev"
+            shards = 2
+            worker_user = "hydrant-worker"
+            deadline_secs = 10
+            stall_secs = 5
+            connections = 3
+            read_ahead = false
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.shards(), 2);
+        let limits = Limits { deadline_secs: 10, stall_secs: 5, connections: 3, read_ahead: false };
+        assert_eq!(config.limits(), limits);
+        let directories = config.directories(None, Some("/elsewhere".into()));
+        assert_eq!(directories.run, Path::new("/elsewhere"));
+        assert_eq!(config.socket_group.as_deref(), Some("dev"));
+    }
+
+    #[test]
+    fn errors_name_the_key() {
+        for (text, key) in [
+            ("dead_line = 1", "dead_line"),
+            ("deadline_secs = \"1\"", "deadline_secs"),
+            ("deadline_secs = -1", "deadline_secs"),
+            ("shards = 0", "shards"),
+            ("shards = 65", "shards"),
+            ("connections = 0", "connections"),
+            ("state_dir = \"var\"", "state_dir"),
+        ] {
+            let message = load(text).unwrap_err().to_string();
+            assert!(message.contains(key) && message.contains("config.toml"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! The importer's process: its fds, its sandbox, its talk with the supervisor.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context;
+use futures_util::future::BoxFuture;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Importer, Listing, Origin, Revision, Spool, attributes};
+use crate::object::ObjectId;
+use crate::queue::wire::{
+    self, Credential, FromImporter, GitOrigin, Imported, Limits, OriginSpec, ToImporter,
+};
+use crate::source::git::{Connector, Credentials, GitSource, SizesQuery, load_system_roots};
+use crate::source::{Content, Fetch, FetchError, Sink};
+use crate::sys::seqpacket::Seqpacket;
+use crate::worker::sandbox::{self, SandboxSpec};
+
+/// How many fds an importer is started with.
+pub const FDS: usize = 10;
+
+/// What an importer is given, in the order of its fds from 3 on.
+#[derive(Debug)]
+pub struct Fds {
+    pub control: OwnedFd,
+    /// The scratch directory.
+    pub spool: OwnedFd,
+    /// `git ls-tree -r -t -z --full-tree HEAD`
+    pub tree: OwnedFd,
+    /// `git cat-file --batch-all-objects`: id, type and size of what is in the repository already.
+    pub local: OwnedFd,
+    /// The attributes of all paths, once they have been asked for.
+    pub attributes: OwnedFd,
+    /// Files to be written: two packs for the repository, the manifest, the ids of what is in the
+    /// packs, and content for the builder.
+    pub eager_pack: OwnedFd,
+    pub converted_pack: OwnedFd,
+    pub manifest: OwnedFd,
+    pub in_repository: OwnedFd,
+    pub contents: OwnedFd,
+}
+
+impl From<[OwnedFd; FDS]> for Fds {
+    fn from(fds: [OwnedFd; FDS]) -> Self {
+        let [
+            control,
+            spool,
+            tree,
+            local,
+            attributes,
+            eager_pack,
+            converted_pack,
+            manifest,
+            in_repository,
+            contents,
+        ] = fds;
+        Self {
+            control,
+            spool,
+            tree,
+            local,
+            attributes,
+            eager_pack,
+            converted_pack,
+            manifest,
+            in_repository,
+            contents,
+        }
+    }
+}
+
+impl From<Fds> for [OwnedFd; FDS] {
+    fn from(fds: Fds) -> Self {
+        [
+            fds.control,
+            fds.spool,
+            fds.tree,
+            fds.local,
+            fds.attributes,
+            fds.eager_pack,
+            fds.converted_pack,
+            fds.manifest,
+            fds.in_repository,
+            fds.contents,
+        ]
+    }
+}
+
+/// Runs the process: gives up privileges, then imports.
+pub fn main(uid: u32, gid: u32, fds: [OwnedFd; FDS]) -> anyhow::Result<()> {
+    let fds = Fds::from(fds);
+    // the system's certificates, while they can be read wherever they are
+    load_system_roots();
+    let spool_dir = Some(fds.spool.as_fd());
+    let spec = SandboxSpec { uid, gid, spool_dir, readable: Vec::new(), without_landlock: false };
+    sandbox::enter(&spec).context("can't enter the sandbox")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let control = Arc::new(Seqpacket::new(fds.control.try_clone()?)?);
+        let supervisor = Arc::new(Supervisor::new(Arc::clone(&control)));
+        let (jobs, messages) = mpsc::unbounded_channel();
+        let listen = Arc::clone(&supervisor).listen(jobs);
+        let work = import(&supervisor, messages, fds);
+        let outcome = tokio::select! {
+            outcome = work => outcome,
+            () = listen => return Ok(()), // nobody wants to know any more
+        };
+        let last = match outcome {
+            Ok(imported) => FromImporter::Done(imported),
+            Err(error) => FromImporter::Failed { message: format!("{error:#}"), hint: None },
+        };
+        supervisor.tell(&last).await
+    })
+}
+
+async fn import(
+    supervisor: &Arc<Supervisor>,
+    mut messages: mpsc::UnboundedReceiver<ToImporter>,
+    fds: Fds,
+) -> anyhow::Result<Imported> {
+    let Some(ToImporter::Job { version, origin, limits, commit, tree, time, conversion }) =
+        messages.recv().await
+    else {
+        anyhow::bail!("the supervisor sent no job");
+    };
+    anyhow::ensure!(version == wire::VERSION, "the supervisor is of another version");
+    let OriginSpec::Git(origin) = origin;
+    let listing = Listing::read(origin.hash, BufReader::new(File::from(fds.tree)))?;
+    let names = u64::from(listing.len());
+    let blobs = listing.blobs();
+    let spool = fds.spool;
+    let make = move || {
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        Ok(File::from(openat(&spool, ".", flags, Mode::from_bits_truncate(0o600))?))
+    };
+    let contents = BufWriter::new(File::from(fds.contents));
+    let mut importer = Importer::new(listing, contents, Spool::new(make));
+    for line in BufReader::new(File::from(fds.local)).split(b'\n') {
+        if let Some((key, size)) = local_blob(&line?) {
+            importer.know(&key, size);
+        }
+    }
+    let source = RepositoryOrigin::new(origin, limits, supervisor, tree, blobs)?;
+
+    let mut eager_pack = File::from(fds.eager_pack);
+    let files = importer.eager(&source, &mut eager_pack).await?;
+    let wanted = attributes::needs_attributes(files.iter().map(Vec::as_slice), &conversion);
+    // sizes are asked for while git takes the pack and lists attributes
+    supervisor.tell(&FromImporter::Eager { attributes: wanted }).await?;
+    let sizes = importer.sizes(&source).await?;
+    match messages.recv().await {
+        Some(ToImporter::Attributes { listed: true }) => {
+            let attributes = BufReader::new(File::from(fds.attributes));
+            let paths = attributes::converted(attributes, &conversion)?;
+            let mut pack = File::from(fds.converted_pack);
+            importer.convert(&source, paths, &mut pack).await?;
+        }
+        Some(ToImporter::Attributes { listed: false }) => {}
+        _ => anyhow::bail!("the supervisor is out of step"),
+    }
+    importer
+        .write_in_repository(BufWriter::new(File::from(fds.in_repository)))
+        .context("can't write the list of objects")?;
+    let revision = Revision { commit, tree, time };
+    let mut contents =
+        importer.write_manifest(&revision, BufWriter::new(File::from(fds.manifest)))?;
+    contents.flush().context("can't write what was fetched")?;
+    let outcome = source.outcome();
+    Ok(Imported {
+        names,
+        fetched_files: sizes.fetched,
+        fetched_bytes: sizes.fetched_bytes,
+        sizes: outcome.0,
+        advice: outcome.1,
+    })
+}
+
+/// `<id> blob <size>`
+fn local_blob(line: &[u8]) -> Option<(ObjectId, u64)> {
+    let mut words = line.split(|b| *b == b' ');
+    let key = ObjectId::from_hex(words.next()?).ok()?;
+    let is_blob = words.next()? == b"blob";
+    let size = std::str::from_utf8(words.next()?).ok()?.parse().ok()?;
+    is_blob.then_some((key, size))
+}
+
+/// The git repository as the importer asks it, and what it said of sizes.
+struct RepositoryOrigin {
+    source: GitSource,
+    tree: ObjectId,
+    /// All blobs of the tree, in the order of its listing.
+    blobs: Vec<ObjectId>,
+    outcome: Mutex<(String, Option<String>)>,
+}
+
+impl RepositoryOrigin {
+    fn new(
+        origin: GitOrigin,
+        limits: Limits,
+        supervisor: &Arc<Supervisor>,
+        tree: ObjectId,
+        blobs: Vec<ObjectId>,
+    ) -> Result<Self, FetchError> {
+        let credentials: Arc<dyn Credentials> = Arc::clone(supervisor) as _;
+        let connector: Arc<dyn Connector> = Arc::clone(supervisor) as _;
+        let source = GitSource::new(origin, limits, credentials, connector)?;
+        Ok(Self { source, tree, blobs, outcome: Mutex::default() })
+    }
+
+    fn outcome(self) -> (String, Option<String>) {
+        self.outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Fetch for RepositoryOrigin {
+    async fn fetch(&self, keys: &[ObjectId], sink: &mut dyn Sink) -> Result<(), FetchError> {
+        self.source.fetch(keys, sink).await
+    }
+}
+
+impl Origin for RepositoryOrigin {
+    async fn sizes(&self, keys: &[ObjectId]) -> Result<HashMap<ObjectId, u64>, FetchError> {
+        let wanted: std::collections::HashSet<_> = keys.iter().copied().collect();
+        let known = self.blobs.iter().filter(|key| !wanted.contains(key));
+        // only which ones matters
+        let known: HashMap<_, _> = known.map(|key| (*key, 0)).collect();
+        let query = SizesQuery { tree: Some(self.tree), entries: &self.blobs, known: &known };
+        let outcome = self.source.sizes(&query).await?;
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) =
+            (outcome.how.to_owned(), outcome.advice);
+        Ok(outcome.known)
+    }
+
+    async fn fetch_pack(
+        &self,
+        keys: &[ObjectId],
+        pack: &mut (dyn Write + Send),
+        sink: &mut dyn Sink,
+    ) -> Result<(), FetchError> {
+        match self.source.raw_fetch(keys, sink).await? {
+            Content::Memory(bytes) => pack.write_all(&bytes),
+            Content::Spooled { mut file, .. } => {
+                let copy = io::Seek::rewind(&mut file).and_then(|()| io::copy(&mut file, pack));
+                copy.map(drop)
+            }
+        }
+        .map_err(FetchError::Sink)
+    }
+}
+
+/// The supervisor, as the importer asks it for what it may not do itself.
+struct Supervisor {
+    control: Arc<Seqpacket>,
+    next: AtomicU64,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Reply>>>,
+}
+
+enum Reply {
+    Transport(Result<UnixStream, String>),
+    Credential(Result<Option<Credential>, String>),
+}
+
+impl Supervisor {
+    fn new(control: Arc<Seqpacket>) -> Self {
+        Self { control, next: AtomicU64::new(1), waiting: Mutex::default() }
+    }
+
+    async fn tell(&self, message: &FromImporter) -> anyhow::Result<()> {
+        let bytes = wire::encode(message)?;
+        self.control.send(&bytes, &[]).await.context("can't talk to the supervisor")
+    }
+
+    /// Takes in what the supervisor says, until it hangs up.
+    async fn listen(self: Arc<Self>, jobs: mpsc::UnboundedSender<ToImporter>) {
+        let mut buffer = vec![0; wire::MAX_MESSAGE];
+        while let Ok(Some(received)) = self.control.recv(&mut buffer).await {
+            let bytes = buffer.get(..received.length).unwrap_or_default();
+            let Ok(message) = wire::decode(bytes) else { return };
+            match message {
+                ToImporter::Transport { request, result } => {
+                    let fd = received.fds.into_iter().next();
+                    let stream = result.and_then(|()| stream(fd).map_err(|e| e.to_string()));
+                    self.reply(request, Reply::Transport(stream));
+                }
+                ToImporter::Credential { request, result } => {
+                    self.reply(request, Reply::Credential(result));
+                }
+                message => drop(jobs.send(message)),
+            }
+        }
+    }
+
+    fn reply(&self, request: u64, reply: Reply) {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
+        if let Some(waiting) = waiting {
+            // who asked may have given up
+            drop(waiting.send(reply));
+        }
+    }
+
+    async fn ask(&self, message: impl FnOnce(u64) -> FromImporter) -> Result<Reply, String> {
+        let request = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, reply) = oneshot::channel();
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(request, sender);
+        self.tell(&message(request)).await.map_err(|error| format!("{error:#}"))?;
+        reply.await.map_err(|_| "the supervisor is gone".to_owned())
+    }
+}
+
+fn stream(fd: Option<OwnedFd>) -> io::Result<UnixStream> {
+    let fd = fd.ok_or_else(|| io::Error::other("the supervisor sent no socket"))?;
+    let stream = std::os::unix::net::UnixStream::from(fd);
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+impl Credentials for Supervisor {
+    fn get<'a>(
+        &'a self,
+        url: &'a str,
+        rejected: Option<Credential>,
+    ) -> BoxFuture<'a, Result<Option<Credential>, String>> {
+        Box::pin(async move {
+            let url = url.to_owned();
+            let ask = |request| FromImporter::NeedCredential { request, url, rejected };
+            match self.ask(ask).await? {
+                Reply::Credential(result) => result,
+                Reply::Transport(_) => Err("the supervisor is out of step".into()),
+            }
+        })
+    }
+}
+
+impl Connector for Supervisor {
+    fn connect(&self) -> BoxFuture<'_, Result<UnixStream, String>> {
+        Box::pin(async move {
+            match self.ask(|request| FromImporter::NeedTransport { request }).await? {
+                Reply::Transport(result) => result,
+                Reply::Credential(_) => Err("the supervisor is out of step".into()),
+            }
+        })
+    }
+}

@@ -1,0 +1,373 @@
+//! The brokered queue's state: which event waits, which is with the worker, what becomes of it.
+//!
+//! A pure state machine: no I/O, no clock, no fds. The shard that owns it
+//! reads the fanotify group, tells it what happened and does what it says. Each event is in exactly
+//! one of two states until it is answered, and is answered exactly once:
+//!
+//! - *waiting*: for a worker. Waiting events go out in the order in which the kernel reported them.
+//! - *in flight*: with the worker. When the worker dies they wait again, and since ids are given
+//!   in the order of reading, "at the head, in order" is the order of the ids.
+//!
+//! An event that was in flight at [`MAX_STRIKES`] deaths that the worker brought about itself is
+//! given up: it would kill the next one as well.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::fanotify::{DenyErrno, Verdict};
+use crate::ids::{EventId, SegmentId};
+use crate::range::ByteRange;
+
+/// So many deaths of its workers end an event.
+pub const MAX_STRIKES: u32 = 3;
+
+/// How a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// By its own doing: a crash, an error exit, silence past the deadline.
+    Fault,
+    /// From outside: killed or told to stop. Says nothing about the events that it had.
+    Outside,
+}
+
+/// One event that has not been answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    pub segment: SegmentId,
+    /// What must be there before the reader may go on: whole blocks within the segment.
+    pub range: ByteRange,
+    /// The process that waits, as the kernel names it.
+    pub pid: i32,
+    /// When the supervisor read the event: time since the supervisor's start, as all times here.
+    pub arrived: Duration,
+    /// How often it was given to a worker.
+    pub attempts: u32,
+    /// Deaths by [`Death::Fault`] at which it was in flight.
+    pub strikes: u32,
+    /// When it was given to the present worker; `None` while it waits.
+    pub dispatched: Option<Duration>,
+    /// What keeps it, as a worker said last.
+    pub reason: Option<String>,
+}
+
+/// An event that has come to its end: give the kernel this answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub event: EventId,
+    pub verdict: Verdict,
+    pub pending: Pending,
+    pub reason: Option<String>,
+}
+
+/// See the module's documentation. Costs about 200 bytes and a logarithmic number of steps an event.
+#[derive(Debug, Default)]
+pub struct Broker {
+    pending: BTreeMap<EventId, Pending>,
+    /// The events without [`Pending::dispatched`].
+    waiting: BTreeSet<EventId>,
+    next: u64,
+}
+
+impl Broker {
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A reader waits for `range` of `segment`.
+    pub fn arrived(
+        &mut self,
+        segment: SegmentId,
+        range: ByteRange,
+        pid: i32,
+        now: Duration,
+    ) -> EventId {
+        self.next += 1;
+        let event = EventId(self.next);
+        let pending = Pending {
+            segment,
+            range,
+            pid,
+            arrived: now,
+            attempts: 0,
+            strikes: 0,
+            dispatched: None,
+            reason: None,
+        };
+        self.pending.insert(event, pending);
+        self.waiting.insert(event);
+        event
+    }
+
+    /// The event that goes to the worker next.
+    #[must_use]
+    pub fn next_to_dispatch(&self) -> Option<(EventId, &Pending)> {
+        let event = self.waiting.first()?;
+        Some((*event, self.pending.get(event)?))
+    }
+
+    /// The worker has been sent this event.
+    pub fn dispatched(&mut self, event: EventId, now: Duration) {
+        if self.waiting.remove(&event)
+            && let Some(pending) = self.pending.get_mut(&event)
+        {
+            pending.attempts += 1;
+            pending.dispatched = Some(now);
+        }
+    }
+
+    /// The worker answers. `None` when nobody waits for that answer: the event is unknown or was
+    /// not given to this worker.
+    pub fn answered(
+        &mut self,
+        event: EventId,
+        verdict: Verdict,
+        reason: Option<String>,
+    ) -> Option<Answer> {
+        self.pending.get(&event)?.dispatched?;
+        self.end(event, verdict, reason)
+    }
+
+    /// The worker says what keeps an event.
+    pub fn keeps_waiting(&mut self, event: EventId, reason: String) {
+        if let Some(pending) = self.pending.get_mut(&event)
+            && pending.dispatched.is_some()
+        {
+            pending.reason = Some(reason);
+        }
+    }
+
+    /// The worker is gone. What it had waits again, but for the events that are given up.
+    pub fn worker_died(&mut self, death: Death) -> Vec<Answer> {
+        let mut given_up = Vec::new();
+        for (event, pending) in &mut self.pending {
+            if pending.dispatched.take().is_none() {
+                continue;
+            }
+            self.waiting.insert(*event);
+            if death == Death::Fault {
+                pending.strikes += 1;
+                if pending.strikes >= MAX_STRIKES {
+                    given_up.push(*event);
+                }
+            }
+        }
+        let reason = "its worker died three times while it had this event";
+        given_up
+            .into_iter()
+            .filter_map(|event| {
+                self.end(event, Verdict::Deny(DenyErrno::Eio), Some(reason.to_owned()))
+            })
+            .collect()
+    }
+
+    /// The administrator, or the deadline, ends an event. The caller tells the worker if the
+    /// event was in flight ([`Pending::dispatched`] of the answer).
+    pub fn deny(&mut self, event: EventId, errno: DenyErrno, reason: &str) -> Option<Answer> {
+        self.end(event, Verdict::Deny(errno), Some(reason.to_owned()))
+    }
+
+    /// The administrator wants it tried anew. True when the worker must be told to forget it.
+    pub fn retry(&mut self, event: EventId) -> Option<bool> {
+        let pending = self.pending.get_mut(&event)?;
+        let was_in_flight = pending.dispatched.take().is_some();
+        pending.reason = None;
+        self.waiting.insert(event);
+        Some(was_in_flight)
+    }
+
+    /// The events that have waited since before `before`, oldest first.
+    pub fn older_than(&self, before: Duration) -> impl Iterator<Item = (EventId, &Pending)> {
+        // ids are in the order of arrival
+        self.pending
+            .iter()
+            .take_while(move |(_, pending)| pending.arrived < before)
+            .map(|(event, pending)| (*event, pending))
+    }
+
+    /// All events, in the order in which they were read.
+    pub fn iter(&self) -> impl Iterator<Item = (EventId, &Pending)> {
+        self.pending.iter().map(|(event, pending)| (*event, pending))
+    }
+
+    #[must_use]
+    pub fn get(&self, event: EventId) -> Option<&Pending> {
+        self.pending.get(&event)
+    }
+
+    /// Events that wait for a worker.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Events that are with the worker.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.pending.len() - self.waiting.len()
+    }
+
+    fn end(&mut self, event: EventId, verdict: Verdict, reason: Option<String>) -> Option<Answer> {
+        let pending = self.pending.remove(&event)?;
+        self.waiting.remove(&event);
+        let reason = reason.or_else(|| pending.reason.clone());
+        Some(Answer { event, verdict, pending, reason })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const T: Duration = Duration::from_secs(1);
+
+    fn arrive(broker: &mut Broker) -> EventId {
+        broker.arrived(SegmentId(1), ByteRange::new(0, 4096), 1, T)
+    }
+
+    fn dispatch(broker: &mut Broker) -> Option<EventId> {
+        let (event, _) = broker.next_to_dispatch()?;
+        broker.dispatched(event, T);
+        Some(event)
+    }
+
+    #[test]
+    fn a_dead_workers_events_come_first_and_in_order() {
+        let mut broker = Broker::new();
+        let events: Vec<_> = (0..4).map(|_| arrive(&mut broker)).collect();
+        dispatch(&mut broker);
+        dispatch(&mut broker);
+        dispatch(&mut broker);
+        broker.answered(events[1], Verdict::Allow, None).unwrap();
+        assert!(broker.worker_died(Death::Outside).is_empty());
+        let order: Vec<_> = std::iter::from_fn(|| dispatch(&mut broker)).collect();
+        assert_eq!(order, [events[0], events[2], events[3]]);
+        assert_eq!(broker.get(events[0]).unwrap().attempts, 2);
+    }
+
+    #[test]
+    fn an_event_that_kills_its_workers_is_given_up() {
+        let mut broker = Broker::new();
+        let event = arrive(&mut broker);
+        for _ in 0..10 {
+            dispatch(&mut broker);
+            assert!(
+                broker.worker_died(Death::Outside).is_empty(),
+                "kills from outside don't count"
+            );
+        }
+        for death in 1..=MAX_STRIKES {
+            dispatch(&mut broker);
+            let given_up = broker.worker_died(Death::Fault);
+            assert_eq!(given_up.len(), usize::from(death == MAX_STRIKES));
+        }
+        assert!(broker.get(event).is_none());
+    }
+
+    #[test]
+    fn late_and_forged_answers_count_for_nothing() {
+        let mut broker = Broker::new();
+        let event = arrive(&mut broker);
+        assert!(broker.answered(event, Verdict::Allow, None).is_none(), "was not given out");
+        assert!(broker.answered(EventId(99), Verdict::Allow, None).is_none());
+        dispatch(&mut broker);
+        broker.worker_died(Death::Outside);
+        assert!(broker.answered(event, Verdict::Allow, None).is_none(), "from the dead worker");
+        dispatch(&mut broker);
+        assert!(broker.answered(event, Verdict::Allow, None).is_some());
+        assert!(broker.answered(event, Verdict::Allow, None).is_none(), "twice");
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Arrive,
+        Dispatch,
+        Answer(usize),
+        Die(bool),
+        Deny(usize),
+        Retry(usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            4 => Just(Op::Arrive),
+            4 => Just(Op::Dispatch),
+            3 => any::<usize>().prop_map(Op::Answer),
+            1 => any::<bool>().prop_map(Op::Die),
+            1 => any::<usize>().prop_map(Op::Deny),
+            1 => any::<usize>().prop_map(Op::Retry),
+        ]
+    }
+
+    proptest! {
+        /// Against a model: a list in order of arrival, each event waiting or in flight.
+        #[test]
+        fn every_event_is_answered_exactly_once(ops in prop::collection::vec(op(), 1..200)) {
+            let mut broker = Broker::new();
+            let mut model: Vec<(EventId, bool, u32)> = Vec::new();
+            let mut answers: HashMap<EventId, u32> = HashMap::new();
+            let mut arrived = 0;
+            for op in ops {
+                match op {
+                    Op::Arrive => {
+                        model.push((arrive(&mut broker), false, 0));
+                        arrived += 1;
+                    }
+                    Op::Dispatch => {
+                        let next = model.iter_mut().find(|e| !e.1);
+                        prop_assert_eq!(dispatch(&mut broker), next.as_ref().map(|e| e.0));
+                        if let Some(entry) = next {
+                            entry.1 = true;
+                        }
+                    }
+                    Op::Answer(n) if !model.is_empty() => {
+                        let at = n % model.len();
+                        let (event, in_flight, _) = model[at];
+                        let answer = broker.answered(event, Verdict::Allow, None);
+                        prop_assert_eq!(answer.is_some(), in_flight);
+                        if in_flight {
+                            *answers.entry(event).or_default() += 1;
+                            model.remove(at);
+                        }
+                    }
+                    Op::Die(fault) => {
+                        let death = if fault { Death::Fault } else { Death::Outside };
+                        let given_up = broker.worker_died(death);
+                        let mut expected = Vec::new();
+                        model.retain_mut(|(event, in_flight, strikes)| {
+                            *strikes += u32::from(*in_flight && fault);
+                            let keep = !*in_flight || *strikes < MAX_STRIKES;
+                            *in_flight = false;
+                            if !keep {
+                                expected.push(*event);
+                            }
+                            keep
+                        });
+                        let events: Vec<_> = given_up.iter().map(|a| a.event).collect();
+                        prop_assert_eq!(&events, &expected);
+                        events.iter().for_each(|e| *answers.entry(*e).or_default() += 1);
+                    }
+                    Op::Deny(n) if !model.is_empty() => {
+                        let (event, ..) = model.remove(n % model.len());
+                        prop_assert!(broker.deny(event, DenyErrno::Eio, "").is_some());
+                        *answers.entry(event).or_default() += 1;
+                    }
+                    Op::Retry(n) if !model.is_empty() => {
+                        let at = n % model.len();
+                        prop_assert_eq!(broker.retry(model[at].0), Some(model[at].1));
+                        model[at].1 = false;
+                    }
+                    Op::Answer(_) | Op::Deny(_) | Op::Retry(_) => {}
+                }
+                prop_assert_eq!(broker.waiting(), model.iter().filter(|e| !e.1).count());
+                prop_assert_eq!(broker.in_flight(), model.iter().filter(|e| e.1).count());
+            }
+            prop_assert!(answers.values().all(|count| *count == 1));
+            prop_assert_eq!(answers.len() + model.len(), arrived);
+        }
+    }
+}

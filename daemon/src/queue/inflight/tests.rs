@@ -1,0 +1,185 @@
+use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn record(event: u64) -> Record {
+    Record {
+        event: EventId(event),
+        number: 5,
+        segment: SegmentId(event * 3),
+        range: ByteRange::new(event * 4096, 4096),
+        pid: 77,
+        since: event + 1,
+        dispatched: event + 2,
+        attempts: 1,
+        strikes: 0,
+        worker: 99,
+        state: State::InFlight,
+    }
+}
+
+/// As another process would have it.
+fn other(table: &Table) -> Table {
+    Table::open(table.as_fd().try_clone_to_owned().unwrap()).unwrap()
+}
+
+fn word(table: &Table, slot: usize, word: usize) -> &AtomicU64 {
+    &table.memory.words()[(slot + 1) * SLOT_WORDS + word]
+}
+
+#[test]
+fn what_one_writes_another_reads() {
+    let mut table = Table::create(4).unwrap();
+    assert_eq!(other(&table).snapshot(), Snapshot::default());
+    let slot = table.claim(&record(1)).unwrap();
+    let reader = other(&table);
+    assert_eq!(reader.snapshot().records, [record(1)]);
+    let extreme = Record {
+        event: EventId(u64::MAX),
+        number: -1,
+        pid: -1,
+        attempts: u32::MAX,
+        state: State::Waiting,
+        ..record(2)
+    };
+    table.update(&slot, &extreme);
+    assert_eq!(reader.snapshot().records, [extreme]);
+    table.free(slot);
+    assert_eq!(reader.snapshot(), Snapshot::default());
+}
+
+#[test]
+fn a_full_table_counts_what_it_has_no_room_for() {
+    let mut table = Table::create(2).unwrap();
+    let slots: Vec<_> = (0..2).map(|n| table.claim(&record(n)).unwrap()).collect();
+    assert_eq!(table.claim(&record(3)), None);
+    assert_eq!((table.untracked(), other(&table).untracked()), (1, 1));
+    slots.into_iter().for_each(|slot| table.free(slot));
+    assert!(table.claim(&record(4)).is_some());
+    assert_eq!(table.snapshot().records, [record(4)]);
+}
+
+#[test]
+fn a_successor_goes_on() {
+    let mut table = Table::create(8).unwrap();
+    assert_eq!((table.next_event(), table.next_event()), (EventId(1), EventId(2)));
+    let first = table.claim(&record(1)).unwrap();
+    let _ = table.claim(&record(2)).unwrap();
+    let _ = table.claim(&Record { state: State::Waiting, ..record(3) }).unwrap();
+    table.free(first);
+    let mut successor = other(&table);
+    drop(table);
+    assert_eq!(successor.next_event(), EventId(3), "ids are not given twice");
+    assert!(successor.claim(&record(4)).is_some());
+    let mut events: Vec<_> = successor.snapshot().records.iter().map(|r| r.event.0).collect();
+    events.sort_unstable();
+    assert_eq!(events, [2, 3, 4], "what was left is not overwritten");
+    successor.strike();
+    let left = successor.take();
+    let strikes: HashMap<_, _> = left.records.iter().map(|r| (r.event.0, r.strikes)).collect();
+    assert_eq!(strikes, HashMap::from([(2, 1), (3, 0), (4, 1)]));
+    assert_eq!(successor.snapshot(), Snapshot::default());
+    assert_eq!((0..8).filter_map(|n| successor.claim(&record(n))).count(), 8);
+}
+
+#[test]
+fn a_writer_that_died_in_the_middle() {
+    let mut table = Table::create(4).unwrap();
+    let _ = table.claim(&record(1)).unwrap();
+    let _ = table.claim(&record(2)).unwrap();
+    word(&table, 0, 0).fetch_or(1, Ordering::Relaxed);
+    let mut successor = other(&table);
+    assert_eq!(successor.snapshot(), Snapshot { records: vec![record(2)], corrupt: 1 });
+    assert_eq!(successor.take().corrupt, 1);
+    let _ = successor.claim(&record(3)).unwrap();
+    assert_eq!(successor.snapshot(), Snapshot { records: vec![record(3)], corrupt: 0 });
+}
+
+#[test]
+fn memory_that_is_no_table() {
+    let open = |fd: OwnedFd| Table::open(fd).map(|_| ());
+    let blank = sealed_memory("test", 4096).unwrap();
+    assert!(matches!(open(blank), Err(TableError::Format { .. })));
+    let small = sealed_memory("test", 64).unwrap();
+    assert!(matches!(open(small), Err(TableError::Format { .. })));
+    let table = Table::create(4).unwrap();
+    for (header, value) in
+        [(Header::Capacity, 5), (Header::Capacity, u64::MAX), (Header::Version, 2)]
+    {
+        let old = table.header(header).swap(value, Ordering::Relaxed);
+        let copy = table.as_fd().try_clone_to_owned().unwrap();
+        assert!(matches!(open(copy), Err(TableError::Format { .. })), "{header:?}");
+        table.header(header).store(old, Ordering::Relaxed);
+    }
+    table.header(Header::Used).store(u64::MAX, Ordering::Relaxed);
+    assert_eq!(other(&table).snapshot(), Snapshot::default(), "slots never written are free");
+}
+
+/// A reader never sees half of one record and half of another.
+#[test]
+fn no_record_is_torn() {
+    let mut table = Table::create(1).unwrap();
+    let slot = table.claim(&record(0)).unwrap();
+    let reader = other(&table);
+    let (done, seen) = (AtomicBool::new(false), AtomicU64::new(0));
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for found in reader.snapshot().records {
+                    assert_eq!(found, record(found.event.0));
+                    seen.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let mut event = 0;
+        while event < 200_000 || seen.load(Ordering::Relaxed) < 1000 {
+            table.update(&slot, &record(event));
+            event += 1;
+            if started.elapsed() > Duration::from_secs(20) {
+                break;
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(seen.into_inner() >= 1000);
+}
+
+proptest! {
+    /// Whatever is in the memory, nothing panics, and a slot that was not touched is read right.
+    #[test]
+    fn a_corrupt_slot_is_skipped(
+        slot in 0..3_usize,
+        at in 0..SLOT_WORDS,
+        bits in 1..=u64::MAX,
+    ) {
+        let mut table = Table::create(3).unwrap();
+        for event in 0..3 {
+            let _ = table.claim(&record(event)).unwrap();
+        }
+        word(&table, slot, at).fetch_xor(bits, Ordering::Relaxed);
+        let snapshot = other(&table).snapshot();
+        let spoilt = u32::from(at <= PAYLOAD_WORDS + 1);
+        prop_assert_eq!(snapshot.corrupt, spoilt);
+        prop_assert_eq!(snapshot.records.len(), 3 - spoilt as usize);
+        for found in snapshot.records {
+            prop_assert_eq!(found, record(found.event.0));
+        }
+    }
+
+    #[test]
+    fn arbitrary_memory_is_read(words in prop::collection::vec(any::<u64>(), 5 * SLOT_WORDS)) {
+        let table = Table::create(4).unwrap();
+        for (word, value) in table.memory.words().iter().zip(&words).skip(3) {
+            word.store(*value, Ordering::Relaxed);
+        }
+        let mut table = other(&table);
+        let _ = table.take();
+        prop_assert_eq!(table.snapshot(), Snapshot::default());
+        prop_assert_eq!((0..4).filter_map(|n| table.claim(&record(n))).count(), 4);
+    }
+}

@@ -1,0 +1,133 @@
+//! Git repositories: protocol version 2 (gitprotocol-v2(5)), over HTTP or a pipe.
+//!
+//! Any object can be asked for by its id (in C git's version 2 no configuration is needed for
+//! that), so a blob is one request and one answer on a connection that is kept open. The answer is
+//! a pack, which [`pack`] takes apart as it arrives.
+
+mod capabilities;
+mod fetch;
+mod http;
+mod pack;
+mod pipe;
+mod pktline;
+mod sizes;
+mod transport;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use self::capabilities::{Capabilities, ObjectInfo};
+pub use self::http::{Credentials, load_system_roots};
+pub use self::pipe::Connector;
+pub use self::sizes::forge::{Forge, ForgeKind};
+pub use self::sizes::sidecar;
+pub use self::sizes::{SizesOutcome, SizesQuery};
+use self::transport::Transport;
+use super::{Content, Fetch, FetchError, Sink};
+use crate::object::{HashKind, ObjectId};
+use crate::queue::wire::{GitOrigin, GitTransport, Limits};
+
+/// How we name ourselves to git servers, in the protocol.
+const AGENT: &str = concat!("hydrant/", env!("CARGO_PKG_VERSION"));
+
+/// A git repository as an origin. Cheap to clone; what the server can do is asked for when it is
+/// first needed.
+#[derive(Clone)]
+pub struct GitSource {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    hash: HashKind,
+    transport: Transport,
+    forge: Option<Forge>,
+    connections: usize,
+}
+
+impl fmt::Debug for GitSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GitSource")
+            .field("transport", &self.inner.transport)
+            .finish_non_exhaustive()
+    }
+}
+
+impl GitSource {
+    /// `credentials` is asked when an HTTP server wants to know who we are, `connector` for pipes.
+    /// An error when the origin's settings (URL, proxy, certificates) can't be used.
+    pub fn new(
+        origin: GitOrigin,
+        limits: Limits,
+        credentials: Arc<dyn Credentials>,
+        connector: Arc<dyn Connector>,
+    ) -> Result<Self, FetchError> {
+        let stall = Duration::from_secs(limits.stall_secs.max(1));
+        let connections = limits.connections.clamp(1, 64) as usize;
+        let transport = match origin.transport {
+            GitTransport::Http(settings) => Transport::Http(Arc::new(http::Http::new(
+                settings,
+                stall,
+                connections,
+                credentials,
+            )?)),
+            GitTransport::Pipe => {
+                Transport::Pipe(Arc::new(pipe::Pipes::new(connector, connections, stall)))
+            }
+        };
+        let forge = None;
+        Ok(Self { inner: Arc::new(Inner { hash: origin.hash, transport, forge, connections }) })
+    }
+
+    /// Uses this forge's API for sizes instead of the one that the URL suggests.
+    #[must_use]
+    pub fn with_forge(self, forge: Forge) -> Self {
+        let inner = &self.inner;
+        let (hash, transport) = (inner.hash, inner.transport.clone());
+        let connections = inner.connections;
+        Self { inner: Arc::new(Inner { hash, transport, forge: Some(forge), connections }) }
+    }
+
+    /// What the server can do; asks it unless that is known.
+    pub async fn capabilities(&self) -> Result<Arc<Capabilities>, FetchError> {
+        self.inner.transport.capabilities(self.inner.hash).await
+    }
+
+    /// Fetches blobs as [`Fetch::fetch`] does, and gives the pack that they came in, whole and with
+    /// the right checksum: no delta in it has a base outside. For `git index-pack --stdin`.
+    pub async fn raw_fetch(
+        &self,
+        keys: &[ObjectId],
+        sink: &mut dyn Sink,
+    ) -> Result<Content, FetchError> {
+        let raw = fetch::fetch(&self.inner.transport, self.inner.hash, keys, true, sink).await?;
+        raw.ok_or_else(|| wrong("no pack was kept"))
+    }
+
+    /// The sizes of blobs, by the cheapest way that the server has. Never a guess: what nobody tells
+    /// is in [`SizesOutcome::unknown`] and has to be fetched.
+    pub async fn sizes(&self, query: &SizesQuery<'_>) -> Result<SizesOutcome, FetchError> {
+        sizes::sizes(&self.inner, query).await
+    }
+}
+
+impl Fetch for GitSource {
+    async fn fetch(&self, keys: &[ObjectId], sink: &mut dyn Sink) -> Result<(), FetchError> {
+        fetch::fetch(&self.inner.transport, self.inner.hash, keys, false, sink).await.map(drop)
+    }
+}
+
+fn wrong(message: impl Into<String>) -> FetchError {
+    FetchError::Wrong { message: message.into() }
+}
+
+fn retry(message: impl Into<String>) -> FetchError {
+    FetchError::Retry { message: message.into(), after: None }
+}
+
+fn refused(message: impl Into<String>) -> FetchError {
+    FetchError::Refused { message: message.into() }
+}
+
+#[cfg(test)]
+mod tests;

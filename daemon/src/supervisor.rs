@@ -1,0 +1,122 @@
+//! The supervisor: root, small, no network, parses no remote bytes.
+//!
+//! It owns the fanotify groups (one a [shard](shard)), the marks, the mounts, the catalog and the
+//! workers, and answers on the admin socket. What it knows of a tree is in the catalog; what is
+//! present in a segment, only the segment's file tells.
+
+mod clone;
+mod git;
+mod import;
+mod mounts;
+mod origins;
+mod prefetch;
+mod queue;
+mod remove;
+mod run;
+mod service;
+mod shard;
+mod status;
+mod store;
+mod target;
+mod worker;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use hydrant_api::{Directories, ErrorCode, Owner};
+use tokio::sync::watch;
+
+pub use run::run;
+
+use crate::admin::ApiError;
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::ids::{MountId, PoolId, ShardId};
+use crate::queue::wire::Limits;
+use origins::Origins;
+use shard::ShardHandle;
+use store::Store;
+
+/// All of the daemon's state that requests share.
+#[derive(Debug)]
+pub struct Supervisor {
+    directories: Directories,
+    config: Config,
+    catalog: Catalog,
+    store: Arc<Store>,
+    origins: Arc<Origins>,
+    shards: Vec<ShardHandle>,
+    /// The directories that an operation is working on.
+    busy: Mutex<HashSet<std::path::PathBuf>>,
+    /// What is mounted at the moment.
+    live: Mutex<HashMap<MountId, mounts::Live>>,
+    /// Pools that a clone is adding to.
+    cloning: Mutex<Vec<PoolId>>,
+    stop: watch::Sender<bool>,
+    started: Instant,
+}
+
+/// The right to work on a directory, until it is dropped.
+#[derive(Debug)]
+struct Busy<'a> {
+    supervisor: &'a Supervisor,
+    directory: std::path::PathBuf,
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        lock(&self.supervisor.busy).remove(&self.directory);
+    }
+}
+
+/// A lock that is held for a moment. A panic elsewhere is no reason to panic here: what these locks
+/// guard is right between any two statements.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Supervisor {
+    /// Takes a directory for one operation; others are refused meanwhile.
+    fn begin(&self, directory: &std::path::Path) -> Result<Busy<'_>, ApiError> {
+        let directory = directory.to_owned();
+        if lock(&self.busy).insert(directory.clone()) {
+            return Ok(Busy { supervisor: self, directory });
+        }
+        Err(ApiError::conflict(format!("another operation on {} goes on", directory.display())))
+    }
+
+    /// The shard of a pool: all of a pool is served by one.
+    fn shard(&self, pool: PoolId) -> Result<&ShardHandle, ApiError> {
+        let count = self.shards.len().max(1) as u64;
+        let at = usize::try_from(pool.0 % count).unwrap_or(0);
+        self.shards.get(at).ok_or_else(|| ApiError::internal("there are no shards"))
+    }
+
+    fn shard_id(&self, pool: PoolId) -> ShardId {
+        self.shard(pool).map_or(ShardId(0), |shard| shard.id)
+    }
+
+    fn limits(&self) -> Limits {
+        self.config.limits()
+    }
+}
+
+/// An internal error with the chain of its reasons.
+fn internal(what: &str, error: &(dyn std::error::Error + 'static)) -> ApiError {
+    let mut error = ApiError::from_error(ErrorCode::Internal, error);
+    error.message = format!("{what}: {}", error.message);
+    error
+}
+
+/// Who may do something with a mount: its owner, and root.
+fn require_owner(
+    caller: &crate::admin::Caller,
+    owner: Owner,
+    directory: &str,
+) -> Result<(), ApiError> {
+    if caller.may_change(owner) {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(format!("{directory} belongs to another user")))
+}

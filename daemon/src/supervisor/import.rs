@@ -1,0 +1,293 @@
+//! Importing a revision: the supervisor's side of an importer and of a builder.
+//!
+//! ```text
+//! git ls-tree ──────────────┐
+//! git cat-file (what is     ├─▶ importer ──▶ manifest ──▶ builder ──▶ image, segments
+//!   in the repository) ─────┤     │  ▲
+//! git check-attr ───────────┘     │  └── sizes, objects: the origin
+//! git index-pack ◀────────────────┘ the objects that git itself looks at
+//! ```
+//!
+//! Every git runs as the user, the importer as nobody in a sandbox; only the builder, which knows no
+//! network and checks each entry of the manifest, writes a file system image.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tokio::process::{Child, Command};
+use tracing::{info, warn};
+
+use super::git::{self, Git, GitError, Head};
+use super::origins::Access;
+use super::store::Store;
+use super::worker::ENVIRONMENT;
+use crate::ids::ShardId;
+use crate::importer::{self, Fds};
+use crate::queue::wire::{self, FromImporter, GitOrigin, Imported, Limits, OriginSpec, ToImporter};
+use crate::sys::seqpacket::{self, Seqpacket};
+use crate::sys::spawn::{Role, Spawn};
+
+/// The scratch directory that importers share; no shard has this number.
+const IMPORTERS: ShardId = ShardId(u16::MAX);
+
+/// An import that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    #[error(transparent)]
+    Git(#[from] GitError),
+    #[error("{what}")]
+    Io { what: &'static str, source: io::Error },
+    /// What the importer says.
+    #[error("{message}")]
+    Origin { message: String, hint: Option<String> },
+    #[error("the importer ended without a result: {0}")]
+    Ended(String),
+}
+
+/// What an importer made. The files are in [`Job::directory`].
+#[derive(Debug)]
+pub struct Import {
+    pub imported: Imported,
+    pub manifest: PathBuf,
+    /// Ids in hexadecimal, a line each.
+    pub in_repository: PathBuf,
+    /// Content that was fetched on the way.
+    pub contents: PathBuf,
+}
+
+impl Import {
+    /// Removes the files once they have been used.
+    pub fn remove_files(&self) {
+        for file in [&self.manifest, &self.in_repository, &self.contents] {
+            if let Err(error) = std::fs::remove_file(file) {
+                warn!(%error, file = %file.display(), "can't remove an import's file");
+            }
+        }
+    }
+}
+
+/// What an import is about.
+#[derive(Debug)]
+pub struct Job<'a> {
+    pub store: &'a Store,
+    pub access: &'a Access,
+    pub origin: GitOrigin,
+    pub limits: Limits,
+    pub head: &'a Head,
+    /// An existing directory for the manifest.
+    pub directory: PathBuf,
+}
+
+/// The gits around an importer.
+#[derive(Debug, Default)]
+struct Gits {
+    children: Vec<(&'static str, Child)>,
+    /// Where the list of attributes goes.
+    attributes: Option<OwnedFd>,
+}
+
+/// The importer's ends of the pipes.
+struct Ends {
+    tree: OwnedFd,
+    local: OwnedFd,
+    attributes: OwnedFd,
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), ImportError> {
+    nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+        .map_err(|errno| ImportError::Io { what: "can't make a pipe", source: errno.into() })
+}
+
+impl Gits {
+    fn start(git: &Git) -> Result<(Self, Ends), ImportError> {
+        let mut gits = Self::default();
+        let (tree, tree_in) = pipe()?;
+        let mut command = git.command(&["ls-tree", "-r", "-t", "-z", "--full-tree", "HEAD"])?;
+        command.stdout(Stdio::from(tree_in));
+        gits.spawn("ls-tree", command)?;
+        let (local, local_in) = pipe()?;
+        let format = "--batch-check=%(objectname) %(objecttype) %(objectsize)";
+        let args = ["cat-file", "--batch-all-objects", "--unordered", format];
+        let mut command = git.command(&args)?;
+        command.stdout(Stdio::from(local_in)).env("GIT_NO_LAZY_FETCH", "1");
+        gits.spawn("cat-file", command)?;
+        let (attributes, attributes_in) = pipe()?;
+        gits.attributes = Some(attributes_in);
+        Ok((gits, Ends { tree, local, attributes }))
+    }
+
+    fn spawn(&mut self, name: &'static str, mut command: Command) -> Result<(), GitError> {
+        let child = command.spawn().map_err(|source| GitError::Start { source })?;
+        self.children.push((name, child));
+        Ok(())
+    }
+
+    /// Lists the attributes of all paths of the tree that say how a file is written.
+    fn list_attributes(&mut self, git: &Git) -> Result<(), ImportError> {
+        let Some(attributes) = self.attributes.take() else { return Ok(()) };
+        let (paths, paths_in) = pipe()?;
+        let mut command =
+            git.command(&["ls-tree", "-r", "-z", "--full-tree", "--name-only", "HEAD"])?;
+        command.stdout(Stdio::from(paths_in));
+        self.spawn("ls-tree", command)?;
+        let mut command = git.command(&["check-attr", "-z", "--stdin", "--source=HEAD"])?;
+        command.args(importer::ATTRIBUTES);
+        command.stdin(Stdio::from(paths)).stdout(Stdio::from(attributes));
+        self.spawn("check-attr", command)?;
+        Ok(())
+    }
+
+    /// Waits for all of them.
+    async fn wait(self) -> Result<(), ImportError> {
+        for (name, child) in self.children {
+            let output =
+                child.wait_with_output().await.map_err(|source| GitError::Start { source })?;
+            if !output.status.success() {
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                let message = format!("{}: {}", output.status, stderr.trim());
+                return Err(GitError::Failed { command: name.into(), message }.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gives a pack to the repository: as one of a promisor's, so what its objects refer to may be
+/// missing.
+async fn index_pack(git: &Git, pack: &Path) -> Result<(), ImportError> {
+    let io = |source| ImportError::Io { what: "can't read a pack", source };
+    let file = File::open(pack).map_err(io)?;
+    if file.metadata().map_err(io)?.len() == 0 {
+        return std::fs::remove_file(pack).map_err(io);
+    }
+    let args = ["index-pack", "--stdin", "--promisor=hydrant"];
+    let mut command = git.command(&args)?;
+    command.stdin(Stdio::from(file));
+    git::run(command, &args, None).await?;
+    // the repository has it now
+    std::fs::remove_file(pack).map_err(io)
+}
+
+async fn tell(
+    control: &Seqpacket,
+    message: &ToImporter,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), ImportError> {
+    let io = |source| ImportError::Io { what: "can't talk to the importer", source };
+    let bytes = wire::encode(message).map_err(|error| io(io::Error::other(error)))?;
+    control.send(&bytes, fds).await.map_err(io)
+}
+
+async fn hear(control: &Seqpacket) -> Result<Option<FromImporter>, ImportError> {
+    let io = |source| ImportError::Io { what: "can't understand the importer", source };
+    let mut buffer = vec![0; wire::MAX_MESSAGE];
+    let Some(received) = control.recv(&mut buffer).await.map_err(io)? else { return Ok(None) };
+    let bytes = buffer.get(..received.length).unwrap_or_default();
+    wire::decode(bytes).map(Some).map_err(|error| io(io::Error::other(error)))
+}
+
+/// Runs an importer to its end. `progress` is told what it is doing.
+pub async fn import(
+    job: Job<'_>,
+    mut progress: impl FnMut(&str, u64, u64),
+) -> Result<Import, ImportError> {
+    let io = |what: &'static str| move |source| ImportError::Io { what, source };
+    let path = |name: &str| job.directory.join(name);
+    let create = |name: &str| {
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(true).truncate(true).open(path(name));
+        file.map(OwnedFd::from).map_err(io("can't create a file for the importer"))
+    };
+    let (mut gits, ends) = Gits::start(&job.access.git)?;
+    let (control, theirs) = seqpacket::pair().map_err(io("can't make a socket"))?;
+    let control = Seqpacket::new(control).map_err(io("can't use a socket"))?;
+    let spool = job.store.spool_dir(IMPORTERS).map_err(io("can't make a scratch directory"))?;
+    let user = &job.store.worker_user;
+    let fds = Fds {
+        control: theirs,
+        spool,
+        tree: ends.tree,
+        local: ends.local,
+        attributes: ends.attributes,
+        eager_pack: create("eager.pack")?,
+        converted_pack: create("converted.pack")?,
+        manifest: create("manifest")?,
+        in_repository: create("in-repository")?,
+        contents: create("contents")?,
+    };
+    let mut importer = Spawn::role(Role::Importer)
+        .argument(format!("--uid={}", user.uid))
+        .argument(format!("--gid={}", user.gid))
+        .inherit(&ENVIRONMENT);
+    for fd in <[OwnedFd; importer::FDS]>::from(fds) {
+        importer = importer.fd(fd);
+    }
+    let mut importer =
+        importer.start().map_err(io_other).map_err(io("can't start the importer"))?;
+    let message = ToImporter::Job {
+        version: wire::VERSION,
+        origin: OriginSpec::Git(job.origin.clone()),
+        limits: job.limits,
+        commit: job.head.commit,
+        tree: job.head.tree,
+        time: job.head.commit_time,
+        conversion: job.access.git.conversion().await?,
+    };
+    tell(&control, &message, &[]).await?;
+    let imported = loop {
+        let Some(message) = hear(&control).await? else {
+            let status = importer.wait().await.map_err(io("can't wait for the importer"))?;
+            return Err(ImportError::Ended(status.to_string()));
+        };
+        match message {
+            FromImporter::NeedTransport { request } => {
+                let opened = job.access.transport();
+                let (result, fd) = match opened {
+                    Ok(fd) => (Ok(()), Some(fd)),
+                    Err(error) => (Err(error), None),
+                };
+                let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
+                tell(&control, &ToImporter::Transport { request, result }, &fds).await?;
+            }
+            FromImporter::NeedCredential { request, url, rejected } => {
+                let result = job.access.credential(&url, rejected.as_ref()).await;
+                tell(&control, &ToImporter::Credential { request, result }, &[]).await?;
+            }
+            FromImporter::Eager { attributes } => {
+                index_pack(&job.access.git, &path("eager.pack")).await?;
+                if attributes {
+                    gits.list_attributes(&job.access.git)?;
+                }
+                gits.attributes = None;
+                tell(&control, &ToImporter::Attributes { listed: attributes }, &[]).await?;
+            }
+            FromImporter::Progress { step, done, total } => progress(&step, done, total),
+            FromImporter::Done(imported) => break imported,
+            FromImporter::Failed { message, hint } => {
+                return Err(ImportError::Origin { message, hint });
+            }
+        }
+    };
+    importer.wait().await.map_err(io("can't wait for the importer"))?;
+    gits.wait().await?;
+    index_pack(&job.access.git, &path("converted.pack")).await?;
+    info!(
+        names = imported.names,
+        sizes = imported.sizes,
+        fetched = imported.fetched_files,
+        "imported"
+    );
+    Ok(Import {
+        imported,
+        manifest: path("manifest"),
+        in_repository: path("in-repository"),
+        contents: path("contents"),
+    })
+}
+
+fn io_other(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::other(error)
+}

@@ -1,0 +1,404 @@
+//! Mounts: bringing trees up and taking them down.
+//!
+//! The order is what keeps readers from ever seeing a hole: attach the segments to their shard (the
+//! worker has them, they are marked), *then* mount. And back: unmount, and leave the marks where
+//! they are as long as somebody, such as a container with mounts of its own, may still see the tree.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hydrant_api::{ErrorCode, UmountRequest, path_from_text};
+use tracing::{error, info, warn};
+
+use super::git::{Git, Remote};
+use super::origins::Access;
+use super::shard::Command;
+use super::target::Target;
+use super::{Supervisor, internal, lock, require_owner};
+use crate::admin::{ApiError, Caller};
+use crate::catalog::{Mount, Pool, Tree};
+use crate::ids::{MountId, PoolId, SegmentId};
+use crate::mount::{self, DetachedMount, Layers, MountPoint, TreeMount, Unmount, UnmountError};
+use crate::queue::wire::{GitOrigin, OriginSpec};
+use crate::segment::SegmentKind;
+use crate::sys::user::User;
+
+/// A tree that is mounted.
+#[derive(Debug, Clone)]
+pub struct Live {
+    pub pool: PoolId,
+    pub directory: PathBuf,
+}
+
+/// A tree's mount that has no place yet, and what it shows.
+#[derive(Debug)]
+pub struct Detached {
+    mount: DetachedMount,
+    /// `st_dev` of its files.
+    pub dev: u64,
+}
+
+/// What `st_ino` of a file of the image has besides its number there (`xino` of overlayfs).
+pub const INO_OR: u64 = 1 << 63;
+
+/// Whether a mount is one of ours.
+fn ours(mount: &MountPoint) -> bool {
+    mount.source == mount::SOURCE
+}
+
+impl Detached {
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.mount.as_fd()
+    }
+}
+
+impl Supervisor {
+    pub(super) async fn mount_at(&self, directory: &Path) -> Result<Option<Mount>, ApiError> {
+        let found = self.catalog.mount_by_directory(directory).await;
+        found.map_err(|error| internal("can't read the catalog", &error))
+    }
+
+    /// The mount at a directory, for somebody who may change it.
+    pub(super) async fn callers_mount(
+        &self,
+        caller: &Caller,
+        directory: &str,
+    ) -> Result<Mount, ApiError> {
+        let path = path_from_text(directory);
+        let mut found = self.mount_at(&path).await?;
+        if found.is_none()
+            && let Ok(path) = fs::canonicalize(&path)
+        {
+            found = self.mount_at(&path).await?;
+        }
+        let mount = found.ok_or_else(|| {
+            ApiError::not_found(format!("{directory} is no tree of Hydrant's"))
+                .with_hint("`hydrant ls` lists them")
+        })?;
+        require_owner(caller, mount.owner, directory)?;
+        Ok(mount)
+    }
+
+    pub(super) async fn tree_of(&self, mount: &Mount) -> Result<(Tree, Pool), ApiError> {
+        let failed = |error| internal("can't read the catalog", &error);
+        let lost = || ApiError::internal("the catalog has lost the tree; remove and clone it anew");
+        let tree = self.catalog.tree(mount.tree).await.map_err(failed)?.ok_or_else(lost)?;
+        let pool = self.catalog.pool(tree.pool).await.map_err(failed)?.ok_or_else(lost)?;
+        Ok((tree, pool))
+    }
+
+    /// Takes the tree's segments into service and makes its mount, in no place yet.
+    pub(super) async fn make_mount(
+        &self,
+        mount: &Mount,
+        tree: &Tree,
+        pool: &Pool,
+    ) -> Result<Detached, ApiError> {
+        self.serve(tree, pool).await?;
+        let store = std::sync::Arc::clone(&self.store);
+        let directory = self.store.mount_dir(mount.id);
+        let image = store.root().join("trees").join(&tree.image);
+        let devices: Vec<_> =
+            tree.segments.iter().map(|id| store.data_path(pool.id, *id)).collect();
+        let (upper, work) = (directory.join("upper"), directory.join("work"));
+        let (read_only, restricted) = (mount.read_only, mount.owner.uid != 0);
+        // mounting reads the image
+        let made = tokio::task::spawn_blocking(move || {
+            let layers = Some(Layers { upper: &upper, work: &work });
+            let tree =
+                TreeMount { image: &image, devices: &devices, layers, read_only, restricted };
+            let mount = mount::mount(&tree)?;
+            let dev = nix::sys::stat::fstat(&mount).map_or(0, |stat| stat.st_dev);
+            Ok::<_, mount::MountError>(Detached { mount, dev })
+        })
+        .await;
+        let made = made.map_err(|error| internal("can't mount the tree", &error))?;
+        made.map_err(|error| {
+            let error = internal("can't mount the tree", &error);
+            ApiError { code: ErrorCode::Unsupported, ..error }
+                .with_hint("`hydrant doctor` checks what this machine can do")
+        })
+    }
+
+    /// Attaches all segments of a tree to its shard: marked, and in the worker's hands.
+    async fn serve(&self, tree: &Tree, pool: &Pool) -> Result<(), ApiError> {
+        let shard = self.shard(pool.id)?;
+        let origin: GitOrigin = serde_json::from_value(pool.origin.clone())
+            .map_err(|error| internal("can't read the pool's origin", &error))?;
+        let origin = OriginSpec::Git(origin);
+        shard.send(Command::Pool { pool: pool.id, origin, limits: self.limits() });
+        let mut replies = Vec::with_capacity(tree.segments.len());
+        for segment in &tree.segments {
+            let (reply, answer) = tokio::sync::oneshot::channel();
+            shard.send(Command::Attach { pool: pool.id, segment: *segment, reply });
+            replies.push(answer);
+        }
+        for answer in replies {
+            match answer.await {
+                Ok(Ok(())) => {}
+                Ok(Err(message)) => return Err(ApiError::internal(message)),
+                Err(_) => return Err(ApiError::internal("the shard has ended")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a mount in its place. Segments that need no events lose their marks.
+    pub(super) fn attach_mount(
+        &self,
+        mount: &Mount,
+        tree: &Tree,
+        detached: Detached,
+        target: BorrowedFd<'_>,
+    ) -> Result<(), ApiError> {
+        detached
+            .mount
+            .attach(target)
+            .map_err(|error| internal("can't attach the mount", &error))?;
+        let live = Live { pool: tree.pool, directory: mount.directory.clone() };
+        lock(&self.live).insert(mount.id, live);
+        Ok(())
+    }
+
+    async fn unmark_complete(&self, tree: &Tree) -> Result<(), ApiError> {
+        let shard = self.shard(tree.pool)?;
+        let segments = self.catalog.segments(tree.pool).await;
+        let segments = segments.map_err(|error| internal("can't read the catalog", &error))?;
+        for segment in segments {
+            if segment.complete && tree.segments.contains(&segment.id) {
+                shard.send(Command::Unmark { segment: segment.id });
+            }
+        }
+        Ok(())
+    }
+
+    /// Mounts a tree whose files are there.
+    pub(super) async fn bring_up(&self, mount: &Mount) -> Result<(), ApiError> {
+        if lock(&self.live).contains_key(&mount.id) {
+            return Ok(());
+        }
+        let (tree, pool) = self.tree_of(mount).await?;
+        self.introduce_origin(mount, &pool)?;
+        self.clear_leftover(&mount.directory)?;
+        let target = Target::existing(&mount.directory)?;
+        let detached = self.make_mount(mount, &tree, &pool).await?;
+        self.attach_mount(mount, &tree, detached, target.fd.as_fd())?;
+        self.unmark_complete(&tree).await?;
+        info!(mount = %mount.id, directory = %mount.directory.display(), "mounted");
+        if mount.history == "fetching" {
+            self.fetch_history(mount.id, self.git_of(mount, &pool)?);
+        }
+        Ok(())
+    }
+
+    /// A daemon that was killed has left its mount: nothing guarded it since, so what it shows can't
+    /// be trusted.
+    fn clear_leftover(&self, directory: &Path) -> Result<(), ApiError> {
+        let found = mount::mounted_at(directory).ok().flatten();
+        if !found.as_ref().is_some_and(ours) {
+            return Ok(());
+        }
+        let cant = |error| internal("can't unmount what a killed daemon left", &error);
+        match mount::unmount(directory, Unmount::Idle, ours) {
+            Err(UnmountError::Busy { users, .. }) => {
+                let pids: Vec<_> = users.iter().map(|user| user.pid).collect();
+                error!(directory = %directory.display(), ?pids,
+                    "the daemon was killed while this tree was in use: processes that go on using it \
+                     may have read zeros; end them");
+                mount::unmount(directory, Unmount::Lazy, ours).map_err(cant)
+            }
+            result => result.map_err(cant),
+        }
+    }
+
+    pub(super) fn git_of(&self, mount: &Mount, pool: &Pool) -> Result<Git, ApiError> {
+        let user = User::lookup(mount.owner.uid, mount.owner.gid)
+            .map_err(|error| internal("can't look the user up", &error))?;
+        let directory = self.store.mount_dir(mount.id).join("upper");
+        Ok(Git { user, environment: pool.environment.clone(), directory })
+    }
+
+    fn introduce_origin(&self, mount: &Mount, pool: &Pool) -> Result<(), ApiError> {
+        if self.origins.get(pool.id).is_some() {
+            return Ok(());
+        }
+        let git = self.git_of(mount, pool)?;
+        let origin: GitOrigin = serde_json::from_value(pool.origin.clone())
+            .map_err(|error| internal("can't read the pool's origin", &error))?;
+        let remote = match &origin.transport {
+            crate::queue::wire::GitTransport::Http(http) => Remote::Http(http.url.clone()),
+            crate::queue::wire::GitTransport::Pipe => match Remote::parse(&pool.url) {
+                Ok(Remote::Http(_)) | Err(_) => Remote::Local(git.directory.join(".git")),
+                Ok(remote) => remote,
+            },
+        };
+        let url = match &remote {
+            Remote::Http(url) => url.clone(),
+            Remote::Local(_) | Remote::Ssh { .. } => pool.url.clone(),
+        };
+        self.origins.insert(pool.id, Access { url, remote, git });
+        Ok(())
+    }
+
+    pub(super) async fn mount_again(
+        &self,
+        caller: &Caller,
+        directory: &str,
+    ) -> Result<hydrant_api::Mount, ApiError> {
+        let mount = self.callers_mount(caller, directory).await?;
+        let _busy = self.begin(&mount.directory)?;
+        self.bring_up(&mount).await?;
+        self.set_mounted(&mount, true).await?;
+        self.describe(&Mount { mounted: true, ..mount }).await
+    }
+
+    async fn set_mounted(&self, mount: &Mount, mounted: bool) -> Result<(), ApiError> {
+        let set = self.catalog.set_mounted(mount.id, mounted).await;
+        set.map_err(|error| internal("can't note it in the catalog", &error))
+    }
+
+    pub(super) async fn umount_request(
+        &self,
+        caller: &Caller,
+        request: &UmountRequest,
+    ) -> Result<Vec<hydrant_api::Mount>, ApiError> {
+        let mounts = match &request.directory {
+            Some(directory) => vec![self.callers_mount(caller, directory).await?],
+            None => {
+                let all = self.catalog.mounts().await;
+                let all = all.map_err(|error| internal("can't read the catalog", &error))?;
+                all.into_iter()
+                    .filter(|mount| mount.mounted && caller.may_change(mount.owner))
+                    .collect()
+            }
+        };
+        let mut unmounted = Vec::new();
+        for mount in mounts {
+            let _busy = self.begin(&mount.directory)?;
+            self.take_down(&mount).await?;
+            self.set_mounted(&mount, false).await?;
+            unmounted.push(self.describe(&Mount { mounted: false, ..mount }).await?);
+        }
+        Ok(unmounted)
+    }
+
+    /// Unmounts a tree that nobody uses.
+    pub(super) async fn take_down(&self, mount: &Mount) -> Result<(), ApiError> {
+        if !lock(&self.live).contains_key(&mount.id) {
+            return Ok(());
+        }
+        let path = mount.directory.clone();
+        // writes back what is dirty in `upper`
+        let result =
+            tokio::task::spawn_blocking(move || mount::unmount(&path, Unmount::Idle, ours)).await;
+        let shown = mount.directory.display();
+        match result.map_err(|error| internal("can't unmount", &error))? {
+            Ok(()) | Err(UnmountError::NotOurs { .. }) => {}
+            Err(error @ UnmountError::Busy { .. }) => {
+                return Err(ApiError::conflict(format!("{shown} is in use: {error}"))
+                    .with_hint("end the processes that work in it, or leave the directory"));
+            }
+            Err(error) => return Err(internal(&format!("can't unmount {shown}"), &error)),
+        }
+        lock(&self.live).remove(&mount.id);
+        info!(mount = %mount.id, directory = %mount.directory.display(), "unmounted");
+        Ok(())
+    }
+
+    /// Mounts all that is to be mounted, at the start of the daemon.
+    pub(super) async fn restore(&self) {
+        let mounts = match self.catalog.mounts().await {
+            Ok(mounts) => mounts,
+            Err(error) => {
+                error!(%error, "can't read which trees to mount");
+                return;
+            }
+        };
+        for mount in mounts.into_iter().filter(|mount| mount.mounted) {
+            if let Err(error) = self.bring_up(&mount).await {
+                error!(mount = %mount.id, directory = %mount.directory.display(), %error,
+                    "can't mount a tree");
+            }
+        }
+    }
+
+    /// Fetches the rest of the history in the background.
+    pub(super) fn fetch_history(&self, mount: MountId, git: Git) {
+        let catalog = self.catalog.clone();
+        tokio::spawn(async move {
+            let state = match git.fetch_history().await {
+                Ok(()) => "complete".to_owned(),
+                Err(error) => {
+                    warn!(%mount, %error, "can't fetch the history");
+                    format!("failed: {error}")
+                }
+            };
+            if let Err(error) = catalog.set_history(mount, state).await {
+                error!(%mount, %error, "can't note the state of the history");
+            }
+        });
+    }
+
+    /// Removes the files that no tree refers to any more. Pools in use are left for another time.
+    pub(super) async fn collect_garbage(&self) {
+        let mut busy: Vec<PoolId> = lock(&self.live).values().map(|live| live.pool).collect();
+        busy.extend(lock(&self.cloning).iter());
+        let garbage = match self.catalog.take_garbage(busy).await {
+            Ok(garbage) => garbage,
+            Err(error) => {
+                error!(%error, "can't find out what is not used any more");
+                return;
+            }
+        };
+        for (_, image) in &garbage.trees {
+            let image = self.store.root().join("trees").join(image);
+            if let Err(error) = fs::remove_file(&image)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                warn!(%error, file = %image.display(), "can't remove an image that is not used");
+            }
+        }
+        // none of these pools is mounted here, so its worker needs it no longer
+        let pools: HashSet<PoolId> = garbage.segments.iter().map(|(pool, _)| *pool).collect();
+        for pool in pools {
+            if let Ok(shard) = self.shard(pool) {
+                shard.ask(|reply| Command::Detach { pool, reply }).await;
+            }
+            self.origins.remove(pool);
+        }
+        for (pool, segment) in garbage.segments {
+            self.remove_segment(pool, segment).await;
+        }
+        for pool in garbage.pools {
+            fs::remove_dir(self.store.pool_dir(pool)).ok();
+        }
+    }
+
+    async fn remove_segment(&self, pool: PoolId, segment: SegmentId) {
+        // the kernel and the worker let go of their files a moment after they were told to
+        for _ in 0..20 {
+            match self.store.remove_unused(pool, segment) {
+                Ok(true) => return,
+                Ok(false) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+                Err(error) => {
+                    warn!(%pool, %segment, %error, "can't remove a segment that is not used");
+                    return;
+                }
+            }
+        }
+        warn!(%pool, %segment, "a segment is still in use, by a mount in another namespace: it goes at the next start");
+    }
+
+    /// Bytes of content that a pool has.
+    pub(super) async fn fetched_bytes(&self, pool: PoolId) -> u64 {
+        let Ok(segments) = self.catalog.segments(pool).await else { return 0 };
+        let data = segments.iter().filter(|segment| segment.kind == SegmentKind::Data);
+        data.filter_map(|segment| self.store.present_bytes(pool, segment.id).ok())
+            .map(|(present, _)| present)
+            .sum()
+    }
+}

@@ -1,0 +1,116 @@
+//! The origins of the pools, as far as the supervisor helps a worker to reach them: credentials and
+//! pipes, both made by the owner's own git.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tracing::{debug, warn};
+
+use super::git::{Git, Remote};
+use crate::ids::PoolId;
+use crate::queue::wire::Credential;
+
+/// A credential helper that takes longer is given up.
+const HELPER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// One pool's origin.
+#[derive(Debug, Clone)]
+pub struct Access {
+    pub url: String,
+    pub remote: Remote,
+    pub git: Git,
+}
+
+/// All of them. A lock is held for a look-up, never longer.
+#[derive(Debug, Default)]
+pub struct Origins {
+    pools: Mutex<HashMap<PoolId, Access>>,
+}
+
+impl Origins {
+    /// Adds or replaces a pool's origin.
+    pub fn insert(&self, pool: PoolId, access: Access) {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner).insert(pool, access);
+    }
+
+    pub fn remove(&self, pool: PoolId) {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner).remove(&pool);
+    }
+
+    #[must_use]
+    pub fn get(&self, pool: PoolId) -> Option<Access> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner).get(&pool).cloned()
+    }
+
+    /// Starts a `git upload-pack` for the pool; gives the other end of its standard input and output.
+    pub fn transport(&self, pool: PoolId) -> Result<OwnedFd, String> {
+        self.get(pool).ok_or("the pool has no origin any more")?.transport()
+    }
+
+    /// What the owner's credential helpers say.
+    pub async fn credential(
+        &self,
+        pool: PoolId,
+        url: &str,
+        rejected: Option<&Credential>,
+    ) -> Result<Option<Credential>, String> {
+        let access = self.get(pool).ok_or("the pool has no origin any more")?;
+        access.credential(url, rejected).await
+    }
+}
+
+impl Access {
+    /// Starts a `git upload-pack`; gives the other end of its standard input and output.
+    pub fn transport(&self) -> Result<OwnedFd, String> {
+        let command = self.git.upload_pack(&self.remote).map_err(|error| error.to_string())?;
+        connect(command).map_err(|error| format!("can't start git upload-pack: {error}"))
+    }
+
+    /// What the owner's credential helpers say.
+    pub async fn credential(
+        &self,
+        url: &str,
+        rejected: Option<&Credential>,
+    ) -> Result<Option<Credential>, String> {
+        // a process that was taken over must not learn the passwords of other hosts
+        if !same_host(url, &self.url) {
+            return Err(format!("{url} is not the pool's origin"));
+        }
+        let asked = self.git.credential(url, rejected);
+        match tokio::time::timeout(HELPER_PATIENCE, asked).await {
+            Ok(result) => result.map_err(|error| error.to_string()),
+            Err(_) => Err("the credential helper did not answer".into()),
+        }
+    }
+}
+
+fn same_host(one: &str, other: &str) -> bool {
+    match (url::Url::parse(one), url::Url::parse(other)) {
+        (Ok(one), Ok(other)) => one.origin() == other.origin(),
+        _ => false,
+    }
+}
+
+/// Runs a command with one end of a socket pair as its standard input and output.
+fn connect(mut command: tokio::process::Command) -> std::io::Result<OwnedFd> {
+    let (ours, theirs) = UnixStream::pair()?;
+    command.stdin(Stdio::from(OwnedFd::from(theirs.try_clone()?)));
+    command.stdout(Stdio::from(OwnedFd::from(theirs)));
+    command.stderr(Stdio::piped());
+    let child = command.spawn()?;
+    tokio::spawn(async move {
+        match child.wait_with_output().await {
+            Ok(output) if !output.status.success() => {
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                warn!(status = %output.status, stderr = stderr.trim(), "git upload-pack ended");
+            }
+            Ok(_) => debug!("git upload-pack ended"),
+            Err(error) => warn!(%error, "git upload-pack was lost"),
+        }
+    });
+    Ok(OwnedFd::from(ours))
+}

@@ -1,0 +1,176 @@
+//! `hydrant prefetch`: fetching before somebody waits.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Instant;
+
+use hydrant_api::{PrefetchRequest, Summary, path_from_text};
+
+use super::queue::milliseconds;
+use super::shard::Command;
+use super::{Supervisor, internal};
+use crate::admin::{ApiError, Caller, ProgressSender};
+use crate::catalog::{Mount, Pool, Tree};
+use crate::ids::SegmentId;
+use crate::segment::SegmentKind;
+
+/// Records asked for at a time, so that progress can be told.
+const STEP: u32 = 2000;
+
+/// Consecutive records of one segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Run {
+    segment: SegmentId,
+    first: u32,
+    count: u32,
+}
+
+impl Supervisor {
+    pub(super) async fn prefetch_request(
+        &self,
+        caller: &Caller,
+        request: &PrefetchRequest,
+        progress: &ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        let path = path_from_text(&request.path);
+        let path = std::fs::canonicalize(&path)
+            .map_err(|error| ApiError::invalid(format!("{}: {error}", path.display())))?;
+        let mut found = None;
+        for ancestor in path.ancestors() {
+            if let Some(mount) = self.mount_at(ancestor).await? {
+                found = Some((mount, path.strip_prefix(ancestor).unwrap_or(Path::new(""))));
+                break;
+            }
+        }
+        let (mount, inside) = found.ok_or_else(|| {
+            ApiError::not_found(format!("{} is in no tree of Hydrant's", path.display()))
+                .with_hint("`hydrant ls` lists them")
+        })?;
+        super::require_owner(caller, mount.owner, &mount.directory.display().to_string())?;
+        if !mount.mounted {
+            return Err(ApiError::conflict(format!(
+                "{} is not mounted",
+                mount.directory.display()
+            ))
+            .with_hint(format!("hydrant mount {}", mount.directory.display())));
+        }
+        self.prefetch_below(&mount, inside, progress).await
+    }
+
+    /// Fetches all files of a tree below `inside`, which is relative to the tree's root.
+    pub(super) async fn prefetch_below(
+        &self,
+        mount: &Mount,
+        inside: &Path,
+        progress: &ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        let begun = Instant::now();
+        let (tree, pool) = self.tree_of(mount).await?;
+        let runs = self.runs_below(&tree, &pool, inside).await?;
+        let total: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
+        progress.step("fetch");
+        let shard = self.shard(pool.id)?;
+        let mut done = 0;
+        // two at a time: one is fetched while the other's end is waited for
+        let mut pending: std::collections::VecDeque<(u32, _)> = std::collections::VecDeque::new();
+        let mut next = runs.into_iter();
+        loop {
+            while pending.len() < 2
+                && let Some(Run { segment, first, count }) = next.next()
+            {
+                let (reply, answer) = tokio::sync::oneshot::channel();
+                shard.send(Command::Prefetch { segment, first, count, reply });
+                pending.push_back((count, answer));
+            }
+            let Some((count, answer)) = pending.pop_front() else { break };
+            answer
+                .await
+                .map_err(|_| ApiError::internal("the shard has ended"))?
+                .map_err(|message| ApiError::new(hydrant_api::ErrorCode::Origin, message))?;
+            done += u64::from(count);
+            progress.count(done, Some(total), "files");
+        }
+        Ok(Summary {
+            files: total,
+            tree_bytes: tree.bytes,
+            fetched_bytes: self.fetched_bytes(pool.id).await,
+            elapsed_ms: milliseconds(begun.elapsed()),
+            message: None,
+        })
+    }
+
+    async fn runs_below(
+        &self,
+        tree: &Tree,
+        pool: &Pool,
+        inside: &Path,
+    ) -> Result<Vec<Run>, ApiError> {
+        let failed = |error| internal("can't read the catalog", &error);
+        let segments = self.catalog.segments(pool.id).await.map_err(failed)?;
+        let wanted: Vec<_> = segments
+            .iter()
+            .filter(|s| s.kind == SegmentKind::Data && !s.complete && tree.segments.contains(&s.id))
+            .map(|s| s.id)
+            .collect();
+        let (store, pool, inside) =
+            (std::sync::Arc::clone(&self.store), pool.id, inside.as_os_str().as_bytes().to_vec());
+        let runs = tokio::task::spawn_blocking(move || {
+            let mut runs = Vec::new();
+            for segment in wanted {
+                let extents = store.extents(pool, segment)?;
+                let mut record = 0;
+                for extent in extents.iter() {
+                    if is_below(extents.path(&extent), &inside) {
+                        extend(&mut runs, segment, record);
+                    }
+                    record += 1;
+                }
+            }
+            Ok::<_, crate::segment::extents::ExtentsError>(runs)
+        })
+        .await
+        .map_err(|error| internal("can't list the files", &error))?;
+        runs.map_err(|error| internal("can't list the files", &error))
+    }
+}
+
+fn is_below(path: &[u8], inside: &[u8]) -> bool {
+    inside.is_empty()
+        || path.strip_prefix(inside).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
+
+fn extend(runs: &mut Vec<Run>, segment: SegmentId, record: u32) {
+    if let Some(last) = runs.last_mut()
+        && last.segment == segment
+        && last.first + last.count == record
+        && last.count < STEP
+    {
+        last.count += 1;
+        return;
+    }
+    runs.push(Run { segment, first: record, count: 1 });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_below_a_directory() {
+        assert!(is_below(b"a/b", b""));
+        assert!(is_below(b"a/b", b"a"));
+        assert!(is_below(b"a/b", b"a/b"));
+        assert!(!is_below(b"ab/c", b"a"));
+    }
+
+    #[test]
+    fn runs_join_neighbours() {
+        let mut runs = Vec::new();
+        for record in [0, 1, 3] {
+            extend(&mut runs, SegmentId(1), record);
+        }
+        extend(&mut runs, SegmentId(2), 4);
+        let counts: Vec<_> = runs.iter().map(|run| (run.segment.0, run.first, run.count)).collect();
+        assert_eq!(counts, [(1, 0, 2), (1, 3, 1), (2, 4, 1)]);
+    }
+}

@@ -1,0 +1,148 @@
+//! The queue as people see it.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+use hydrant_api::{Process, QueueEvent, path_to_text};
+
+use super::Supervisor;
+use super::shard::{Command, Snapshot};
+use crate::admin::ApiError;
+use crate::ids::{EventId, PoolId, SegmentId};
+use crate::range::ByteRange;
+use crate::segment::extents::{Extents, Place};
+
+/// Event ids are unique within a shard; for people they are made unique by the shard's number.
+const SHARD_STEP: u64 = 64;
+
+impl Supervisor {
+    pub(super) async fn snapshots(&self) -> Vec<Snapshot> {
+        let mut snapshots = Vec::with_capacity(self.shards.len());
+        for shard in &self.shards {
+            snapshots.extend(shard.ask(|reply| Command::Snapshot { reply }).await);
+        }
+        snapshots
+    }
+
+    /// All events that wait, oldest first.
+    pub(super) async fn queue_events(&self) -> Vec<QueueEvent> {
+        let snapshots = self.snapshots().await;
+        let directories = self.directories_of_pools().await;
+        let store = std::sync::Arc::clone(&self.store);
+        let urls: HashMap<PoolId, String> = directories
+            .keys()
+            .filter_map(|pool| Some((*pool, self.origins.get(*pool)?.url)))
+            .collect();
+        // reads extent indexes and /proc
+        let listed = tokio::task::spawn_blocking(move || {
+            let mut paths = Paths { store: &store, read: HashMap::new() };
+            let mut events = Vec::new();
+            for snapshot in &snapshots {
+                for (event, pool, pending) in &snapshot.events {
+                    let age = snapshot.started.elapsed().saturating_sub(pending.arrived);
+                    let in_flight = pending.dispatched.is_some();
+                    events.push(QueueEvent {
+                        id: event.0 * SHARD_STEP + u64::from(snapshot.shard.0),
+                        state: if in_flight { "in_flight" } else { "waiting" }.into(),
+                        age_ms: milliseconds(age),
+                        directory: directories.get(pool).cloned(),
+                        path: paths.path(*pool, pending.segment, pending.range),
+                        segment: pending.segment.0,
+                        offset: pending.range.offset(),
+                        count: pending.range.len(),
+                        process: process(pending.pid),
+                        shard: snapshot.shard.0,
+                        worker_pid: snapshot.worker_pid.filter(|_| in_flight),
+                        attempts: pending.attempts,
+                        origin: urls.get(pool).cloned(),
+                        reason: pending.reason.clone(),
+                    });
+                }
+            }
+            events.sort_by_key(|event| std::cmp::Reverse(event.age_ms));
+            events
+        })
+        .await;
+        listed.unwrap_or_default()
+    }
+
+    /// Sends a command about one event to its shard. `false`: nobody waits for that event.
+    pub(super) async fn event_command(
+        &self,
+        event: EventId,
+        command: impl FnOnce(EventId, tokio::sync::oneshot::Sender<bool>) -> Command,
+    ) -> Result<(), ApiError> {
+        let shard = self.shards.iter().find(|shard| u64::from(shard.id.0) == event.0 % SHARD_STEP);
+        let found = match shard {
+            Some(shard) => shard.ask(|reply| command(EventId(event.0 / SHARD_STEP), reply)).await,
+            None => None,
+        };
+        if found == Some(true) {
+            return Ok(());
+        }
+        Err(no_event(event))
+    }
+}
+
+pub(super) fn no_event(event: EventId) -> ApiError {
+    ApiError::not_found(format!("nobody waits for event {event}"))
+        .with_hint("`hydrant queue` lists the events that wait")
+}
+
+pub(super) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Looks up which file a range belongs to; each index is read once.
+struct Paths<'a> {
+    store: &'a super::store::Store,
+    read: HashMap<SegmentId, Option<Extents>>,
+}
+
+impl Paths<'_> {
+    fn extents(&mut self, pool: PoolId, segment: SegmentId) -> Option<&Extents> {
+        let store = self.store;
+        let read = self.read.entry(segment);
+        read.or_insert_with(|| store.extents(pool, segment).ok()).as_ref()
+    }
+
+    fn path(&mut self, pool: PoolId, segment: SegmentId, range: ByteRange) -> Option<String> {
+        let extents = self.extents(pool, segment)?;
+        let extent = extents.get(extents.overlapping(range).next()?)?;
+        match extent.place {
+            Place::File { .. } => Some(text(extents.path(&extent))),
+            Place::Repeats { segment, record } => {
+                let home = self.extents(pool, segment)?;
+                let extent = home.get(record as usize)?;
+                Some(format!(".git/objects/pack: {}", text(home.path(&extent))))
+            }
+        }
+    }
+}
+
+/// Bytes of a path for people.
+pub(super) fn text(bytes: &[u8]) -> String {
+    path_to_text(Path::new(OsStr::from_bytes(bytes)))
+}
+
+/// What `/proc` tells of a process without waiting for it: a reader that is blocked in a page fault
+/// may hold the lock that `cmdline` and `maps` want.
+fn process(pid: i32) -> Process {
+    let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).ok();
+    let line = |name| Some(String::from_utf8_lossy(&read(name)?).trim_end().to_owned());
+    let status: Option<String> = line("status");
+    let uid = status.as_deref().and_then(|status| {
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    });
+    let cgroup: Option<String> = line("cgroup");
+    let cgroup = cgroup.and_then(|cgroup| {
+        let unified = cgroup.lines().find_map(|line| line.strip_prefix("0::"));
+        unified.map(str::to_owned)
+    });
+    Process { pid, comm: line("comm"), uid, cgroup }
+}

@@ -1,0 +1,238 @@
+//! The supervisor's life: start, serve, stop.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use hydrant_api::Directories;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::origins::Origins;
+use super::shard::{Command, OnComplete, Shard};
+use super::store::{Store, WorkerUser};
+use super::{Supervisor, lock};
+use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, serve};
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::ids::ShardId;
+use crate::sys::limits;
+use crate::worker::sandbox;
+
+/// How often a tree that is in use is tried again when the daemon is to stop.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Runs the supervisor until it is told to stop.
+pub async fn run(directories: Directories, config: Config) -> anyhow::Result<()> {
+    anyhow::ensure!(nix::unistd::geteuid().is_root(), "hydrantd must be started as root");
+    let _lock = InstanceLock::take(&directories)?;
+    let files = limits::raise_open_files().context("can't raise the limit of open files")?;
+    let user = not_in_group(worker_user(&config)?, config.socket_group.as_deref())?;
+    let store = Store::open(&directories.state, user).with_context(|| {
+        format!("can't use the state directory {}", directories.state.display())
+    })?;
+    let store = Arc::new(store);
+    let catalog = Catalog::open(&directories.state.join("catalog.sqlite"))?;
+    recover(&catalog, &store).await?;
+
+    let origins = Arc::new(Origins::default());
+    let shards = start_shards(&config, &store, &origins, &catalog)?;
+    info!(state = %directories.state.display(), shards = shards.len(), open_files = files.soft, "started");
+    let (stop, mut stopping) = watch::channel(false);
+    let supervisor = Arc::new(Supervisor {
+        directories: directories.clone(),
+        config,
+        catalog,
+        store,
+        origins,
+        shards,
+        busy: Mutex::new(HashSet::new()),
+        live: Mutex::new(HashMap::new()),
+        cloning: Mutex::new(Vec::new()),
+        stop,
+        started: Instant::now(),
+    });
+    supervisor.restore().await;
+
+    let socket = AdminSocket::bind(&directories, supervisor.config.socket_group.as_deref())?;
+    let (shut, mut shutting) = watch::channel(false);
+    let server = tokio::spawn(serve(socket, Arc::clone(&supervisor), async move {
+        shutting.wait_for(|shut| *shut).await.ok();
+    }));
+    notify("READY=1");
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => info!("told to stop"),
+        _ = interrupt.recv() => info!("interrupted"),
+        _ = stopping.wait_for(|stop| *stop) => info!("asked to stop"),
+    }
+    notify("STOPPING=1");
+    supervisor.wind_down().await;
+    shut.send_replace(true);
+    // requests in hand are answered, but nobody may hold us up
+    tokio::time::timeout(Duration::from_secs(10), server).await.ok();
+    info!("stopped");
+    Ok(())
+}
+
+fn worker_user(config: &Config) -> anyhow::Result<WorkerUser> {
+    if let Some(name) = &config.worker_user {
+        let user = nix::unistd::User::from_name(name)
+            .with_context(|| format!("can't look the worker_user {name} up"))?
+            .with_context(|| format!("there is no user {name}, the configured worker_user"))?;
+        anyhow::ensure!(!user.uid.is_root(), "worker_user must not be root");
+        return Ok(WorkerUser { uid: user.uid.as_raw(), gid: user.gid.as_raw() });
+    }
+    let (uid, gid) = sandbox::unused_uid()
+        .context("there is no unused uid for the workers; configure worker_user")?;
+    Ok(WorkerUser { uid, gid })
+}
+
+/// Workers must not be able to talk to the admin socket: its group is never theirs.
+fn not_in_group(user: WorkerUser, group: Option<&str>) -> anyhow::Result<WorkerUser> {
+    let group = nix::unistd::Group::from_name(group.unwrap_or(DEFAULT_GROUP))
+        .context("can't look the admin socket's group up")?;
+    if group.is_none_or(|group| group.gid.as_raw() != user.gid) {
+        return Ok(user);
+    }
+    let (_, gid) = sandbox::unused_id()
+        .context("there is no unused gid for the workers; configure another socket_group")?;
+    Ok(WorkerUser { gid, ..user })
+}
+
+/// After the machine went down under a running daemon, blocks that were written may be lost or torn:
+/// what is not known to be on the disk is not trusted.
+async fn recover(catalog: &Catalog, store: &Store) -> anyhow::Result<()> {
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let last = catalog.begin_run(boot_id.trim()).await?;
+    for path in catalog.unknown_files().await? {
+        let removed =
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Ok(()) => info!(path = %path.display(), "removed what no tree refers to"),
+            Err(error) => {
+                warn!(path = %path.display(), %error, "can't remove what no tree refers to")
+            }
+        }
+    }
+    if !last.may_have_lost_writes(boot_id.trim()) {
+        return Ok(());
+    }
+    warn!(
+        "the machine went down without a clean stop: content that may be damaged is fetched anew"
+    );
+    for pool in catalog.pools().await? {
+        for segment in catalog.segments(pool.id).await?.into_iter().filter(|s| !s.complete) {
+            forget(store, pool.id, &segment).with_context(|| {
+                format!("can't punch out segment {} of pool {}", segment.id, pool.id)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Punches all of a segment that is fetched, but for the ends of a pack, which the builder wrote and
+/// synced.
+fn forget(
+    store: &Store,
+    pool: crate::ids::PoolId,
+    segment: &crate::catalog::Segment,
+) -> io::Result<()> {
+    match store.punch(pool, segment.id, segment.kind) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn start_shards(
+    config: &Config,
+    store: &Arc<Store>,
+    origins: &Arc<Origins>,
+    catalog: &Catalog,
+) -> anyhow::Result<Vec<super::shard::ShardHandle>> {
+    let catalog = catalog.clone();
+    let runtime = tokio::runtime::Handle::current();
+    let on_complete: OnComplete = Arc::new(move |segment| {
+        let catalog = catalog.clone();
+        runtime.spawn(async move {
+            if let Err(error) = catalog.set_complete(segment, true).await {
+                error!(%segment, %error, "can't note that a segment is complete");
+            }
+        });
+    });
+    (0..config.shards())
+        .map(|id| {
+            Shard::start(
+                ShardId(id),
+                Arc::clone(store),
+                Arc::clone(origins),
+                Arc::clone(&on_complete),
+            )
+            .context("can't watch files: `hydrant doctor` checks what this machine can do")
+        })
+        .collect()
+}
+
+impl Supervisor {
+    /// Unmounts everything, then lets the groups go: never the other way round. A tree that is in use
+    /// is served until it is free.
+    async fn wind_down(&self) {
+        let mut said = HashSet::new();
+        loop {
+            let mounts = self.catalog.mounts().await.unwrap_or_default();
+            let live: HashSet<_> = lock(&self.live).keys().copied().collect();
+            if live.is_empty() {
+                break;
+            }
+            for mount in mounts.into_iter().filter(|mount| live.contains(&mount.id)) {
+                if let Err(error) = self.take_down(&mount).await
+                    && said.insert(mount.id)
+                {
+                    error!(directory = %mount.directory.display(), %error, "waiting for a tree to be free");
+                }
+            }
+            if lock(&self.live).is_empty() {
+                break;
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+        for shard in &self.shards {
+            shard.ask(|reply| Command::Stop { reply }).await;
+        }
+        let store = Arc::clone(&self.store);
+        match tokio::task::spawn_blocking(move || store.sync()).await {
+            Ok(Ok(())) => {
+                if let Err(error) = self.catalog.end_run().await {
+                    error!(%error, "can't note the clean stop");
+                }
+            }
+            Ok(Err(error)) => error!(%error, "can't sync the state directory"),
+            Err(error) => error!(%error, "can't sync the state directory"),
+        }
+        info!(up_secs = self.started.elapsed().as_secs(), "all trees are unmounted");
+    }
+}
+
+/// Tells the service manager (sd_notify(3)).
+fn notify(state: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| {
+        use std::os::linux::net::SocketAddrExt;
+        let text = path.as_encoded_bytes();
+        let address = match text.strip_prefix(b"@") {
+            Some(name) => std::os::unix::net::SocketAddr::from_abstract_name(name)?,
+            None => std::os::unix::net::SocketAddr::from_pathname(Path::new(&path))?,
+        };
+        socket.send_to_addr(state.as_bytes(), &address)
+    });
+    if let Err(error) = sent {
+        warn!(%error, "can't notify the service manager");
+    }
+}

@@ -1,0 +1,81 @@
+//! The supervisor as the admin server's service.
+
+use hydrant_api::{
+    CloneRequest, Mount, PathRequest, PrefetchRequest, QueueEvent, RmRequest, Status, Summary,
+    UmountRequest,
+};
+
+use super::Supervisor;
+use super::queue::no_event;
+use super::shard::Command;
+use crate::admin::{ApiError, Caller, ProgressSender, Service};
+use crate::ids::EventId;
+
+impl Service for Supervisor {
+    async fn status(&self, _: Caller) -> Result<Status, ApiError> {
+        self.describe_daemon().await
+    }
+
+    async fn mounts(&self, _: Caller) -> Result<Vec<Mount>, ApiError> {
+        self.describe_all().await
+    }
+
+    async fn clone_tree(
+        &self,
+        caller: Caller,
+        request: CloneRequest,
+        progress: ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        self.clone_to(&caller, &request, &progress).await
+    }
+
+    async fn mount(&self, caller: Caller, request: PathRequest) -> Result<Mount, ApiError> {
+        self.mount_again(&caller, &request.directory).await
+    }
+
+    async fn umount(&self, caller: Caller, request: UmountRequest) -> Result<Vec<Mount>, ApiError> {
+        self.umount_request(&caller, &request).await
+    }
+
+    async fn rm(
+        &self,
+        caller: Caller,
+        request: RmRequest,
+        progress: ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        self.remove_request(&caller, &request, &progress).await
+    }
+
+    async fn prefetch(
+        &self,
+        caller: Caller,
+        request: PrefetchRequest,
+        progress: ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        self.prefetch_request(&caller, &request, &progress).await
+    }
+
+    async fn queue(&self, _: Caller) -> Result<Vec<QueueEvent>, ApiError> {
+        Ok(self.queue_events().await)
+    }
+
+    async fn queue_event(&self, _: Caller, event: EventId) -> Result<QueueEvent, ApiError> {
+        let events = self.queue_events().await;
+        events.into_iter().find(|found| found.id == event.0).ok_or_else(|| no_event(event))
+    }
+
+    async fn retry(&self, caller: Caller, event: EventId) -> Result<(), ApiError> {
+        caller.require_root("retry an event")?;
+        self.event_command(event, |event, reply| Command::Retry { event, reply }).await
+    }
+
+    async fn deny(&self, caller: Caller, event: EventId) -> Result<(), ApiError> {
+        caller.require_root("deny an event")?;
+        self.event_command(event, |event, reply| Command::Deny { event, reply }).await
+    }
+
+    async fn stop(&self, _: Caller) -> Result<(), ApiError> {
+        self.stop.send_replace(true);
+        Ok(())
+    }
+}

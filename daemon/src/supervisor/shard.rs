@@ -1,0 +1,808 @@
+//! A shard: a fanotify group, its queue, its worker.
+//!
+//! One task owns all of a shard and does one thing at a time: `loop { wait for something; apply it }`.
+//! No locks. Whatever takes its time (starting git for a worker, checking a whole segment) runs in a
+//! task of its own and comes back as a [`Command`]. A shard that is stuck with its origin holds
+//! up no other.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+use tracing::{debug, error, info, warn};
+
+use super::origins::Origins;
+use super::store::Store;
+use super::worker::{Event, Exit, Worker};
+use crate::fanotify::{self, AsyncChannel, DenyErrno, FileId, Group, PermissionEvent, Verdict};
+use crate::ids::{EventId, PoolId, SegmentId, ShardId};
+use crate::queue::broker::{Answer, Broker, Death, Pending};
+use crate::queue::decide::{Decision, decide};
+use crate::queue::wire::{
+    Counters as FetchCounters, FromQueue, FromWorker, Limits, OriginSpec, ToQueue, ToWorker,
+};
+use crate::range::ByteRange;
+use crate::segment::presence;
+
+/// How long after the readers' deadline a silent worker is given up.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// What others ask of a shard.
+#[derive(Debug)]
+pub enum Command {
+    /// A pool that this shard serves from now on.
+    Pool {
+        pool: PoolId,
+        origin: OriginSpec,
+        limits: Limits,
+    },
+    /// A segment: it is marked, and the worker has it, when the reply comes.
+    Attach {
+        pool: PoolId,
+        segment: SegmentId,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// The pool's segments are not mounted any more.
+    Detach {
+        pool: PoolId,
+        reply: oneshot::Sender<()>,
+    },
+    /// The mark of a complete segment is not needed.
+    Unmark {
+        segment: SegmentId,
+    },
+    /// Fetch records of a segment.
+    Prefetch {
+        segment: SegmentId,
+        first: u32,
+        count: u32,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    Snapshot {
+        reply: oneshot::Sender<Snapshot>,
+    },
+    Retry {
+        event: EventId,
+        reply: oneshot::Sender<bool>,
+    },
+    Deny {
+        event: EventId,
+        reply: oneshot::Sender<bool>,
+    },
+    /// Every mount is gone: deny what is pending and end.
+    Stop {
+        reply: oneshot::Sender<()>,
+    },
+    /// From the shard's own tasks: a segment said to be complete was checked.
+    Checked {
+        segment: SegmentId,
+        complete: io::Result<bool>,
+    },
+}
+
+/// What a shard is doing.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub shard: ShardId,
+    pub worker_pid: Option<i32>,
+    pub worker_deaths: u64,
+    pub counters: Counters,
+    pub fetched: HashMap<PoolId, FetchCounters>,
+    pub trouble: HashMap<PoolId, String>,
+    /// In the order in which they were read.
+    pub events: Vec<(EventId, PoolId, Pending)>,
+    /// The time that [`Pending::arrived`] counts from.
+    pub started: Instant,
+}
+
+/// Sums since the shard was started.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counters {
+    pub events: u64,
+    pub answered_present: u64,
+    pub answered_fetched: u64,
+    pub denied: u64,
+    pub requeued: u64,
+    pub longest_wait: Duration,
+}
+
+/// A shard that can't be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Fanotify(#[from] fanotify::Error),
+    #[error("can't except our own accesses from the watch")]
+    Ignore(#[from] io::Error),
+}
+
+/// Told when a segment has become complete and durable.
+pub type OnComplete = Arc<dyn Fn(SegmentId) + Send + Sync>;
+
+/// The way to a shard.
+#[derive(Debug, Clone)]
+pub struct ShardHandle {
+    pub id: ShardId,
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+impl ShardHandle {
+    /// Sends a command; a shard that has ended drops it, and with it the reply's sender.
+    pub fn send(&self, command: Command) {
+        // the shard only ends when everything does
+        self.commands.send(command).ok();
+    }
+
+    /// Sends a command and waits for its reply; `None` when the shard has ended.
+    pub async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply));
+        answer.await.ok()
+    }
+}
+
+/// A segment that this shard serves.
+#[derive(Debug)]
+struct Segment {
+    pool: PoolId,
+    size: u64,
+    marked: bool,
+    /// Told once the worker has the segment.
+    waiting_for_worker: Vec<oneshot::Sender<Result<(), String>>>,
+}
+
+#[derive(Debug)]
+struct Pool {
+    origin: OriginSpec,
+    limits: Limits,
+}
+
+/// The state of one shard; see the module's documentation. Owned by its task.
+pub struct Shard {
+    id: ShardId,
+    group: Arc<Group>,
+    channel: AsyncChannel,
+    broker: Broker,
+    /// The kernel's side of the broker's events.
+    events: HashMap<EventId, PermissionEvent>,
+    files: HashMap<FileId, SegmentId>,
+    segments: HashMap<SegmentId, Segment>,
+    /// Segments that are not served any more, but may be marked.
+    detached: HashSet<SegmentId>,
+    pools: HashMap<PoolId, Pool>,
+    worker: Option<Worker>,
+    /// When to start the next worker, and how long to wait after the one after that.
+    restart_at: Option<tokio::time::Instant>,
+    backoff: Duration,
+    worker_deaths: u64,
+    /// A worker that we killed ourselves, for its silence.
+    killed: bool,
+    prefetches: HashMap<u64, oneshot::Sender<Result<(), String>>>,
+    next_request: u64,
+    counters: Counters,
+    fetched: HashMap<PoolId, FetchCounters>,
+    trouble: HashMap<PoolId, String>,
+    started: Instant,
+    commands: mpsc::UnboundedReceiver<Command>,
+    own: mpsc::WeakUnboundedSender<Command>,
+    origins: Arc<Origins>,
+    store: Arc<Store>,
+    on_complete: OnComplete,
+    stopping: bool,
+}
+
+impl std::fmt::Debug for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shard").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// What woke the shard.
+enum Wake {
+    Command(Option<Command>),
+    Events(Result<Option<Vec<fanotify::Event>>, fanotify::Error>),
+    Worker(Event),
+    Restart,
+    Tick,
+}
+
+impl Shard {
+    /// Makes the group and starts the shard's task.
+    pub fn start(
+        id: ShardId,
+        store: Arc<Store>,
+        origins: Arc<Origins>,
+        on_complete: OnComplete,
+    ) -> Result<ShardHandle, StartError> {
+        let group = Arc::new(Group::stock()?);
+        // our own reads and writes of segments go through this mount and must not wait for ourselves
+        store.ignore_for(&group)?;
+        let channel = AsyncChannel::new(group.channel())?;
+        let (sender, commands) = mpsc::unbounded_channel();
+        let shard = Self {
+            id,
+            group,
+            channel,
+            broker: Broker::new(),
+            events: HashMap::new(),
+            files: HashMap::new(),
+            segments: HashMap::new(),
+            detached: HashSet::new(),
+            pools: HashMap::new(),
+            worker: None,
+            restart_at: Some(tokio::time::Instant::now()),
+            backoff: Duration::ZERO,
+            worker_deaths: 0,
+            killed: false,
+            prefetches: HashMap::new(),
+            next_request: 0,
+            counters: Counters::default(),
+            fetched: HashMap::new(),
+            trouble: HashMap::new(),
+            started: Instant::now(),
+            commands,
+            own: sender.downgrade(),
+            origins,
+            store,
+            on_complete,
+            stopping: false,
+        };
+        tokio::spawn(shard.run());
+        Ok(ShardHandle { id, commands: sender })
+    }
+
+    async fn run(mut self) {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !self.stopping {
+            let wake = self.next(&mut tick).await;
+            self.apply(wake);
+            self.dispatch();
+        }
+        debug!(shard = %self.id, "stopped");
+    }
+
+    async fn next(&mut self, tick: &mut tokio::time::Interval) -> Wake {
+        let waiting = self.broker.waiting() > 0;
+        let restart_at = self.restart_at;
+        let worker = self.worker.as_mut();
+        let worker = async {
+            match (worker, restart_at) {
+                (Some(worker), _) => {
+                    let want_write = waiting && worker.is_running();
+                    Wake::Worker(worker.next(want_write).await)
+                }
+                (None, Some(at)) => {
+                    tokio::time::sleep_until(at).await;
+                    Wake::Restart
+                }
+                (None, None) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            command = self.commands.recv() => Wake::Command(command),
+            wake = worker => wake,
+            events = self.channel.read() => Wake::Events(events),
+            _ = tick.tick() => Wake::Tick,
+        }
+    }
+
+    fn apply(&mut self, wake: Wake) {
+        match wake {
+            Wake::Command(Some(command)) => self.command(command),
+            Wake::Command(None) => self.stopping = true,
+            Wake::Events(events) => self.events(events),
+            Wake::Worker(Event::Queue(message)) => self.from_queue(message),
+            Wake::Worker(Event::Control(message)) => self.from_worker(message),
+            Wake::Worker(Event::Writable | Event::HungUp) => {}
+            Wake::Worker(Event::Broken(why)) => self.kill_worker(&why),
+            Wake::Worker(Event::Ended(exit)) => self.worker_ended(&exit),
+            Wake::Restart => self.start_worker(),
+            Wake::Tick => self.tick(),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    // ---- events ----
+
+    fn events(&mut self, events: Result<Option<Vec<fanotify::Event>>, fanotify::Error>) {
+        match events {
+            Ok(Some(events)) => events.into_iter().for_each(|event| self.event(event)),
+            Ok(None) => {
+                error!(shard = %self.id, "the group is gone");
+                self.stopping = true;
+            }
+            Err(error) => error!(shard = %self.id, %error, "can't read events"),
+        }
+    }
+
+    fn event(&mut self, event: fanotify::Event) {
+        match event {
+            fanotify::Event::Permission(event) => self.permission_event(event),
+            fanotify::Event::Refused { errno, pid } => {
+                let error = io::Error::from_raw_os_error(errno);
+                error!(shard = %self.id, pid, %error, "the kernel could not report an event and denied it");
+                self.counters.denied += 1;
+            }
+            fanotify::Event::Overflow | fanotify::Event::Other { .. } => {
+                error!(shard = %self.id, ?event, "not an event that was asked for");
+            }
+        }
+    }
+
+    fn permission_event(&mut self, event: PermissionEvent) {
+        self.counters.events += 1;
+        let segment = event.file_id().ok().and_then(|file| self.files.get(&file).copied());
+        let known = segment.and_then(|segment| Some((segment, self.segments.get(&segment)?)));
+        let Some((id, segment)) = known else {
+            let detached = segment.is_some_and(|segment| self.detached.contains(&segment));
+            error!(shard = %self.id, pid = event.pid(), detached, "an event for what is not served");
+            self.answer(event, Verdict::Deny(DenyErrno::Eio));
+            return;
+        };
+        match decide(event.range(), segment.size, |range| presence::present(&event, range)) {
+            Ok(Decision::Allow) => {
+                self.counters.answered_present += 1;
+                self.answer(event, Verdict::Allow);
+            }
+            Ok(Decision::Touched(range)) => {
+                self.counters.answered_present += 1;
+                self.answer(event, Verdict::Allow);
+                self.touched(id, range);
+            }
+            Ok(Decision::Fetch(range)) => {
+                let now = self.now();
+                let number = self.broker.arrived(id, range, event.pid(), now);
+                debug!(shard = %self.id, event = %number, segment = %id, %range, pid = event.pid(), "waits");
+                self.events.insert(number, event);
+            }
+            Ok(Decision::Deny(errno)) => {
+                error!(shard = %self.id, segment = %id, "an event without a range");
+                self.answer(event, Verdict::Deny(errno));
+            }
+            Err(error) => {
+                error!(shard = %self.id, segment = %id, %error, "can't tell what is present");
+                self.answer(event, Verdict::Deny(DenyErrno::Eio));
+            }
+        }
+    }
+
+    fn touched(&mut self, segment: SegmentId, range: ByteRange) {
+        if let Some(worker) = self.worker.as_mut().filter(|worker| worker.is_running()) {
+            // a hint: when the worker is busy it is better without
+            worker.try_send(&ToQueue::Touched { segment, range }).ok();
+        }
+    }
+
+    fn answer(&mut self, event: PermissionEvent, verdict: Verdict) {
+        if let Verdict::Deny(_) = verdict {
+            self.counters.denied += 1;
+        }
+        if let Err(error) = event.answer(verdict) {
+            error!(shard = %self.id, %error, ?verdict, "can't answer an event");
+        }
+    }
+
+    fn finish(&mut self, answer: Answer) {
+        let Some(event) = self.events.remove(&answer.event) else { return };
+        let waited = self.now().saturating_sub(answer.pending.arrived);
+        self.counters.longest_wait = self.counters.longest_wait.max(waited);
+        let mut verdict = answer.verdict;
+        let mut reason = answer.reason;
+        if verdict == Verdict::Allow {
+            // a worker's word is not enough to let a reader see what may be a hole
+            match presence::present(&event, answer.pending.range) {
+                Ok(true) => self.counters.answered_fetched += 1,
+                Ok(false) => {
+                    verdict = Verdict::Deny(DenyErrno::Eio);
+                    reason = Some("its worker said that it is there, but it is not".into());
+                }
+                Err(error) => {
+                    verdict = Verdict::Deny(DenyErrno::Eio);
+                    reason = Some(format!("can't tell what is present: {error}"));
+                }
+            }
+        }
+        let Pending { segment, range, pid, attempts, .. } = answer.pending;
+        if let Verdict::Deny(errno) = verdict {
+            let reason = reason.unwrap_or_default();
+            warn!(shard = %self.id, event = %answer.event, %segment, %range, pid, attempts, ?errno,
+                waited_ms = waited.as_millis() as u64, reason, "denied");
+        } else {
+            debug!(shard = %self.id, event = %answer.event, waited_ms = waited.as_millis() as u64, "allowed");
+        }
+        self.answer(event, verdict);
+    }
+
+    fn dispatch(&mut self) {
+        let now = self.now();
+        let Some(worker) = self.worker.as_mut().filter(|worker| worker.is_running()) else {
+            return;
+        };
+        while let Some((event, pending)) = self.broker.next_to_dispatch() {
+            let message = ToQueue::Event { event, segment: pending.segment, range: pending.range };
+            match worker.try_send(&message) {
+                Ok(()) => self.broker.dispatched(event, now),
+                // full: goes on when it can be written to; broken: its end is on its way
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn from_queue(&mut self, message: FromQueue) {
+        match message {
+            FromQueue::Answer { event, verdict, reason } => {
+                match self.broker.answered(event, verdict, reason) {
+                    Some(answer) => self.finish(answer),
+                    None => debug!(shard = %self.id, %event, "an answer that nobody waits for"),
+                }
+            }
+            FromQueue::Waiting { event, reason } => self.broker.keeps_waiting(event, reason),
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.now();
+        let patience = |shard: &Self, pending: &Pending| {
+            let pool = shard.segments.get(&pending.segment).map(|segment| segment.pool);
+            let limits = pool.and_then(|pool| shard.pools.get(&pool)).map(|pool| pool.limits);
+            Duration::from_secs(limits.unwrap_or_default().deadline_secs) + GRACE
+        };
+        let overdue: Vec<_> = self
+            .broker
+            .older_than(now.saturating_sub(GRACE))
+            .filter(|(_, pending)| now.saturating_sub(pending.arrived) > patience(self, pending))
+            .map(|(event, pending)| (event, pending.dispatched.is_some()))
+            .collect();
+        if overdue.iter().any(|(_, in_flight)| *in_flight) {
+            // a worker answers by the deadline, with an errno if need be; this one is stuck
+            self.kill_worker("it is silent past the deadline");
+        }
+        for (event, _) in overdue {
+            let answer = self.broker.deny(event, DenyErrno::Eio, "no answer by the deadline");
+            answer.into_iter().for_each(|answer| self.finish(answer));
+        }
+    }
+
+    // ---- the worker ----
+
+    fn start_worker(&mut self) {
+        self.restart_at = None;
+        self.killed = false;
+        match Worker::start(self.id, &self.store) {
+            Ok(worker) => {
+                info!(shard = %self.id, pid = worker.pid(), "worker started");
+                self.worker = Some(worker);
+            }
+            Err(error) => {
+                error!(shard = %self.id, %error, "can't start a worker");
+                self.schedule_restart(Duration::ZERO);
+            }
+        }
+    }
+
+    /// The first restart is at once; one that fails soon waits longer and longer.
+    fn schedule_restart(&mut self, lived: Duration) {
+        self.backoff = if lived > Duration::from_secs(2) {
+            Duration::ZERO
+        } else {
+            (self.backoff * 2).clamp(Duration::from_millis(20), Duration::from_secs(5))
+        };
+        self.restart_at = Some(tokio::time::Instant::now() + self.backoff);
+    }
+
+    fn kill_worker(&mut self, why: &str) {
+        if let Some(worker) = self.worker.as_mut()
+            && !self.killed
+        {
+            warn!(shard = %self.id, pid = worker.pid(), why, "killing the worker");
+            self.killed = true;
+            worker.kill();
+        }
+    }
+
+    fn worker_ended(&mut self, exit: &Exit) {
+        let Some(worker) = self.worker.take() else { return };
+        self.worker_deaths += 1;
+        let in_flight = self.broker.in_flight();
+        let death = if exit.from_outside && !self.killed { Death::Outside } else { Death::Fault };
+        warn!(shard = %self.id, pid = worker.pid(), end = %exit.description, in_flight, "worker ended");
+        self.counters.requeued += in_flight as u64;
+        for answer in self.broker.worker_died(death) {
+            self.finish(answer);
+        }
+        for (_, reply) in self.prefetches.drain() {
+            reply.send(Err("the worker ended".into())).ok();
+        }
+        self.schedule_restart(worker.age());
+    }
+
+    fn from_worker(&mut self, message: FromWorker) {
+        match message {
+            FromWorker::Ready { version } if version == crate::queue::wire::VERSION => {
+                self.introduce();
+            }
+            FromWorker::Ready { version } => {
+                self.kill_worker(&format!("it speaks version {version} of the protocol"));
+            }
+            FromWorker::Attached { segment, result } => {
+                if let Some(segment) = self.segments.get_mut(&segment) {
+                    for reply in segment.waiting_for_worker.drain(..) {
+                        reply.send(result.clone()).ok();
+                    }
+                }
+            }
+            FromWorker::NeedTransport { request, pool } => {
+                let Some(control) = self.worker.as_ref().map(Worker::control) else { return };
+                let origins = Arc::clone(&self.origins);
+                let served = self.pools.contains_key(&pool);
+                tokio::spawn(async move {
+                    let result = if served {
+                        origins.transport(pool)
+                    } else {
+                        Err("not a pool of this worker".into())
+                    };
+                    let (result, fds) = match result {
+                        Ok(fd) => (Ok(()), vec![fd]),
+                        Err(error) => (Err(error), Vec::new()),
+                    };
+                    control.send(ToWorker::Transport { request, result }, fds);
+                });
+            }
+            FromWorker::NeedCredential { request, pool, url, rejected } => {
+                let Some(control) = self.worker.as_ref().map(Worker::control) else { return };
+                let origins = Arc::clone(&self.origins);
+                let served = self.pools.contains_key(&pool);
+                tokio::spawn(async move {
+                    let result = if served {
+                        origins.credential(pool, &url, rejected.as_ref()).await
+                    } else {
+                        Err("not a pool of this worker".into())
+                    };
+                    control.send(ToWorker::Credential { request, result }, Vec::new());
+                });
+            }
+            FromWorker::Complete { segment } => self.check_complete(segment),
+            FromWorker::PrefetchDone { request, result } => {
+                if let Some(reply) = self.prefetches.remove(&request) {
+                    reply.send(result).ok();
+                }
+            }
+            FromWorker::Report { pool, counters } => {
+                add(self.fetched.entry(pool).or_default(), &counters)
+            }
+            FromWorker::Trouble { pool, message } => {
+                if message.is_empty() {
+                    self.trouble.remove(&pool);
+                } else {
+                    warn!(shard = %self.id, %pool, message, "trouble with the origin");
+                    self.trouble.insert(pool, message);
+                }
+            }
+        }
+    }
+
+    /// Tells a new worker all that it serves, then lets it take events.
+    fn introduce(&mut self) {
+        let Some(worker) = self.worker.as_mut() else { return };
+        let control = worker.control();
+        for (pool, Pool { origin, limits }) in &self.pools {
+            let message = ToWorker::Pool { pool: *pool, origin: origin.clone(), limits: *limits };
+            control.send(message, Vec::new());
+        }
+        let mut failed = Vec::new();
+        for (id, segment) in &self.segments {
+            match self.store.open_for_worker(segment.pool, *id) {
+                Ok(fds) => {
+                    control.send(ToWorker::Segment { pool: segment.pool, segment: *id }, fds)
+                }
+                Err(error) => failed.push((*id, error)),
+            }
+        }
+        control.send(ToWorker::Start, Vec::new());
+        worker.set_running();
+        for (id, error) in failed {
+            error!(shard = %self.id, segment = %id, %error, "can't open a segment for the worker");
+        }
+    }
+
+    // ---- commands ----
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Pool { pool, origin, limits } => {
+                let message = ToWorker::Pool { pool, origin: origin.clone(), limits };
+                self.pools.insert(pool, Pool { origin, limits });
+                self.to_running_worker(message, Vec::new());
+            }
+            Command::Attach { pool, segment, reply } => self.attach(pool, segment, reply),
+            Command::Detach { pool, reply } => {
+                self.detach(pool);
+                reply.send(()).ok();
+            }
+            Command::Unmark { segment } => self.unmark(segment),
+            Command::Prefetch { segment, first, count, reply } => {
+                self.next_request += 1;
+                let request = self.next_request;
+                if self.worker.as_ref().is_some_and(Worker::is_running) {
+                    self.prefetches.insert(request, reply);
+                    let message = ToWorker::Prefetch { request, segment, first, count };
+                    self.to_running_worker(message, Vec::new());
+                } else {
+                    reply.send(Err("there is no worker at the moment".into())).ok();
+                }
+            }
+            Command::Snapshot { reply } => {
+                reply.send(self.snapshot()).ok();
+            }
+            Command::Retry { event, reply } => {
+                let in_flight = self.broker.retry(event);
+                if in_flight == Some(true) {
+                    self.cancel(event);
+                }
+                reply.send(in_flight.is_some()).ok();
+            }
+            Command::Deny { event, reply } => {
+                let answer = self.broker.deny(event, DenyErrno::Eio, "denied by the administrator");
+                reply.send(answer.is_some()).ok();
+                if let Some(answer) = answer {
+                    if answer.pending.dispatched.is_some() {
+                        self.cancel(event);
+                    }
+                    self.finish(answer);
+                }
+            }
+            Command::Stop { reply } => {
+                self.stop();
+                reply.send(()).ok();
+            }
+            Command::Checked { segment, complete } => self.checked(segment, complete),
+        }
+    }
+
+    fn to_running_worker(&mut self, message: ToWorker, fds: Vec<OwnedFd>) {
+        if let Some(worker) = self.worker.as_ref().filter(|worker| worker.is_running()) {
+            worker.control().send(message, fds);
+        }
+    }
+
+    fn cancel(&mut self, event: EventId) {
+        if let Some(worker) = self.worker.as_mut().filter(|worker| worker.is_running()) {
+            worker.try_send(&ToQueue::Cancelled { event }).ok();
+        }
+    }
+
+    fn attach(&mut self, pool: PoolId, id: SegmentId, reply: oneshot::Sender<Result<(), String>>) {
+        if let Some(segment) = self.segments.get_mut(&id) {
+            // another tree of the pool has it; the mark may have gone with completeness
+            if !segment.marked {
+                match self.store.mark(&self.group, pool, id) {
+                    Ok(_) => segment.marked = true,
+                    Err(error) => {
+                        reply.send(Err(format!("can't mark segment {id}: {error}"))).ok();
+                        return;
+                    }
+                }
+            }
+            if segment.waiting_for_worker.is_empty() {
+                reply.send(Ok(())).ok();
+            } else {
+                segment.waiting_for_worker.push(reply);
+            }
+            return;
+        }
+        let marked = self.store.mark(&self.group, pool, id);
+        let opened = self.store.open_for_worker(pool, id);
+        match (marked, opened) {
+            (Ok(file), Ok(fds)) => {
+                self.files.insert(file.id, id);
+                self.detached.remove(&id);
+                let waiting_for_worker = vec![reply];
+                let segment = Segment { pool, size: file.size, marked: true, waiting_for_worker };
+                self.segments.insert(id, segment);
+                self.to_running_worker(ToWorker::Segment { pool, segment: id }, fds);
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                reply.send(Err(format!("can't take segment {id} into service: {error}"))).ok();
+            }
+        }
+    }
+
+    /// The worker lets go of the pool. The marks stay, and who still reaches a segment through a
+    /// mount elsewhere is denied what is not there: a mark goes with its file.
+    fn detach(&mut self, pool: PoolId) {
+        self.pools.remove(&pool);
+        self.trouble.remove(&pool);
+        self.detached
+            .extend(self.segments.iter().filter(|(_, s)| s.pool == pool).map(|(id, _)| *id));
+        self.segments.retain(|_, segment| segment.pool != pool);
+        self.to_running_worker(ToWorker::Detach { pool }, Vec::new());
+    }
+
+    fn unmark(&mut self, id: SegmentId) {
+        let Some(segment) = self.segments.get_mut(&id) else { return };
+        if segment.marked {
+            match self.store.unmark(&self.group, segment.pool, id) {
+                Ok(()) => segment.marked = false,
+                Err(error) => {
+                    error!(shard = %self.id, segment = %id, %error, "can't remove a mark")
+                }
+            }
+        }
+    }
+
+    /// The worker says that a segment is complete: look for ourselves, make it durable.
+    fn check_complete(&mut self, id: SegmentId) {
+        let Some(segment) = self.segments.get(&id) else { return };
+        let (pool, size) = (segment.pool, segment.size);
+        let (store, own) = (Arc::clone(&self.store), self.own.clone());
+        tokio::task::spawn_blocking(move || {
+            let complete = store.sync_if_complete(pool, id, size);
+            if let Some(own) = own.upgrade() {
+                own.send(Command::Checked { segment: id, complete }).ok();
+            }
+        });
+    }
+
+    fn checked(&mut self, id: SegmentId, complete: io::Result<bool>) {
+        match complete {
+            Ok(true) => {
+                self.unmark(id);
+                (self.on_complete)(id);
+                debug!(shard = %self.id, segment = %id, "complete");
+            }
+            Ok(false) => warn!(shard = %self.id, segment = %id, "said to be complete, but is not"),
+            Err(error) => error!(shard = %self.id, segment = %id, %error, "can't make it durable"),
+        }
+    }
+
+    fn stop(&mut self) {
+        let events: Vec<_> = self.broker.iter().map(|(event, _)| event).collect();
+        for event in events {
+            let answer = self.broker.deny(event, DenyErrno::Eagain, "Hydrant stops");
+            answer.into_iter().for_each(|answer| self.finish(answer));
+        }
+        if let Some(worker) = self.worker.as_mut() {
+            worker.kill();
+        }
+        self.stopping = true;
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let pool_of = |pending: &Pending| {
+            self.segments.get(&pending.segment).map_or(PoolId(0), |segment| segment.pool)
+        };
+        Snapshot {
+            shard: self.id,
+            worker_pid: self.worker.as_ref().map(Worker::pid),
+            worker_deaths: self.worker_deaths,
+            counters: self.counters,
+            fetched: self.fetched.clone(),
+            trouble: self.trouble.clone(),
+            events: self
+                .broker
+                .iter()
+                .map(|(event, pending)| (event, pool_of(pending), pending.clone()))
+                .collect(),
+            started: self.started,
+        }
+    }
+}
+
+fn add(sum: &mut FetchCounters, more: &FetchCounters) {
+    sum.requests += more.requests;
+    sum.retries += more.retries;
+    sum.objects += more.objects;
+    sum.read_ahead_objects += more.read_ahead_objects;
+    sum.content_bytes += more.content_bytes;
+    sum.received_bytes += more.received_bytes;
+    sum.sent_bytes += more.sent_bytes;
+    sum.rejected_objects += more.rejected_objects;
+}

@@ -1,0 +1,119 @@
+//! What `hydrant status` shows.
+
+use std::collections::HashMap;
+
+use hydrant_api as api;
+use hydrant_api::path_to_text;
+
+use super::queue::milliseconds;
+use super::{Supervisor, internal, lock};
+use crate::admin::ApiError;
+use crate::catalog::Mount;
+use crate::ids::PoolId;
+
+impl Supervisor {
+    /// A mount as clients see it.
+    pub(super) async fn describe(&self, mount: &Mount) -> Result<api::Mount, ApiError> {
+        let failed = |error| internal("can't read the catalog", &error);
+        let (tree, pool) = self.tree_of(mount).await?;
+        let segments = self.catalog.segments(pool.id).await.map_err(failed)?;
+        let (mut present_bytes, mut segment_bytes, mut count, mut complete) = (0, 0, 0, 0);
+        for segment in segments.iter().filter(|s| tree.segments.contains(&s.id)) {
+            let (present, size) = self.store.present_bytes(pool.id, segment.id).unwrap_or((0, 0));
+            present_bytes += present;
+            segment_bytes += size;
+            count += 1;
+            complete += u64::from(segment.complete);
+        }
+        Ok(api::Mount {
+            directory: path_to_text(&mount.directory),
+            url: pool.url,
+            revision: tree.revision,
+            commit: tree.commit.to_string(),
+            owner: mount.owner,
+            read_only: mount.read_only,
+            mounted: lock(&self.live).contains_key(&mount.id),
+            files: tree.files,
+            tree_bytes: tree.bytes,
+            present_bytes,
+            segment_bytes,
+            segments: count,
+            complete_segments: complete,
+            pool: pool.id.0,
+            shard: self.shard_id(pool.id).0,
+            history: mount.history.clone(),
+            trouble: None,
+        })
+    }
+
+    pub(super) async fn describe_all(&self) -> Result<Vec<api::Mount>, ApiError> {
+        let mounts = self.catalog.mounts().await;
+        let mounts = mounts.map_err(|error| internal("can't read the catalog", &error))?;
+        let mut described = Vec::with_capacity(mounts.len());
+        for mount in &mounts {
+            described.push(self.describe(mount).await?);
+        }
+        let snapshots = self.snapshots().await;
+        for mount in &mut described {
+            let pool = PoolId(mount.pool);
+            mount.trouble = snapshots.iter().find_map(|s| s.trouble.get(&pool).cloned());
+        }
+        Ok(described)
+    }
+
+    /// Where a tree of each pool is mounted.
+    pub(super) async fn directories_of_pools(&self) -> HashMap<PoolId, String> {
+        let live = lock(&self.live);
+        live.values().map(|live| (live.pool, path_to_text(&live.directory))).collect()
+    }
+
+    pub(super) async fn describe_daemon(&self) -> Result<api::Status, ApiError> {
+        let snapshots = self.snapshots().await;
+        let mut counters = api::Counters::default();
+        let mut shards = Vec::new();
+        for snapshot in &snapshots {
+            let now = snapshot.started.elapsed();
+            let oldest = snapshot.events.first().map(|(_, _, pending)| pending.arrived);
+            let longest = oldest.map_or(0, |arrived| milliseconds(now.saturating_sub(arrived)));
+            let in_flight = snapshot.events.iter().filter(|(.., p)| p.dispatched.is_some()).count();
+            let waiting = snapshot.events.len() - in_flight;
+            shards.push(api::Shard {
+                shard: snapshot.shard.0,
+                worker_pid: snapshot.worker_pid,
+                worker_deaths: snapshot.worker_deaths,
+                waiting: waiting as u64,
+                in_flight: in_flight as u64,
+                longest_wait_ms: longest,
+            });
+            let sums = &snapshot.counters;
+            counters.events += sums.events;
+            counters.answered_present += sums.answered_present;
+            counters.answered_fetched += sums.answered_fetched;
+            counters.denied += sums.denied;
+            counters.requeued += sums.requeued;
+            counters.waiting += snapshot.events.len() as u64;
+            counters.longest_wait_ms =
+                counters.longest_wait_ms.max(milliseconds(sums.longest_wait)).max(longest);
+            for fetched in snapshot.fetched.values() {
+                counters.requests += fetched.requests;
+                counters.retries += fetched.retries;
+                counters.objects += fetched.objects;
+                counters.read_ahead_objects += fetched.read_ahead_objects;
+                counters.content_bytes += fetched.content_bytes;
+                counters.received_bytes += fetched.received_bytes;
+                counters.sent_bytes += fetched.sent_bytes;
+                counters.rejected_objects += fetched.rejected_objects;
+            }
+        }
+        Ok(api::Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: i32::try_from(std::process::id()).unwrap_or(0),
+            state_dir: path_to_text(&self.directories.state),
+            run_dir: path_to_text(&self.directories.run),
+            queue: "brokered".into(),
+            mounts: self.describe_all().await?,
+            shards,
+            counters,
+        })
+    }
+}

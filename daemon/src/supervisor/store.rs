@@ -1,0 +1,219 @@
+//! The files of the state directory.
+//!
+//! ```text
+//! STATE/catalog.sqlite
+//! STATE/pools/<pool>/<segment>.data      sparse: a hole is "not fetched"
+//! STATE/pools/<pool>/<segment>.extents   which object lies where
+//! STATE/trees/<tree>.erofs               metadata of a tree
+//! STATE/mounts/<mount>/upper, work       what the user wrote
+//! STATE/spool/<shard>                    a worker's own scratch space
+//! ```
+//!
+//! Segments are only opened through a private clone of the mount, which no group watches: through
+//! any other path our own access would wait for an answer of our own.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+
+use crate::fanotify::{FileId, Group, mark};
+use crate::ids::{MountId, PoolId, SegmentId, ShardId, TreeId};
+use crate::mount::private::PrivateMount;
+use crate::range::ByteRange;
+use crate::segment::SegmentKind;
+use crate::segment::extents::{Extents, ExtentsError};
+use crate::segment::presence;
+use crate::sys::lease;
+
+/// Who a worker is: nobody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerUser {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// The state directory of this daemon.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    private: PrivateMount,
+    pub worker_user: WorkerUser,
+}
+
+/// A segment's file as the kernel names it in events.
+#[derive(Debug, Clone, Copy)]
+pub struct SegmentFile {
+    pub id: FileId,
+    /// In bytes.
+    pub size: u64,
+}
+
+impl Store {
+    /// Makes the directories where they are missing. Others may pass through, to reach what is
+    /// theirs, but not list.
+    pub fn open(root: &Path, worker_user: WorkerUser) -> io::Result<Self> {
+        let make = |path: &Path, mode| match std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(path)
+        {
+            Ok(()) => Ok(()),
+            Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+        };
+        make(root, 0o711)?;
+        make(&root.join("mounts"), 0o711)?;
+        for private in ["pools", "trees", "spool"] {
+            make(&root.join(private), 0o700)?;
+        }
+        let private = PrivateMount::new(root).map_err(io::Error::other)?;
+        Ok(Self { root: root.to_owned(), private, worker_user })
+    }
+
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    #[must_use]
+    pub fn pool_dir(&self, pool: PoolId) -> PathBuf {
+        self.root.join(format!("pools/{pool}"))
+    }
+
+    #[must_use]
+    pub fn data_path(&self, pool: PoolId, segment: SegmentId) -> PathBuf {
+        self.root.join(format!("pools/{pool}/{segment}.data"))
+    }
+
+    #[must_use]
+    pub fn image_path(&self, tree: TreeId) -> PathBuf {
+        self.root.join(format!("trees/{tree}.erofs"))
+    }
+
+    #[must_use]
+    pub fn mount_dir(&self, mount: MountId) -> PathBuf {
+        self.root.join(format!("mounts/{mount}"))
+    }
+
+    /// The scratch directory of a shard's worker, empty and the worker's own.
+    pub fn spool_dir(&self, shard: ShardId) -> io::Result<OwnedFd> {
+        let path = self.root.join(format!("spool/{shard}"));
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        let (uid, gid) = (self.worker_user.uid, self.worker_user.gid);
+        std::os::unix::fs::chown(&path, Some(uid), Some(gid))?;
+        Ok(OwnedFd::from(File::open(&path)?))
+    }
+
+    /// Lets a group overlook what goes through the private mount.
+    pub fn ignore_for(&self, group: &Group) -> io::Result<()> {
+        mark::ignore_mount(group, self.private.as_fd()).map_err(io::Error::other)
+    }
+
+    fn open_private(
+        &self,
+        pool: PoolId,
+        segment: SegmentId,
+        kind: &str,
+        flags: OFlag,
+    ) -> io::Result<File> {
+        let name = format!("pools/{pool}/{segment}.{kind}");
+        self.private.open(Path::new(&name), flags).map(File::from).map_err(|error| error.source)
+    }
+
+    /// A segment's data for reading and writing, and its extent index, in a way that raises no events.
+    pub fn open_for_worker(&self, pool: PoolId, segment: SegmentId) -> io::Result<Vec<OwnedFd>> {
+        let data = self.open_private(pool, segment, "data", OFlag::O_RDWR)?;
+        let extents = self.open_private(pool, segment, "extents", OFlag::O_RDONLY)?;
+        Ok(vec![data.into(), extents.into()])
+    }
+
+    /// Marks a segment: from here on its readers wait for what is not there.
+    pub fn mark(&self, group: &Group, pool: PoolId, segment: SegmentId) -> io::Result<SegmentFile> {
+        let file = self.open_private(pool, segment, "data", OFlag::O_RDONLY)?;
+        mark::add(group, file.as_fd()).map_err(io::Error::other)?;
+        let metadata = file.metadata()?;
+        Ok(SegmentFile { id: FileId::of(&file)?, size: metadata.len() })
+    }
+
+    pub fn unmark(&self, group: &Group, pool: PoolId, segment: SegmentId) -> io::Result<()> {
+        let file = self.open_private(pool, segment, "data", OFlag::O_RDONLY)?;
+        mark::remove(group, file.as_fd()).map(drop).map_err(io::Error::other)
+    }
+
+    /// True when no block of a segment is missing; then it is also on the disk.
+    pub fn sync_if_complete(
+        &self,
+        pool: PoolId,
+        segment: SegmentId,
+        size: u64,
+    ) -> io::Result<bool> {
+        let file = self.open_private(pool, segment, "data", OFlag::O_RDONLY)?;
+        if !presence::present(file.as_fd(), ByteRange::new(0, size))? {
+            return Ok(false);
+        }
+        file.sync_data()?;
+        Ok(true)
+    }
+
+    /// How many bytes of a segment are there, and its size.
+    pub fn present_bytes(&self, pool: PoolId, segment: SegmentId) -> io::Result<(u64, u64)> {
+        let metadata = self.open_private(pool, segment, "data", OFlag::O_PATH)?.metadata()?;
+        Ok(((metadata.blocks() * 512).min(metadata.len()), metadata.len()))
+    }
+
+    /// Makes holes of all that was fetched into a segment. The ends of a pack stay: they were
+    /// written, and made durable, when it was laid out.
+    pub fn punch(&self, pool: PoolId, segment: SegmentId, kind: SegmentKind) -> io::Result<()> {
+        let file = self.open_private(pool, segment, "data", OFlag::O_RDWR)?;
+        let size = file.metadata()?.len();
+        let fetched = match kind {
+            SegmentKind::Data => ByteRange::new(0, size),
+            SegmentKind::Pack => {
+                let extents = self.extents(pool, segment).map_err(io::Error::other)?;
+                let entries =
+                    extents.get(0).zip(extents.len().checked_sub(1).and_then(|n| extents.get(n)));
+                let Some((first, last)) = entries else { return Ok(()) };
+                ByteRange::between(first.range.offset(), last.range.end()).to_blocks().clamp(size)
+            }
+        };
+        if fetched.is_empty() {
+            return Ok(());
+        }
+        let signed = |n: u64| i64::try_from(n).map_err(io::Error::other);
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        fallocate(&file, mode, signed(fetched.offset())?, signed(fetched.len())?)?;
+        file.sync_all()
+    }
+
+    /// Removes a segment that nobody has open. `false`: a mount in some namespace still has it, and
+    /// the marks go with the name, so it stays.
+    pub fn remove_unused(&self, pool: PoolId, segment: SegmentId) -> io::Result<bool> {
+        let file = self.open_private(pool, segment, "data", OFlag::O_RDONLY)?;
+        if lease::is_open_elsewhere(&file)? {
+            return Ok(false);
+        }
+        let data = self.data_path(pool, segment);
+        std::fs::remove_file(data.with_extension("extents"))?;
+        std::fs::remove_file(data)?;
+        Ok(true)
+    }
+
+    /// A segment's extent index.
+    pub fn extents(&self, pool: PoolId, segment: SegmentId) -> Result<Extents, ExtentsError> {
+        Extents::read(io::BufReader::new(self.open_private(
+            pool,
+            segment,
+            "extents",
+            OFlag::O_RDONLY,
+        )?))
+    }
+
+    /// Makes all that was written to the state directory durable.
+    pub fn sync(&self) -> io::Result<()> {
+        nix::unistd::syncfs(File::open(&self.root)?)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,116 @@
+//! The directory that a tree is mounted on. It is only ever a mount point: nothing is put into it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::Mode;
+
+use crate::admin::{ApiError, Caller};
+use crate::sys::user::{self, User};
+
+/// An empty directory of the user's, held open.
+#[derive(Debug)]
+pub struct Target {
+    /// Without symbolic links.
+    pub path: PathBuf,
+    pub fd: OwnedFd,
+    created: bool,
+}
+
+impl Target {
+    /// Takes an existing empty directory, or makes one: with the caller's own rights, so that it can
+    /// be nowhere where the caller could not have made it.
+    pub async fn prepare(path: &Path, caller: &Caller, user: &User) -> Result<Self, ApiError> {
+        let (path, created) = match std::fs::symlink_metadata(path) {
+            Ok(_) => (path.to_owned(), false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make(path, caller, user).await?;
+                (path.to_owned(), true)
+            }
+            Err(error) => return Err(cant(path, "be used", &error)),
+        };
+        let canonical = std::fs::canonicalize(&path).map_err(|e| cant(&path, "be used", &e))?;
+        let target = Self::open(canonical, created)?;
+        target.check(caller)?;
+        Ok(target)
+    }
+
+    /// The same for a tree that comes back to its place.
+    pub fn existing(path: &Path) -> Result<Self, ApiError> {
+        if let Err(error) = std::fs::create_dir(path)
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(cant(path, "be made", &error));
+        }
+        Self::open(path.to_owned(), false)
+    }
+
+    fn open(path: PathBuf, created: bool) -> Result<Self, ApiError> {
+        let how = OpenHow::new()
+            .flags(OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC)
+            .mode(Mode::empty())
+            // it was made canonical; a link that turns up now is somebody's trick
+            .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let fd = openat2(nix::fcntl::AT_FDCWD, &path, how)
+            .map_err(|errno| cant(&path, "be opened", &errno.into()))?;
+        Ok(Self { path, fd, created })
+    }
+
+    fn check(&self, caller: &Caller) -> Result<(), ApiError> {
+        let path = self.path.display();
+        let metadata = std::fs::File::from(
+            self.fd.try_clone().map_err(|error| cant(&self.path, "be opened", &error))?,
+        )
+        .metadata()
+        .map_err(|error| cant(&self.path, "be looked at", &error))?;
+        if !caller.is_root() && metadata.uid() != caller.uid {
+            return Err(ApiError::forbidden(format!("{path} belongs to another user"))
+                .with_hint("clone into a directory of your own"));
+        }
+        let mut entries =
+            std::fs::read_dir(&self.path).map_err(|error| cant(&self.path, "be listed", &error))?;
+        if entries.next().is_some() {
+            return Err(ApiError::conflict(format!("{path} is not empty")).with_hint(
+                "a tree is only mounted on an empty directory; name another, or none to be made",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Removes the directory if it was made for this.
+    pub fn undo(self) {
+        if self.created {
+            // it is empty, or it is not ours to remove
+            std::fs::remove_dir(&self.path).ok();
+        }
+    }
+}
+
+async fn make(path: &Path, caller: &Caller, user: &User) -> Result<(), ApiError> {
+    if caller.is_root() {
+        std::fs::create_dir_all(path).map_err(|error| cant(path, "be made", &error))?;
+        return std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid))
+            .map_err(|error| cant(path, "be given to its owner", &error));
+    }
+    let root = std::fs::File::open("/").map_err(|error| cant(path, "be made", &error))?;
+    let output = user::command("mkdir", user, &[], root.into())
+        .map_err(|error| cant(path, "be made", &error))?
+        .args(["-p", "--"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .map_err(|error| cant(path, "be made", &error))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+fn cant(path: &Path, what: &str, error: &io::Error) -> ApiError {
+    ApiError::invalid(format!("{} can't {what}: {error}", path.display()))
+}

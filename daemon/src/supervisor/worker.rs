@@ -1,0 +1,220 @@
+//! A worker process, from the supervisor's side.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tracing::{debug, error};
+
+use super::store::Store;
+use crate::ids::ShardId;
+use crate::queue::wire::{self, FromQueue, FromWorker, ToQueue, ToWorker};
+use crate::sys::seqpacket::{self, Seqpacket};
+use crate::sys::spawn::{Child, Role, Spawn};
+
+/// A worker that has closed its sockets ends by itself within this time.
+const HANG_UP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a worker may know of our environment: where the system's certificates are, and what to log.
+pub const ENVIRONMENT: [&str; 3] = ["SSL_CERT_FILE", "SSL_CERT_DIR", "RUST_LOG"];
+
+/// How a worker came to its end.
+#[derive(Debug)]
+pub struct Exit {
+    /// SIGKILL or SIGTERM, or an exit that it was asked for: no fault of its own.
+    pub from_outside: bool,
+    pub description: String,
+}
+
+impl From<io::Result<ExitStatus>> for Exit {
+    fn from(status: io::Result<ExitStatus>) -> Self {
+        match status {
+            Ok(status) => Self {
+                from_outside: status.success()
+                    || matches!(
+                        status.signal(),
+                        Some(libc::SIGKILL | libc::SIGTERM | libc::SIGINT)
+                    ),
+                description: status.to_string(),
+            },
+            Err(error) => Self { from_outside: false, description: error.to_string() },
+        }
+    }
+}
+
+/// What a worker does.
+#[derive(Debug)]
+pub enum Event {
+    Control(FromWorker),
+    Queue(FromQueue),
+    /// The queue socket takes more.
+    Writable,
+    /// It closed a socket; its end follows.
+    HungUp,
+    /// It breaks the protocol, or lives on without sockets.
+    Broken(String),
+    Ended(Exit),
+}
+
+/// The control socket's sending side. Messages go out in the order in which they were given.
+#[derive(Debug, Clone)]
+pub struct Control {
+    messages: mpsc::UnboundedSender<(ToWorker, Vec<OwnedFd>)>,
+}
+
+impl Control {
+    /// Sends a message with its fds; a worker that has ended gets none.
+    pub fn send(&self, message: ToWorker, fds: Vec<OwnedFd>) {
+        self.messages.send((message, fds)).ok();
+    }
+}
+
+/// A running worker process.
+#[derive(Debug)]
+pub struct Worker {
+    child: Child,
+    pid: i32,
+    started: Instant,
+    control: Arc<Seqpacket>,
+    control_sender: Control,
+    queue: Seqpacket,
+    control_buffer: Vec<u8>,
+    queue_buffer: Vec<u8>,
+    /// It has been told of all that it serves and takes events.
+    running: bool,
+    /// It has closed its sockets and has until then to end.
+    hung_up: Option<tokio::time::Instant>,
+}
+
+impl Worker {
+    /// Starts a worker and greets it.
+    pub fn start(shard: ShardId, store: &Store) -> io::Result<Self> {
+        let (control, their_control) = seqpacket::pair()?;
+        let (queue, their_queue) = seqpacket::pair()?;
+        let user = &store.worker_user;
+        let child = Spawn::role(Role::Worker)
+            .argument(format!("--uid={}", user.uid))
+            .argument(format!("--gid={}", user.gid))
+            .argument(format!("--shard={shard}"))
+            .inherit(&ENVIRONMENT)
+            .fd(their_control)
+            .fd(their_queue)
+            .fd(store.spool_dir(shard)?)
+            .start()
+            .map_err(io::Error::other)?;
+        let pid = child.id();
+        let control = Arc::new(Seqpacket::new(control)?);
+        let queue = Seqpacket::new(queue)?;
+        let (messages, mut outgoing) = mpsc::unbounded_channel::<(ToWorker, Vec<OwnedFd>)>();
+        let socket = Arc::clone(&control);
+        tokio::spawn(async move {
+            while let Some((message, fds)) = outgoing.recv().await {
+                let Ok(bytes) = wire::encode(&message) else { continue };
+                let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+                if let Err(error) = socket.send(&bytes, &fds).await {
+                    // its end is noticed elsewhere
+                    debug!(pid, %error, "can't send to the worker");
+                    return;
+                }
+            }
+        });
+        let control_sender = Control { messages };
+        control_sender.send(ToWorker::Hello { version: wire::VERSION }, Vec::new());
+        Ok(Self {
+            child,
+            pid,
+            started: Instant::now(),
+            control,
+            control_sender,
+            queue,
+            control_buffer: vec![0; wire::MAX_MESSAGE],
+            queue_buffer: vec![0; wire::MAX_MESSAGE],
+            running: false,
+            hung_up: None,
+        })
+    }
+
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    #[must_use]
+    pub fn control(&self) -> Control {
+        self.control_sender.clone()
+    }
+
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    pub fn set_running(&mut self) {
+        self.running = true;
+    }
+
+    /// Waits for what the worker does next. `want_write`: also for the queue socket to take another
+    /// message.
+    pub async fn next(&mut self, want_write: bool) -> Event {
+        if let Some(patience) = self.hung_up {
+            // its end is near, or we see to it
+            return match tokio::time::timeout_at(patience, self.child.wait()).await {
+                Ok(status) => Event::Ended(Exit::from(status)),
+                Err(_) => {
+                    self.hung_up = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
+                    Event::Broken("it hung up and goes on".into())
+                }
+            };
+        }
+        let event = tokio::select! {
+            biased;
+            message = receive(&self.queue, &mut self.queue_buffer) => message.map(|m| m.map(Event::Queue)),
+            message = receive(&self.control, &mut self.control_buffer) => message.map(|m| m.map(Event::Control)),
+            ready = self.queue.writable(), if want_write => ready.map(|()| Some(Event::Writable)),
+            status = self.child.wait() => Ok(Some(Event::Ended(Exit::from(status)))),
+        };
+        match event {
+            Ok(Some(event)) => event,
+            Ok(None) => {
+                self.hung_up = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
+                Event::HungUp
+            }
+            Err(error) => {
+                self.hung_up = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
+                Event::Broken(format!("it sent what can't be read: {error}"))
+            }
+        }
+    }
+
+    /// Sends on the queue socket without waiting.
+    pub fn try_send(&mut self, message: &ToQueue) -> io::Result<()> {
+        let bytes = wire::encode(message).map_err(io::Error::other)?;
+        self.queue.try_send(&bytes, &[])
+    }
+
+    /// Kills the process. Its end is still to be waited for.
+    pub fn kill(&mut self) {
+        if let Err(error) = self.child.kill() {
+            error!(pid = self.pid, %error, "can't kill a worker");
+        }
+    }
+}
+
+async fn receive<T: DeserializeOwned>(
+    socket: &Seqpacket,
+    buffer: &mut [u8],
+) -> io::Result<Option<T>> {
+    let Some(received) = socket.recv(buffer).await? else { return Ok(None) };
+    let bytes = buffer.get(..received.length).unwrap_or_default();
+    wire::decode(bytes).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}

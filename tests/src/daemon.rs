@@ -1,0 +1,269 @@
+//! A daemon of the test's own: the built `hydrantd` with private directories.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use hydrant_api::{Directories, Mount, RUN_DIR_ENV, STATE_DIR_ENV, Status};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::admin::Admin;
+use crate::process::{Leashed, Output, Run, leash, until};
+use crate::scratch::unmount_below;
+
+/// The directory of the build profile in which this program is, such as `target/debug`.
+pub fn build_directory() -> Result<PathBuf> {
+    let executable = std::env::current_exe().context("what program is this?")?;
+    let mut directory = executable.parent().context("a program in no directory")?;
+    if directory.ends_with("deps") {
+        directory = directory.parent().context("deps in no directory")?;
+    }
+    Ok(directory.to_owned())
+}
+
+/// A program of this workspace, built beside this one.
+pub fn built(name: &str) -> Result<PathBuf> {
+    let path = build_directory()?.join(name);
+    if !path.exists() {
+        bail!("{} is not built (cargo build --workspace)", path.display());
+    }
+    Ok(path)
+}
+
+/// A daemon, and the directories for it. Stopped when dropped, with all that it mounted and started.
+#[derive(Debug)]
+pub struct Daemon {
+    directories: Directories,
+    log: PathBuf,
+    process: Option<Leashed>,
+    environment: Vec<(String, String)>,
+    configuration: Option<PathBuf>,
+}
+
+impl Daemon {
+    /// Directories and nothing running: `hydrant clone` starts the daemon, or
+    /// [`start`](Self::start) does. `state` exists; the rest is made in `directory`.
+    #[must_use]
+    pub fn stopped(directory: &Path, state: &Path) -> Self {
+        Self {
+            directories: Directories { state: state.to_owned(), run: directory.join("run") },
+            log: directory.join("hydrantd.log"),
+            process: None,
+            environment: Vec::new(),
+            configuration: None,
+        }
+    }
+
+    /// Lines of a configuration file for the daemon.
+    pub fn configure(&mut self, lines: &str) -> Result<()> {
+        let file = self.log.with_file_name("config.toml");
+        fs_err::write(&file, lines)?;
+        self.configuration = Some(file);
+        Ok(())
+    }
+
+    /// A variable for the daemon's environment, and for that of the command line.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Starts `hydrantd --standalone` and waits until it answers.
+    pub fn start(&mut self) -> Result<()> {
+        let log = fs_err::OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let log = log.into_parts().0;
+        let mut command = Command::new(built("hydrantd")?);
+        command.arg("--standalone");
+        command.arg("--state-dir").arg(&self.directories.state);
+        command.arg("--run-dir").arg(&self.directories.run);
+        if let Some(file) = &self.configuration {
+            command.arg("--config").arg(file);
+        }
+        command.envs(self.environment.iter().cloned());
+        command.env("RUST_BACKTRACE", "1");
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let mut process = leash(command)?;
+        let admin = self.admin();
+        let up = until("the daemon answers", Duration::from_secs(30), || {
+            if let Some(status) = process.ended() {
+                return Some(Err(status));
+            }
+            admin.status().is_ok().then_some(Ok(()))
+        });
+        self.process = Some(process);
+        match up {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(status)) => bail!("hydrantd ended at once: {status}\n{}", self.log_tail(40)),
+            Err(error) => Err(error.context(self.log_tail(40))),
+        }
+    }
+
+    /// Asks it to stop (SIGTERM) and waits until it has.
+    pub fn stop(&mut self) -> Result<()> {
+        let pids = self.pids();
+        match self.process.take() {
+            Some(mut process) => {
+                process.signal(Signal::SIGTERM);
+                if process.wait(Duration::from_secs(30)).is_none() {
+                    bail!("hydrantd does not stop\n{}", self.log_tail(40));
+                }
+            }
+            None => {
+                self.admin().post("/v1/stop", &serde_json::json!({}))?;
+            }
+        }
+        until("all processes of the daemon have ended", Duration::from_secs(10), || {
+            pids.iter().all(|pid| !alive(*pid)).then_some(())
+        })
+    }
+
+    /// Kills every process of the daemon at once, as a power cut would.
+    pub fn kill(&mut self) {
+        for pid in self.pids() {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        self.process = None;
+    }
+
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        Admin::new(&self.directories.socket())
+    }
+
+    #[must_use]
+    pub fn directories(&self) -> &Directories {
+        &self.directories
+    }
+
+    pub fn status(&self) -> Result<Status> {
+        self.admin().status()
+    }
+
+    /// The mount on `directory`, as the daemon has it.
+    pub fn mount_of(&self, directory: &Path) -> Result<Mount> {
+        let mounts = self.admin().mounts()?;
+        let found = mounts.into_iter().find(|mount| Path::new(&mount.directory) == directory);
+        found.with_context(|| format!("nothing of the daemon's on {}", directory.display()))
+    }
+
+    /// The workers' processes.
+    pub fn workers(&self) -> Result<Vec<Pid>> {
+        let shards = self.status()?.shards;
+        Ok(shards.iter().filter_map(|shard| shard.worker_pid).map(Pid::from_raw).collect())
+    }
+
+    /// `hydrant ARGUMENTS` for this daemon, to be run.
+    pub fn hydrant<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<Run> {
+        let mut command = Command::new(built("hydrant")?);
+        command.args(arguments).envs(self.environment.iter().cloned());
+        command.env(STATE_DIR_ENV, &self.directories.state);
+        command.env(RUN_DIR_ENV, &self.directories.run);
+        Ok(Run::new(command))
+    }
+
+    /// Runs `hydrant ARGUMENTS`; failing is an error with the end of the daemon's log.
+    pub fn check<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<Output> {
+        self.hydrant(arguments)?.check().with_context(|| self.log_tail(40))
+    }
+
+    /// The last lines of the daemon's log.
+    #[must_use]
+    pub fn log_tail(&self, lines: usize) -> String {
+        let mut tail = String::new();
+        for log in [&self.log, &self.directories.log()] {
+            if let Ok(text) = std::fs::read(log) {
+                let text = String::from_utf8_lossy(&text).into_owned();
+                let all: Vec<&str> = text.lines().collect();
+                let last = &all[all.len().saturating_sub(lines)..];
+                tail += &format!("--- {}\n{}\n", log.display(), last.join("\n"));
+            }
+        }
+        tail
+    }
+
+    /// Every process of this daemon: `hydrantd` with our state directory in its arguments or our
+    /// run directory's socket answered by it, and what descends from those.
+    #[must_use]
+    pub fn pids(&self) -> Vec<Pid> {
+        let Ok(hydrantd) = built("hydrantd") else { return Vec::new() };
+        let state = self.directories.state.to_string_lossy().into_owned();
+        let mut ours: BTreeSet<i32> = self.status().map(|status| status.pid).into_iter().collect();
+        ours.extend(self.process.iter().map(|process| process.pid().as_raw()));
+        let processes: Vec<(i32, i32)> = all_processes()
+            .into_iter()
+            .filter(|(pid, _)| {
+                // Never a look into the memory of other processes: a reader that waits in a page
+                // fault holds its lock. `exe` needs none.
+                let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
+                exe.is_ok_and(|exe| exe == hydrantd || is_deleted(&exe, &hydrantd))
+            })
+            .collect();
+        for (pid, _) in &processes {
+            let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let said = [arguments, environment].concat();
+            if String::from_utf8_lossy(&said).contains(&state) {
+                ours.insert(*pid);
+            }
+        }
+        loop {
+            let before = ours.len();
+            let children = processes.iter().filter(|(_, parent)| ours.contains(parent));
+            let children: Vec<i32> = children.map(|(pid, _)| *pid).collect();
+            ours.extend(children);
+            if ours.len() == before {
+                return ours.into_iter().map(Pid::from_raw).collect();
+            }
+        }
+    }
+}
+
+/// Built anew while it ran.
+fn is_deleted(exe: &Path, hydrantd: &Path) -> bool {
+    exe.to_string_lossy().strip_suffix(" (deleted)").is_some_and(|exe| Path::new(exe) == hydrantd)
+}
+
+/// All processes and their parents.
+fn all_processes() -> Vec<(i32, i32)> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let parent = stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?;
+        Some((pid, parent))
+    })
+    .collect()
+}
+
+/// Whether the process is there and no zombie.
+#[must_use]
+pub fn alive(pid: Pid) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().starts_with(" Z"))
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() || std::env::var_os("HYDRANT_TEST_LOG").is_some() {
+            eprintln!("{}", self.log_tail(100));
+        }
+        let pids = self.pids();
+        if self.process.is_some() || !pids.is_empty() {
+            if let Err(error) = self.stop() {
+                eprintln!("the daemon did not stop by itself: {error:#}");
+            }
+            for pid in pids {
+                if alive(pid) {
+                    let _ = kill(pid, Signal::SIGKILL);
+                }
+            }
+        }
+        if let Some(directory) = self.directories.run.parent()
+            && let Err(error) = unmount_below(directory)
+        {
+            eprintln!("{error:#}");
+        }
+    }
+}

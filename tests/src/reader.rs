@@ -1,0 +1,134 @@
+//! Readers as processes of their own, with a hard time-out: `hydrant-access` and what it said.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::access::Kind;
+use crate::daemon::built;
+use crate::process::{Output, Run, Running};
+
+/// How a reader ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    Right,
+    /// Wrong or missing bytes, in its words. Never all right.
+    Wrong(String),
+    /// An error number.
+    Errno(i32),
+    /// A signal: SIGBUS where a page could not be had.
+    Signal(i32),
+}
+
+/// How long a reader may take: longer than the daemon's deadline, which is 120 seconds.
+pub const PATIENCE: Duration = Duration::from_secs(140);
+
+/// `hydrant-access` on `file`, below `prefix` (such as `unshare -m`), to be run.
+pub fn reader(prefix: &[&str], kind: Kind, file: &Path, truth: &Path) -> Result<Run> {
+    let program = built("hydrant-access")?;
+    let mut command = match prefix.split_first() {
+        Some((first, rest)) => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
+        None => Command::new(program),
+    };
+    let name = kind.to_possible_value().context("a kind without a name")?;
+    command.arg(name.get_name()).arg(file).arg("--truth").arg(truth);
+    command.args(["--time-out-secs", &PATIENCE.as_secs().to_string()]);
+    Ok(Run::new(command).time_out(PATIENCE + Duration::from_secs(10)))
+}
+
+/// Runs it to its end.
+pub fn access(kind: Kind, file: &Path, truth: &Path) -> Result<End> {
+    end(&reader(&[], kind, file, truth)?.output()?)
+}
+
+/// Starts it.
+pub fn start(kind: Kind, file: &Path, truth: &Path) -> Result<Running> {
+    reader(&[], kind, file, truth)?.start()
+}
+
+/// What an ended reader's output means.
+pub fn end(output: &Output) -> Result<End> {
+    let text = output.text();
+    Ok(match output.code() {
+        0 => End::Right,
+        1 => End::Wrong(text),
+        2 => {
+            let number = text.split(' ').nth(1).and_then(|number| number.parse().ok());
+            End::Errno(number.with_context(|| text.clone())?)
+        }
+        code if code > 128 => End::Signal(code - 128),
+        code => bail!("exit code {code}: {text}{}", String::from_utf8_lossy(&output.stderr)),
+    })
+}
+
+/// That a reader got the right bytes.
+pub fn expect_right(kind: Kind, file: &Path, truth: &Path) -> Result<()> {
+    match access(kind, file, truth)? {
+        End::Right => Ok(()),
+        end => bail!("{kind:?} of {}: {end:?}", file.display()),
+    }
+}
+
+/// Many readers at once. Killed when dropped.
+#[derive(Debug)]
+pub struct Crowd {
+    readers: Vec<Child>,
+}
+
+impl Crowd {
+    /// Starts one reader for each file and its truth.
+    pub fn start(kind: Kind, files: &[(PathBuf, PathBuf)]) -> Result<Self> {
+        let program = built("hydrant-access")?;
+        let name = kind.to_possible_value().context("a kind without a name")?;
+        let mut crowd = Self { readers: Vec::with_capacity(files.len()) };
+        for (file, truth) in files {
+            let mut command = Command::new(&program);
+            command.arg(name.get_name()).arg(file).arg("--truth").arg(truth);
+            command.args(["--time-out-secs", &PATIENCE.as_secs().to_string()]);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            crowd.readers.push(command.spawn().context("can't start a reader")?);
+        }
+        Ok(crowd)
+    }
+
+    /// How many have not ended.
+    pub fn running(&mut self) -> usize {
+        let running = |reader: &mut Child| matches!(reader.try_wait(), Ok(None));
+        self.readers.iter_mut().map(running).filter(|running| *running).count()
+    }
+
+    /// Waits until all have ended; an error unless all were right.
+    pub fn expect_right(mut self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE + Duration::from_secs(10);
+        while self.running() > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let running = self.running();
+        let mut ends = std::collections::BTreeMap::<String, usize>::new();
+        for reader in &mut self.readers {
+            let status = reader.try_wait()?.map_or("still runs".to_owned(), |s| s.to_string());
+            *ends.entry(status).or_default() += 1;
+        }
+        if running > 0 || ends.keys().any(|status| status != "exit status: 0") {
+            bail!("not all readers were right: {ends:?}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for reader in &mut self.readers {
+            let _ = reader.kill();
+            let _ = reader.wait();
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The file system below a daemon's state directory.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::process::{Run, require};
+
+/// File systems that have pre-content events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateFs {
+    /// Where `/var/tmp` is.
+    Host,
+    Ext4,
+    Xfs,
+    Btrfs,
+}
+
+impl StateFs {
+    pub const LOOPS: [Self; 3] = [Self::Ext4, Self::Xfs, Self::Btrfs];
+}
+
+impl fmt::Display for StateFs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
+        })
+    }
+}
+
+/// Makes a file system of `bytes` in a sparse file beside `place` and mounts it there. The loop
+/// device goes with the mount. With [`StateFs::Host`] `place` is just a directory.
+pub fn mount(kind: StateFs, place: &Path, bytes: u64) -> Result<()> {
+    fs_err::create_dir_all(place)?;
+    let (program, package, force) = match kind {
+        StateFs::Host => return Ok(()),
+        StateFs::Ext4 => ("mkfs.ext4", "e2fsprogs", "-q"),
+        StateFs::Xfs => ("mkfs.xfs", "xfsprogs", "-q"),
+        StateFs::Btrfs => ("mkfs.btrfs", "btrfs-progs", "-q"),
+    };
+    require(&[(program, package), ("mount", "mount")])?;
+    let mut image = place.as_os_str().to_owned();
+    image.push(".image");
+    let image = PathBuf::from(image);
+    fs_err::File::create(&image)?.set_len(bytes)?;
+    let script = format!(r#"{program} {force} "$1" && mount -o loop "$1" "$2""#);
+    Run::shell(&script, &[&image, place]).check()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::{Scratch, mounts_below};
+
+    #[test]
+    #[ignore = "needs root"]
+    fn root_file_systems_come_and_go() {
+        let scratch = Scratch::new("state-fs").unwrap();
+        for kind in StateFs::LOOPS {
+            let place = scratch.path().join(kind.to_string());
+            mount(kind, &place, 512 << 20).unwrap();
+            fs_err::write(place.join("file"), "x").unwrap();
+        }
+        assert_eq!(mounts_below(scratch.path()).unwrap().len(), 3);
+        let path = scratch.path().to_owned();
+        drop(scratch);
+        assert!(mounts_below(&path).unwrap().is_empty());
+        let loops = Run::program("losetup", &["-a"]).check().unwrap().text();
+        assert!(!loops.contains(path.to_str().unwrap()), "{loops}");
+    }
+}

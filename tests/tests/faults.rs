@@ -1,0 +1,149 @@
+//! A broken origin: a reader gets the right bytes after a retry, or an error by the deadline, with the
+//! reason in `hydrant queue` and the log; never wrong bytes.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use hydrant_tests::access::Kind;
+use hydrant_tests::process::until;
+use hydrant_tests::proxy::{Fault, Quality};
+use hydrant_tests::reader::{End, access, end, expect_right, start};
+use hydrant_tests::repository::{MAIN, Repository, lonely};
+use hydrant_tests::world::{Setting, World};
+
+fn world(name: &str) -> Result<(World, Repository, std::path::PathBuf)> {
+    let configuration = "deadline_secs = 20\nstall_secs = 4\n";
+    let setting = Setting { proxy: Some(Quality::default()), configuration, ..Setting::default() };
+    let world = World::with(name, setting)?;
+    let repository = lonely(30, 300_000)?;
+    let tree = world.quick(&repository)?;
+    Ok((world, repository, tree))
+}
+
+fn file(
+    world: &World,
+    repository: &Repository,
+    tree: &Path,
+    n: usize,
+) -> Result<(std::path::PathBuf, std::path::PathBuf)> {
+    Ok(world.lonely_files(repository, tree, n..n + 1)?.remove(0))
+}
+
+/// Faults that pass: the reader gets right bytes and notices nothing but time.
+#[test]
+#[ignore = "needs root"]
+fn root_faults_that_pass() -> Result<()> {
+    let (world, repository, tree) = world("faults-pass")?;
+    let retry_after = Fault::Status { code: 429, headers: vec!["Retry-After: 2".to_owned()] };
+    let wrong = {
+        // The server answers with another blob than the one that was asked for.
+        let blobs = repository.blobs(MAIN)?;
+        let id = |n: usize| blobs[n].0.clone().into_bytes();
+        Fault::Rewrite { from: id(7), to: id(8) }
+    };
+    let faults = [
+        (1, Fault::status(500)),
+        (2, Fault::status(503)),
+        (1, retry_after.clone()),
+        (1, Fault::ResetAfter(0)),
+        (2, Fault::ResetAfter(5_000)),
+        (1, Fault::ResetAfter(299_000)),
+        (1, Fault::StallAfter(40_000)),
+        (1, wrong),
+        (1, Fault::CutAfter(0)),
+        (1, Fault::CutAfter(100)),
+        (1, Fault::CutAfter(200_000)),
+        (1, Fault::FlipAt(3)),
+        (1, Fault::FlipAt(25)),
+        (1, Fault::FlipAt(60)),
+        (1, Fault::FlipAt(150_000)),
+        (1, Fault::status(401)),
+    ];
+    for (n, (count, fault)) in faults.into_iter().enumerate() {
+        let (file, truth) = file(&world, &repository, &tree, n)?;
+        world.proxy()?.fail_next(count, fault.clone());
+        let before = world.proxy()?.traffic().faults;
+        let reader = start(if n % 2 == 0 { Kind::Pread } else { Kind::MmapShared }, &file, &truth)?;
+        let output = reader.wait()?;
+        let got = end(&output)?;
+        ensure!(got == End::Right, "{fault:?}: {got:?}\n{}", world.daemon.log_tail(20));
+        ensure!(world.proxy()?.traffic().faults > before, "{fault:?} hit nothing");
+        if fault == retry_after {
+            let waited = output.elapsed;
+            ensure!(waited >= Duration::from_millis(1_900), "asked again after {waited:?}");
+        }
+        world.proxy()?.heal();
+    }
+    Ok(())
+}
+
+/// An origin that can't be reached for a while: readers wait, then get their bytes.
+#[test]
+#[ignore = "needs root"]
+fn root_unreachable_for_a_while() -> Result<()> {
+    let (world, repository, tree) = world("faults-while")?;
+    let (file, truth) = file(&world, &repository, &tree, 0)?;
+    world.proxy()?.refuse();
+    let reader = start(Kind::MmapPrivate, &file, &truth)?;
+    ensure!(reader.still_runs_after(Duration::from_secs(3)), "gave up at once");
+    let reason = until("the queue says why", Duration::from_secs(10), || {
+        world.daemon.admin().queue().ok()?.first()?.reason.clone()
+    })?;
+    println!("reason: {reason}");
+    world.proxy()?.heal();
+    let got = end(&reader.wait()?)?;
+    ensure!(got == End::Right, "{got:?}");
+    Ok(())
+}
+
+/// An origin that stays broken: an error by the deadline, the reason is told, and once it is well again the
+/// same file reads right.
+#[test]
+#[ignore = "needs root"]
+fn root_faults_that_stay() -> Result<()> {
+    let (world, repository, tree) = world("faults-stay")?;
+    let blobs = repository.blobs(MAIN)?;
+    let wrong = Fault::Rewrite {
+        from: blobs[1].0.clone().into_bytes(),
+        to: blobs[2].0.clone().into_bytes(),
+    };
+    let faults = [Fault::FlipAt(100_000), wrong, Fault::status(404), Fault::status(500)];
+    for (n, fault) in faults.into_iter().enumerate() {
+        let (file, truth) = file(&world, &repository, &tree, n)?;
+        world.proxy()?.fail_always(fault.clone());
+        let got = access(Kind::Read, &file, &truth)?;
+        ensure!(
+            matches!(got, End::Errno(libc::EIO | libc::EAGAIN | libc::EPERM | libc::EBUSY)),
+            "{fault:?}: {got:?}"
+        );
+        let log = world.daemon.log_tail(50);
+        let path = hydrant_tests::repository::lonely_path(n);
+        ensure!(log.contains(&path) || log.contains(&blobs[n].0), "the log says nothing:\n{log}");
+        world.proxy()?.heal();
+        expect_right(Kind::Read, &file, &truth)?;
+    }
+    Ok(())
+}
+
+/// An origin that can't be reached at all: a page fault ends with SIGBUS, a read with an errno, and neither
+/// leaves zeros behind.
+#[test]
+#[ignore = "needs root"]
+fn root_unreachable_for_good() -> Result<()> {
+    let (world, repository, tree) = world("faults-gone")?;
+    world.proxy()?.refuse();
+    let mapped = file(&world, &repository, &tree, 0)?;
+    let read = file(&world, &repository, &tree, 1)?;
+    let readers =
+        [start(Kind::MmapShared, &mapped.0, &mapped.1)?, start(Kind::Read, &read.0, &read.1)?];
+    let [mapping, reading] = readers.map(|reader| reader.wait().and_then(|output| end(&output)));
+    let (mapping, reading) = (mapping?, reading?);
+    ensure!(mapping == End::Signal(libc::SIGBUS), "{mapping:?}");
+    ensure!(matches!(reading, End::Errno(_)), "{reading:?}");
+    world.proxy()?.heal();
+    for (file, truth) in [mapped, read] {
+        expect_right(Kind::MmapShared, &file, &truth)?;
+    }
+    Ok(())
+}
