@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use hydrant_api::EXIT_ALREADY_RUNNING;
 use hydrant_api::doctor::{is_usable, to_text};
+use hydrant_daemon::admin::LockError;
 use hydrant_daemon::sys::spawn::inherited;
 use hydrant_daemon::{builder, config::Config, doctor, importer, supervisor, worker};
 use tracing_subscriber::EnvFilter;
@@ -71,7 +73,9 @@ struct Unprivileged {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_env_filter(
+            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
+        )
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
@@ -79,7 +83,10 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             tracing::error!("{error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref() {
+                Some(LockError::Held { .. }) => ExitCode::from(EXIT_ALREADY_RUNNING),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -99,8 +106,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Worker(who)) => {
-            let _ = who; anyhow::bail!("no worker yet");
-            #[allow(unreachable_code)]
+            worker::main(who.uid, who.gid, inherited()?)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Importer(who)) => {

@@ -5,9 +5,9 @@
 //! which object belongs where and is written once, when the segment is laid out.
 
 pub mod extents;
-pub mod presence;
 pub mod frame;
 pub mod pack;
+pub mod presence;
 
 use serde::{Deserialize, Serialize};
 

@@ -299,8 +299,7 @@ impl Supervisor {
     }
 
     fn reply(&self, request: u64, reply: Reply) {
-        let waiting =
-            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&request);
         if let Some(waiting) = waiting {
             // who asked may have given up
             drop(waiting.send(reply));

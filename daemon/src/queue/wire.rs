@@ -8,8 +8,8 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::fanotify::Verdict;
-use crate::importer::attributes;
 use crate::ids::{EventId, PoolId, SegmentId};
+use crate::importer::attributes;
 use crate::object::{HashKind, ObjectId};
 use crate::range::ByteRange;
 
@@ -133,16 +133,31 @@ pub enum ToImporter {
 /// From an importer, on its control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromImporter {
-    NeedTransport { request: u64 },
-    NeedCredential { request: u64, url: String, rejected: Option<Credential> },
+    NeedTransport {
+        request: u64,
+    },
+    NeedCredential {
+        request: u64,
+        url: String,
+        rejected: Option<Credential>,
+    },
     /// The pack of the objects that git itself looks at is there. `attributes`: the tree
     /// has attributes that matter, so the supervisor is to list them once it is in the repository.
-    Eager { attributes: bool },
-    Progress { step: String, done: u64, total: u64 },
+    Eager {
+        attributes: bool,
+    },
+    Progress {
+        step: String,
+        done: u64,
+        total: u64,
+    },
     /// The manifest is complete.
     Done(Imported),
     /// There will be no manifest.
-    Failed { message: String, hint: Option<String> },
+    Failed {
+        message: String,
+        hint: Option<String>,
+    },
 }
 
 /// What an importer found.

@@ -93,8 +93,11 @@ impl Supervisor {
         let _busy = self.begin(&path)?;
         let target = Target::prepare(&path, caller, &user).await?;
         if self.mount_at(&target.path).await?.is_some() {
-            return Err(ApiError::conflict(format!("{} has a tree already", target.path.display()))
-                .with_hint("`hydrant mount` mounts it, `hydrant rm` removes it"));
+            return Err(ApiError::conflict(format!(
+                "{} has a tree already",
+                target.path.display()
+            ))
+            .with_hint("`hydrant mount` mounts it, `hydrant rm` removes it"));
         }
         let mount = self.catalog.allocate_mount().await.map_err(|e| internal("can't clone", &e))?;
         let directory = self.store.mount_dir(mount);
@@ -120,7 +123,8 @@ impl Supervisor {
 
 impl<'a> Clone<'a> {
     async fn run(&self, target: &Target) -> Result<Summary, ApiError> {
-        self.make_directories().map_err(|error| internal("can't make room for the tree", &error))?;
+        self.make_directories()
+            .map_err(|error| internal("can't make room for the tree", &error))?;
         let prepared = self.prepare().await?;
         let Prepared { pool, tree, built, builder, converted, _cloning } = prepared;
         let supervisor = self.supervisor;
@@ -225,7 +229,8 @@ impl<'a> Clone<'a> {
             url: self.request.url.clone(),
             owner: self.owner,
             hash: spec.hash,
-            origin: serde_json::to_value(&spec).map_err(|e| internal("can't keep the origin", &e))?,
+            origin: serde_json::to_value(&spec)
+                .map_err(|e| internal("can't keep the origin", &e))?,
             environment: self.request.environment.clone(),
         };
         let catalog = |error| internal("the catalog failed", &error);
@@ -234,7 +239,8 @@ impl<'a> Clone<'a> {
         fs::create_dir_all(supervisor.store.pool_dir(pool.id))
             .map_err(|error| internal("can't make the pool's directory", &error))?;
         let segments = supervisor.catalog.segments(pool.id).await.map_err(catalog)?;
-        let first = supervisor.catalog.allocate_segments(MAX_NEW_SEGMENTS).await.map_err(catalog)?;
+        let first =
+            supervisor.catalog.allocate_segments(MAX_NEW_SEGMENTS).await.map_err(catalog)?;
         let tree = supervisor.catalog.allocate_tree().await.map_err(catalog)?;
         let job = builder::Job {
             manifest: import.manifest,
@@ -253,7 +259,10 @@ impl<'a> Clone<'a> {
         let built = match builder.ask(&job).await {
             Ok(Reply::Built(built)) => *built,
             Ok(Reply::Failed(message)) => {
-                return Err(ApiError::new(ErrorCode::Origin, format!("can't build the tree: {message}")));
+                return Err(ApiError::new(
+                    ErrorCode::Origin,
+                    format!("can't build the tree: {message}"),
+                ));
             }
             Ok(Reply::Index) => return Err(ApiError::internal("the builder is out of step")),
             Err(error) => return Err(internal("the builder failed", &error)),
@@ -320,7 +329,8 @@ impl<'a> Clone<'a> {
         _built: &Built,
     ) -> Result<(), ApiError> {
         let path = self.directory.join("index");
-        let job = IndexJob { index: path.clone(), dev: detached.dev, ino_or: super::mounts::INO_OR };
+        let job =
+            IndexJob { index: path.clone(), dev: detached.dev, ino_or: super::mounts::INO_OR };
         match builder.ask(&job).await {
             Ok(Reply::Index) => {}
             Ok(Reply::Failed(message)) => {
@@ -373,7 +383,11 @@ impl<'a> Clone<'a> {
 
 /// Opens a path below a directory that its owner may have changed at any time.
 fn beneath(directory: impl AsFd, path: &str, flags: OFlag) -> io::Result<OwnedFd> {
-    let mode = if flags.contains(OFlag::O_CREAT) { Mode::from_bits_truncate(0o644) } else { Mode::empty() };
+    let mode = if flags.contains(OFlag::O_CREAT) {
+        Mode::from_bits_truncate(0o644)
+    } else {
+        Mode::empty()
+    };
     let how = OpenHow::new()
         .flags(flags | OFlag::O_CLOEXEC)
         .mode(mode)
@@ -397,7 +411,8 @@ fn origin(error: GitError) -> ApiError {
             Some("install git")
         }
         GitError::Failed { message, .. }
-            if message.contains("could not read Username") || message.contains("Authentication") =>
+            if message.contains("could not read Username")
+                || message.contains("Authentication") =>
         {
             Some("store a credential where git finds it: `git config credential.helper store`")
         }

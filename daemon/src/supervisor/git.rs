@@ -5,7 +5,6 @@
 //! `git upload-pack`. The supervisor reads none of what comes from the origin: such output goes to
 //! files or straight on to an unprivileged process.
 
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -228,7 +227,8 @@ impl Git {
             let (name, value) = setting.split_once('=').unwrap_or((setting, "true"));
             self.output(&["config", name, value]).await?;
         }
-        let mut args = vec!["-c", "protocol.version=2", "fetch", "--filter=blob:none", "--progress"];
+        let mut args =
+            vec!["-c", "protocol.version=2", "fetch", "--filter=blob:none", "--progress"];
         if shallow {
             args.extend(["--depth=1", "--no-tags"]);
         }
@@ -305,7 +305,8 @@ impl Git {
             }
         }
         http.extra_headers = self.extra_headers(&http.url).await?;
-        if let Some((_, file)) = self.environment.iter().find(|(name, _)| name == "GIT_SSL_CAINFO") {
+        if let Some((_, file)) = self.environment.iter().find(|(name, _)| name == "GIT_SSL_CAINFO")
+        {
             ca_file = Some(file.clone());
         }
         if http.proxy.is_none() {
@@ -388,9 +389,11 @@ impl Git {
         let url = url::Url::parse(url).ok()?;
         let host = url.host_str()?;
         let none = variable("no_proxy").or_else(|| variable("NO_PROXY")).unwrap_or_default();
-        let excepted = none.split(',').map(|name| name.trim().trim_start_matches('.')).any(|name| {
-            !name.is_empty() && (name == "*" || host == name || host.ends_with(&format!(".{name}")))
-        });
+        let excepted =
+            none.split(',').map(|name| name.trim().trim_start_matches('.')).any(|name| {
+                !name.is_empty()
+                    && (name == "*" || host == name || host.ends_with(&format!(".{name}")))
+            });
         if excepted {
             return None;
         }
@@ -429,9 +432,8 @@ impl Git {
             Err(error) => return Err(error),
         };
         let output = String::from_utf8_lossy(&output);
-        let field = |name: &str| {
-            output.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
-        };
+        let field =
+            |name: &str| output.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         let found = field("username").zip(field("password"));
         Ok(found.map(|(username, password)| Credential {
             username: username.to_owned(),
@@ -588,23 +590,6 @@ fn percent_decode(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Shows bytes of a path for people: what is not UTF-8 as `\xNN`.
-#[must_use]
-pub fn show_path(path: &Path) -> String {
-    show_bytes(path.as_os_str().as_bytes())
-}
-
-/// The same for bytes.
-#[must_use]
-pub fn show_bytes(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for chunk in bytes.utf8_chunks() {
-        text.push_str(chunk.valid());
-        chunk.invalid().iter().for_each(|b| text.push_str(&format!("\\x{b:02x}")));
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -640,10 +625,5 @@ mod tests {
         assert_eq!((&credential.username[..], &credential.password[..]), ("me", "p@ss"));
         assert!(!format!("{credential:?}").contains("p@ss"));
         assert_eq!(without_credential("https://me@h/x"), ("https://me@h/x".into(), None));
-    }
-
-    #[test]
-    fn bytes_are_shown() {
-        assert_eq!(show_bytes(b"a\xffb \xc3\xa9"), "a\\xffb \u{e9}");
     }
 }

@@ -262,7 +262,12 @@ pub async fn import(
     importer.wait().await.map_err(io("can't wait for the importer"))?;
     gits.wait().await?;
     index_pack(&job.access.git, &path("converted.pack")).await?;
-    info!(names = imported.names, sizes = imported.sizes, fetched = imported.fetched_files, "imported");
+    info!(
+        names = imported.names,
+        sizes = imported.sizes,
+        fetched = imported.fetched_files,
+        "imported"
+    );
     Ok(Import {
         imported,
         manifest: path("manifest"),

@@ -154,7 +154,10 @@ impl Supervisor {
         detached: Detached,
         target: BorrowedFd<'_>,
     ) -> Result<(), ApiError> {
-        detached.mount.attach(target).map_err(|error| internal("can't attach the mount", &error))?;
+        detached
+            .mount
+            .attach(target)
+            .map_err(|error| internal("can't attach the mount", &error))?;
         let live = Live { pool: tree.pool, directory: mount.directory.clone() };
         lock(&self.live).insert(mount.id, live);
         Ok(())
@@ -289,7 +292,8 @@ impl Supervisor {
         }
         let path = mount.directory.clone();
         // writes back what is dirty in `upper`
-        let result = tokio::task::spawn_blocking(move || mount::unmount(&path, Unmount::Idle, ours)).await;
+        let result =
+            tokio::task::spawn_blocking(move || mount::unmount(&path, Unmount::Idle, ours)).await;
         let shown = mount.directory.display();
         match result.map_err(|error| internal("can't unmount", &error))? {
             Ok(()) | Err(UnmountError::NotOurs { .. }) => {}

@@ -48,8 +48,11 @@ impl Supervisor {
         })?;
         super::require_owner(caller, mount.owner, &mount.directory.display().to_string())?;
         if !mount.mounted {
-            return Err(ApiError::conflict(format!("{} is not mounted", mount.directory.display()))
-                .with_hint(format!("hydrant mount {}", mount.directory.display())));
+            return Err(ApiError::conflict(format!(
+                "{} is not mounted",
+                mount.directory.display()
+            ))
+            .with_hint(format!("hydrant mount {}", mount.directory.display())));
         }
         self.prefetch_below(&mount, inside, progress).await
     }
@@ -96,7 +99,12 @@ impl Supervisor {
         })
     }
 
-    async fn runs_below(&self, tree: &Tree, pool: &Pool, inside: &Path) -> Result<Vec<Run>, ApiError> {
+    async fn runs_below(
+        &self,
+        tree: &Tree,
+        pool: &Pool,
+        inside: &Path,
+    ) -> Result<Vec<Run>, ApiError> {
         let failed = |error| internal("can't read the catalog", &error);
         let segments = self.catalog.segments(pool.id).await.map_err(failed)?;
         let wanted: Vec<_> = segments

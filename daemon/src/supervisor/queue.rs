@@ -1,13 +1,15 @@
 //! The queue as people see it.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
-use hydrant_api::{Process, QueueEvent};
+use hydrant_api::{Process, QueueEvent, path_to_text};
 
 use super::Supervisor;
-use super::git::show_bytes;
 use super::shard::{Command, Snapshot};
 use crate::admin::ApiError;
 use crate::ids::{EventId, PoolId, SegmentId};
@@ -112,30 +114,35 @@ impl Paths<'_> {
         let extents = self.extents(pool, segment)?;
         let extent = extents.get(extents.overlapping(range).next()?)?;
         match extent.place {
-            Place::File { .. } => Some(show_bytes(extents.path(&extent))),
+            Place::File { .. } => Some(text(extents.path(&extent))),
             Place::Repeats { segment, record } => {
                 let home = self.extents(pool, segment)?;
                 let extent = home.get(record as usize)?;
-                Some(format!(".git/objects/pack: {}", show_bytes(home.path(&extent))))
+                Some(format!(".git/objects/pack: {}", text(home.path(&extent))))
             }
         }
     }
+}
+
+/// Bytes of a path for people.
+pub(super) fn text(bytes: &[u8]) -> String {
+    path_to_text(Path::new(OsStr::from_bytes(bytes)))
 }
 
 /// What `/proc` tells of a process without waiting for it: a reader that is blocked in a page fault
 /// may hold the lock that `cmdline` and `maps` want.
 fn process(pid: i32) -> Process {
     let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).ok();
-    let text = |name| Some(String::from_utf8_lossy(&read(name)?).trim_end().to_owned());
-    let status: Option<String> = text("status");
+    let line = |name| Some(String::from_utf8_lossy(&read(name)?).trim_end().to_owned());
+    let status: Option<String> = line("status");
     let uid = status.as_deref().and_then(|status| {
         let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
         line.split_whitespace().next()?.parse().ok()
     });
-    let cgroup: Option<String> = text("cgroup");
+    let cgroup: Option<String> = line("cgroup");
     let cgroup = cgroup.and_then(|cgroup| {
         let unified = cgroup.lines().find_map(|line| line.strip_prefix("0::"));
         unified.map(str::to_owned)
     });
-    Process { pid, comm: text("comm"), uid, cgroup }
+    Process { pid, comm: line("comm"), uid, cgroup }
 }

@@ -10,8 +10,8 @@ use std::time::Instant;
 use hydrant_api::{ErrorCode, RmRequest, Summary};
 use tracing::info;
 
-use super::git::{Git, GitError, show_bytes};
-use super::queue::milliseconds;
+use super::git::{Git, GitError};
+use super::queue::{milliseconds, text};
 use super::{Supervisor, internal};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::catalog::{Mount, Tree};
@@ -41,14 +41,17 @@ impl Supervisor {
             self.keep(&mount, &tree, &git, progress).await?;
             message = Some(format!("{} is an ordinary repository now", mount.directory.display()));
         } else if !request.discard {
-            let changes = changes(&git).await.map_err(|e| internal("can't look for changes", &e))?;
+            let changes =
+                changes(&git).await.map_err(|e| internal("can't look for changes", &e))?;
             if !changes.is_empty() {
                 return Err(refusal(&mount, &changes));
             }
         }
         self.take_down(&mount).await?;
         if request.keep {
-            finish_repository(&git).await.map_err(|e| internal("can't finish the repository", &e))?;
+            finish_repository(&git)
+                .await
+                .map_err(|e| internal("can't finish the repository", &e))?;
         }
         let failed = |error| internal("can't forget the mount", &error);
         self.catalog.remove_mount(mount.id).await.map_err(failed)?;
@@ -119,7 +122,8 @@ fn below_mount(directory: &Path) -> io::Result<OwnedFd> {
 /// Gives the repository a pack of its own for what the existence pack stands for.
 async fn own_objects(git: &Git, pack: &str) -> Result<(), GitError> {
     let index = format!(".git/objects/pack/{pack}.idx");
-    let listing = fs::read(git.directory.join(&index)).map_err(|source| GitError::Start { source })?;
+    let listing =
+        fs::read(git.directory.join(&index)).map_err(|source| GitError::Start { source })?;
     let objects = git.output_of(&["show-index"], &listing).await?;
     // <offset> <id> (<crc>)
     let ids: Vec<u8> = objects
@@ -156,14 +160,17 @@ async fn finish_repository(git: &Git) -> Result<(), GitError> {
 async fn changes(git: &Git) -> Result<Vec<String>, GitError> {
     let mut changes = Vec::new();
     let status = git.output(&["status", "--porcelain", "--ignored", "-z"]).await?;
-    changes.extend(status.split(|b| *b == 0).filter(|e| !e.is_empty()).map(show_bytes));
+    changes.extend(status.split(|b| *b == 0).filter(|e| !e.is_empty()).map(text));
     for (what, args) in [
-        ("commit", &["log", "--format=%h %s", "--branches", "HEAD", "--not", "--remotes", "--tags"][..]),
+        (
+            "commit",
+            &["log", "--format=%h %s", "--branches", "HEAD", "--not", "--remotes", "--tags"][..],
+        ),
         ("stash", &["stash", "list", "--format=%gd %s"][..]),
     ] {
         let lines = git.output(args).await?;
         let lines = lines.split(|b| *b == b'\n').filter(|line| !line.is_empty());
-        changes.extend(lines.map(|line| format!("{what} {}", show_bytes(line))));
+        changes.extend(lines.map(|line| format!("{what} {}", text(line))));
     }
     Ok(changes)
 }

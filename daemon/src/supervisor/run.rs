@@ -33,8 +33,9 @@ pub async fn run(directories: Directories, config: Config) -> anyhow::Result<()>
     let _lock = InstanceLock::take(&directories)?;
     let files = limits::raise_open_files().context("can't raise the limit of open files")?;
     let user = worker_user(&config)?;
-    let store = Store::open(&directories.state, user)
-        .with_context(|| format!("can't use the state directory {}", directories.state.display()))?;
+    let store = Store::open(&directories.state, user).with_context(|| {
+        format!("can't use the state directory {}", directories.state.display())
+    })?;
     let store = Arc::new(store);
     let catalog = Catalog::open(&directories.state.join("catalog.sqlite"))?;
     recover(&catalog, &store).await?;
@@ -104,13 +105,17 @@ async fn recover(catalog: &Catalog, store: &Store) -> anyhow::Result<()> {
             if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         match removed {
             Ok(()) => info!(path = %path.display(), "removed what no tree refers to"),
-            Err(error) => warn!(path = %path.display(), %error, "can't remove what no tree refers to"),
+            Err(error) => {
+                warn!(path = %path.display(), %error, "can't remove what no tree refers to")
+            }
         }
     }
     if !last.may_have_lost_writes(boot_id.trim()) {
         return Ok(());
     }
-    warn!("the machine went down without a clean stop: content that may be damaged is fetched anew");
+    warn!(
+        "the machine went down without a clean stop: content that may be damaged is fetched anew"
+    );
     for pool in catalog.pools().await? {
         for segment in catalog.segments(pool.id).await?.into_iter().filter(|s| !s.complete) {
             forget(store, pool.id, &segment).with_context(|| {
@@ -152,8 +157,13 @@ fn start_shards(
     });
     (0..config.shards())
         .map(|id| {
-            Shard::start(ShardId(id), Arc::clone(store), Arc::clone(origins), Arc::clone(&on_complete))
-                .context("can't watch files: `hydrant doctor` checks what this machine can do")
+            Shard::start(
+                ShardId(id),
+                Arc::clone(store),
+                Arc::clone(origins),
+                Arc::clone(&on_complete),
+            )
+            .context("can't watch files: `hydrant doctor` checks what this machine can do")
         })
         .collect()
 }

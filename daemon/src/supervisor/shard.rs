@@ -36,13 +36,26 @@ const GRACE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub enum Command {
     /// A pool that this shard serves from now on.
-    Pool { pool: PoolId, origin: OriginSpec, limits: Limits },
+    Pool {
+        pool: PoolId,
+        origin: OriginSpec,
+        limits: Limits,
+    },
     /// A segment: it is marked, and the worker has it, when the reply comes.
-    Attach { pool: PoolId, segment: SegmentId, reply: oneshot::Sender<Result<(), String>> },
+    Attach {
+        pool: PoolId,
+        segment: SegmentId,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
     /// The pool's segments are not mounted any more.
-    Detach { pool: PoolId, reply: oneshot::Sender<()> },
+    Detach {
+        pool: PoolId,
+        reply: oneshot::Sender<()>,
+    },
     /// The mark of a complete segment is not needed.
-    Unmark { segment: SegmentId },
+    Unmark {
+        segment: SegmentId,
+    },
     /// Fetch records of a segment.
     Prefetch {
         segment: SegmentId,
@@ -50,13 +63,26 @@ pub enum Command {
         count: u32,
         reply: oneshot::Sender<Result<(), String>>,
     },
-    Snapshot { reply: oneshot::Sender<Snapshot> },
-    Retry { event: EventId, reply: oneshot::Sender<bool> },
-    Deny { event: EventId, reply: oneshot::Sender<bool> },
+    Snapshot {
+        reply: oneshot::Sender<Snapshot>,
+    },
+    Retry {
+        event: EventId,
+        reply: oneshot::Sender<bool>,
+    },
+    Deny {
+        event: EventId,
+        reply: oneshot::Sender<bool>,
+    },
     /// Every mount is gone: deny what is pending and end.
-    Stop { reply: oneshot::Sender<()> },
+    Stop {
+        reply: oneshot::Sender<()>,
+    },
     /// From the shard's own tasks: a segment said to be complete was checked.
-    Checked { segment: SegmentId, complete: io::Result<bool> },
+    Checked {
+        segment: SegmentId,
+        complete: io::Result<bool>,
+    },
 }
 
 /// What a shard is doing.
@@ -397,10 +423,11 @@ impl Shard {
 
     fn dispatch(&mut self) {
         let now = self.now();
-        let Some(worker) = self.worker.as_mut().filter(|worker| worker.is_running()) else { return };
+        let Some(worker) = self.worker.as_mut().filter(|worker| worker.is_running()) else {
+            return;
+        };
         while let Some((event, pending)) = self.broker.next_to_dispatch() {
-            let message =
-                ToQueue::Event { event, segment: pending.segment, range: pending.range };
+            let message = ToQueue::Event { event, segment: pending.segment, range: pending.range };
             match worker.try_send(&message) {
                 Ok(()) => self.broker.dispatched(event, now),
                 // full: goes on when it can be written to; broken: its end is on its way
@@ -548,7 +575,9 @@ impl Shard {
                     reply.send(result).ok();
                 }
             }
-            FromWorker::Report { pool, counters } => add(self.fetched.entry(pool).or_default(), &counters),
+            FromWorker::Report { pool, counters } => {
+                add(self.fetched.entry(pool).or_default(), &counters)
+            }
             FromWorker::Trouble { pool, message } => {
                 if message.is_empty() {
                     self.trouble.remove(&pool);
@@ -571,7 +600,9 @@ impl Shard {
         let mut failed = Vec::new();
         for (id, segment) in &self.segments {
             match self.store.open_for_worker(segment.pool, *id) {
-                Ok(fds) => control.send(ToWorker::Segment { pool: segment.pool, segment: *id }, fds),
+                Ok(fds) => {
+                    control.send(ToWorker::Segment { pool: segment.pool, segment: *id }, fds)
+                }
                 Err(error) => failed.push((*id, error)),
             }
         }
@@ -648,12 +679,7 @@ impl Shard {
         }
     }
 
-    fn attach(
-        &mut self,
-        pool: PoolId,
-        id: SegmentId,
-        reply: oneshot::Sender<Result<(), String>>,
-    ) {
+    fn attach(&mut self, pool: PoolId, id: SegmentId, reply: oneshot::Sender<Result<(), String>>) {
         if let Some(segment) = self.segments.get_mut(&id) {
             // another tree of the pool has it; the mark may have gone with completeness
             if !segment.marked {
@@ -679,8 +705,7 @@ impl Shard {
                 self.files.insert(file.id, id);
                 self.detached.remove(&id);
                 let waiting_for_worker = vec![reply];
-                let segment =
-                    Segment { pool, size: file.size, marked: true, waiting_for_worker };
+                let segment = Segment { pool, size: file.size, marked: true, waiting_for_worker };
                 self.segments.insert(id, segment);
                 self.to_running_worker(ToWorker::Segment { pool, segment: id }, fds);
             }
@@ -695,7 +720,8 @@ impl Shard {
     fn detach(&mut self, pool: PoolId) {
         self.pools.remove(&pool);
         self.trouble.remove(&pool);
-        self.detached.extend(self.segments.iter().filter(|(_, s)| s.pool == pool).map(|(id, _)| *id));
+        self.detached
+            .extend(self.segments.iter().filter(|(_, s)| s.pool == pool).map(|(id, _)| *id));
         self.segments.retain(|_, segment| segment.pool != pool);
         self.to_running_worker(ToWorker::Detach { pool }, Vec::new());
     }
@@ -705,7 +731,9 @@ impl Shard {
         if segment.marked {
             match self.store.unmark(&self.group, segment.pool, id) {
                 Ok(()) => segment.marked = false,
-                Err(error) => error!(shard = %self.id, segment = %id, %error, "can't remove a mark"),
+                Err(error) => {
+                    error!(shard = %self.id, segment = %id, %error, "can't remove a mark")
+                }
             }
         }
     }
@@ -778,4 +806,3 @@ fn add(sum: &mut FetchCounters, more: &FetchCounters) {
     sum.sent_bytes += more.sent_bytes;
     sum.rejected_objects += more.rejected_objects;
 }
-

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use hydrant_api as api;
+use hydrant_api::path_to_text;
 
-use super::git::show_path;
 use super::queue::milliseconds;
 use super::{Supervisor, internal, lock};
 use crate::admin::ApiError;
@@ -26,7 +26,7 @@ impl Supervisor {
             complete += u64::from(segment.complete);
         }
         Ok(api::Mount {
-            directory: show_path(&mount.directory),
+            directory: path_to_text(&mount.directory),
             url: pool.url,
             revision: tree.revision,
             commit: tree.commit.to_string(),
@@ -64,7 +64,7 @@ impl Supervisor {
     /// Where a tree of each pool is mounted.
     pub(super) async fn directories_of_pools(&self) -> HashMap<PoolId, String> {
         let live = lock(&self.live);
-        live.values().map(|live| (live.pool, show_path(&live.directory))).collect()
+        live.values().map(|live| (live.pool, path_to_text(&live.directory))).collect()
     }
 
     pub(super) async fn describe_daemon(&self) -> Result<api::Status, ApiError> {
@@ -108,8 +108,8 @@ impl Supervisor {
         Ok(api::Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: i32::try_from(std::process::id()).unwrap_or(0),
-            state_dir: show_path(&self.directories.state),
-            run_dir: show_path(&self.directories.run),
+            state_dir: path_to_text(&self.directories.state),
+            run_dir: path_to_text(&self.directories.run),
             queue: "brokered".into(),
             mounts: self.describe_all().await?,
             shards,

@@ -56,13 +56,13 @@ impl Store {
     /// Makes the directories where they are missing. Others may pass through, to reach what is
     /// theirs, but not list.
     pub fn open(root: &Path, worker_user: WorkerUser) -> io::Result<Self> {
-        let make = |path: &Path, mode| {
-            match std::fs::DirBuilder::new().recursive(true).mode(mode).create(path) {
-                Ok(()) => Ok(()),
-                Err(error) => {
-                    Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())))
-                }
-            }
+        let make = |path: &Path, mode| match std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(path)
+        {
+            Ok(()) => Ok(()),
+            Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
         };
         make(root, 0o711)?;
         make(&root.join("mounts"), 0o711)?;
@@ -112,7 +112,13 @@ impl Store {
         mark::ignore_mount(group, self.private.as_fd()).map_err(io::Error::other)
     }
 
-    fn open_private(&self, pool: PoolId, segment: SegmentId, kind: &str, flags: OFlag) -> io::Result<File> {
+    fn open_private(
+        &self,
+        pool: PoolId,
+        segment: SegmentId,
+        kind: &str,
+        flags: OFlag,
+    ) -> io::Result<File> {
         let name = format!("pools/{pool}/{segment}.{kind}");
         self.private.open(Path::new(&name), flags).map(File::from).map_err(|error| error.source)
     }
@@ -138,7 +144,12 @@ impl Store {
     }
 
     /// True when no block of a segment is missing; then it is also on the disk.
-    pub fn sync_if_complete(&self, pool: PoolId, segment: SegmentId, size: u64) -> io::Result<bool> {
+    pub fn sync_if_complete(
+        &self,
+        pool: PoolId,
+        segment: SegmentId,
+        size: u64,
+    ) -> io::Result<bool> {
         let file = self.open_private(pool, segment, "data", OFlag::O_RDONLY)?;
         if !presence::present(file.as_fd(), ByteRange::new(0, size))? {
             return Ok(false);
@@ -162,7 +173,8 @@ impl Store {
             SegmentKind::Data => ByteRange::new(0, size),
             SegmentKind::Pack => {
                 let extents = self.extents(pool, segment).map_err(io::Error::other)?;
-                let entries = extents.get(0).zip(extents.len().checked_sub(1).and_then(|n| extents.get(n)));
+                let entries =
+                    extents.get(0).zip(extents.len().checked_sub(1).and_then(|n| extents.get(n)));
                 let Some((first, last)) = entries else { return Ok(()) };
                 ByteRange::between(first.range.offset(), last.range.end()).to_blocks().clamp(size)
             }
@@ -191,7 +203,12 @@ impl Store {
 
     /// A segment's extent index.
     pub fn extents(&self, pool: PoolId, segment: SegmentId) -> Result<Extents, ExtentsError> {
-        Extents::read(io::BufReader::new(self.open_private(pool, segment, "extents", OFlag::O_RDONLY)?))
+        Extents::read(io::BufReader::new(self.open_private(
+            pool,
+            segment,
+            "extents",
+            OFlag::O_RDONLY,
+        )?))
     }
 
     /// Makes all that was written to the state directory durable.

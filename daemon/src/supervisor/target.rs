@@ -71,8 +71,8 @@ impl Target {
             return Err(ApiError::forbidden(format!("{path} belongs to another user"))
                 .with_hint("clone into a directory of your own"));
         }
-        let mut entries = std::fs::read_dir(&self.path)
-            .map_err(|error| cant(&self.path, "be listed", &error))?;
+        let mut entries =
+            std::fs::read_dir(&self.path).map_err(|error| cant(&self.path, "be listed", &error))?;
         if entries.next().is_some() {
             return Err(ApiError::conflict(format!("{path} is not empty")).with_hint(
                 "a tree is only mounted on an empty directory; name another, or none to be made",

@@ -36,7 +36,10 @@ impl From<io::Result<ExitStatus>> for Exit {
         match status {
             Ok(status) => Self {
                 from_outside: status.success()
-                    || matches!(status.signal(), Some(libc::SIGKILL | libc::SIGTERM | libc::SIGINT)),
+                    || matches!(
+                        status.signal(),
+                        Some(libc::SIGKILL | libc::SIGTERM | libc::SIGINT)
+                    ),
                 description: status.to_string(),
             },
             Err(error) => Self { from_outside: false, description: error.to_string() },

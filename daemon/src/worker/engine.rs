@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::ObjectNo;
 use super::pool::{NameIndex, Pool, PoolError};
 use super::readahead::{Catalog, Info, ReadAhead};
-use super::schedule::{self, Lane, Now, Outcome, RequestId, Schedule, Waiter};
+use super::schedule::{self, Arrival, Lane, Now, Outcome, RequestId, Schedule, Waiter};
 use crate::fanotify::DenyErrno;
 use crate::ids::EventId;
 use crate::queue::wire::Limits;
@@ -170,8 +170,8 @@ impl Engine {
         self.schedule.cancel(Waiter::Event(event));
     }
 
-    /// An object is in its place. `false`: it had come before.
-    pub fn arrived(&mut self, now: Now, request: RequestId, no: ObjectNo) -> bool {
+    /// An object is in its place.
+    pub fn arrived(&mut self, now: Now, request: RequestId, no: ObjectNo) -> Arrival {
         self.read_ahead.arrived(no);
         self.schedule.arrived(now, request, no)
     }

@@ -83,6 +83,17 @@ pub struct Segment {
     pub told_complete: bool,
 }
 
+impl Segment {
+    /// The numbers of its objects; none in a pack.
+    #[must_use]
+    pub fn objects(&self) -> std::ops::Range<u32> {
+        match self.kind {
+            SegmentKind::Data => self.first..self.first + self.count,
+            SegmentKind::Pack => 0..0,
+        }
+    }
+}
+
 /// The segments of one pool. Costs a bit for each object, and up to 32 MiB of extent indexes that
 /// were of use lately.
 #[derive(Debug, Default)]
@@ -349,6 +360,12 @@ impl Pool {
         holes(&segment.data, range.to_blocks().clamp(segment.size)).map_err(|source| {
             PoolError::Io { segment: id, operation: "can't read its hole map", source }
         })
+    }
+
+    /// All objects of a data segment are there, as far as is known here.
+    #[must_use]
+    pub fn lacks_nothing(&self, id: SegmentId) -> bool {
+        self.segment(id).is_ok_and(|segment| segment.missing == Some(0))
     }
 
     /// Nothing of the segment is a hole.

@@ -90,6 +90,17 @@ pub enum Outcome {
     },
 }
 
+/// For whom an object has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// For a reader.
+    Awaited,
+    /// Before anybody wanted to read it.
+    Unasked,
+    /// It was there already.
+    Again,
+}
+
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
@@ -300,8 +311,8 @@ impl Schedule {
         self.waits.remove(&waiter);
     }
 
-    /// An object has come with this request and is in its place. `false`: it had come before.
-    pub fn arrived(&mut self, now: Now, request: RequestId, no: ObjectNo) -> bool {
+    /// An object has come with this request and is in its place.
+    pub fn arrived(&mut self, now: Now, request: RequestId, no: ObjectNo) -> Arrival {
         self.failures = 0;
         if let Some(request) = self.requests.get(&request)
             && let [only] = request.objects[..]
@@ -310,9 +321,13 @@ impl Schedule {
             let took = now.saturating_sub(request.started);
             self.latency = (self.latency * 7 + took) / 8;
         }
-        let Some(object) = self.objects.remove(&no) else { return false };
+        let Some(object) = self.objects.remove(&no) else { return Arrival::Again };
+        let mut arrival = Arrival::Unasked;
         for waiter in object.waiters {
             if let Some(wait) = self.waits.get_mut(&waiter) {
+                if matches!(waiter, Waiter::Event(_)) {
+                    arrival = Arrival::Awaited;
+                }
                 wait.missing -= 1;
                 if wait.missing == 0 {
                     self.waits.remove(&waiter);
@@ -320,7 +335,7 @@ impl Schedule {
                 }
             }
         }
-        true
+        arrival
     }
 
     /// One object of a request could not be written. Who waits for it is told so.

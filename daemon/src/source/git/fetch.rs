@@ -24,8 +24,9 @@ pub async fn fetch(
     if let Some(&key) = keys.iter().find(|key| key.kind() != hash) {
         return Err(FetchError::Missing { key, message: format!("it has {} ids", hash.name()) });
     }
-    if keys.is_empty() && !keep_raw {
-        return Ok(None);
+    if keys.is_empty() {
+        // a server says nothing at all to that
+        return Ok(keep_raw.then(|| Content::Memory(empty_pack(hash))));
     }
     let result = request(transport, hash, &keys, keep_raw, sink).await;
     if let Err(FetchError::Wrong { .. } | FetchError::Refused { .. }) = result {
@@ -71,8 +72,16 @@ async fn request(
         }
     }
     let raw = parser.finish()?;
-    reply.end();
+    reply.end().await;
     Ok(raw)
+}
+
+fn empty_pack(hash: HashKind) -> Vec<u8> {
+    let mut pack = b"PACK\0\0\0\x02\0\0\0\0".to_vec();
+    let mut hasher = hash.hasher();
+    hasher.update(&pack);
+    pack.extend_from_slice(hasher.finish().as_bytes());
+    pack
 }
 
 /// Reads up to the section `packfile`.

@@ -88,6 +88,8 @@ impl Http {
             .redirect(redirect::Policy::none())
             .connect_timeout(CONNECT.min(stall))
             .pool_max_idle_per_host(connections)
+            // before most servers close an idle connection
+            .pool_idle_timeout(Duration::from_secs(55))
             .tcp_nodelay(true)
             .tcp_keepalive(Duration::from_secs(30))
             // a batch must not hold up the blob that somebody waits for on the same connection
@@ -234,7 +236,7 @@ impl Http {
         Ok(Reply::new(Body::Http(Box::new(response)), self.stall))
     }
 
-    /// Gets a whole document of at most `limit` bytes from a forge's API, as whoever we are at `identity`.
+    /// Gets a whole document of at most `limit` bytes from a forge's API.
     pub async fn get(&self, url: Url, limit: usize) -> Result<Bytes, FetchError> {
         let headers = HeaderMap::from_iter([
             (ACCEPT, HeaderValue::from_static("application/json")),
@@ -242,13 +244,14 @@ impl Http {
         ]);
         let home = (Origin::from(&self.home), shown(&self.home));
         // GitHub's API has a host of its own, and takes the same credentials
-        let theirs = url.scheme() == "https"
-            && url.host_str() == Some("api.github.com")
-            && self.home.scheme() == "https"
-            && self.home.host_str() == Some("github.com");
+        let theirs = home.0 == Origin::from(&url)
+            || url.scheme() == "https"
+                && url.host_str() == Some("api.github.com")
+                && self.home.scheme() == "https"
+                && self.home.host_str() == Some("github.com");
         let identity = theirs.then_some((&home.0, home.1.as_str()));
         let request =
-            Request { method: Method::GET, url, headers, body: None, follow: false, identity };
+            Request { method: Method::GET, url, headers, body: None, follow: true, identity };
         let (url, mut response) = self.send(request).await?;
         let zipped = response.headers().get(CONTENT_ENCODING).is_some_and(|e| e == "gzip");
         let too_long = || refused(format!("{} sends more than {limit} bytes", shown(&url)));
@@ -304,6 +307,9 @@ impl Http {
                 if redirects > REDIRECTS {
                     return Err(refused(format!("{} redirects for ever", shown(&self.home))));
                 }
+                if Origin::from(&next) != origin {
+                    request.identity = None;
+                }
                 request.url = next;
                 named_rejected = false;
                 continue;
@@ -333,7 +339,16 @@ impl Http {
         if let Some(body) = &request.body {
             sent = sent.body(body.clone());
         }
-        match tokio::time::timeout(self.stall, sent.send()).await {
+        let again = sent.try_clone();
+        let mut result = tokio::time::timeout(self.stall, sent.send()).await;
+        if let (Ok(Err(e)), Some(again)) = (&result, again)
+            && !e.is_connect()
+            && !e.is_timeout()
+        {
+            // A connection that was kept, and that the server closed just now. Asking twice is harmless.
+            result = tokio::time::timeout(self.stall, again.send()).await;
+        }
+        match result {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(e)) => Err(broken(&format!("can't reach {}", shown(&request.url)), &e)),
             Err(_) => Err(stalled(self.stall)),

@@ -13,6 +13,9 @@ use super::{AGENT, refused, retry, wrong};
 use crate::object::HashKind;
 use crate::source::FetchError;
 
+/// How long the end of a body may come after the end of what is in it.
+const END: Duration = Duration::from_millis(100);
+
 /// How a repository is reached.
 #[derive(Debug, Clone)]
 pub enum Transport {
@@ -164,8 +167,13 @@ impl Reply {
     }
 
     /// After the flush packet that ends an answer: gives the connection back.
-    pub fn end(self) {
-        if let Body::Pipe(exchange) = self.body
+    pub async fn end(mut self) {
+        if let Body::Http(_) = self.body {
+            // An HTTP connection can be used again once the end of the body has been seen, which is
+            // not worth a long wait.
+            let end = self.body.read(&mut self.decoder);
+            let _ = tokio::time::timeout(END, end).await;
+        } else if let Body::Pipe(exchange) = self.body
             && self.decoder.is_empty()
         {
             exchange.give_back();

@@ -184,6 +184,12 @@ impl Walk {
         // While it grows, a window ahead is enough; at full size there are two or three under way.
         let enough = if self.window == WINDOW.1 { 2 * WINDOW.1 } else { self.window / 2 };
         let from = self.frontier.max(self.at.saturating_add(1));
+        if std::env::var("DBG").is_ok() {
+            println!(
+                "walk {} at {} from {from} bef {before_reader} enough {enough} next {next} looks {} dirs {}",
+                self.id, self.at, self.looks, self.directories
+            );
+        }
         let objects = if before_reader <= enough { next } else { 0 };
         Some(Step { walk: self.id, from, objects, bytes: WINDOW_BYTES })
     }

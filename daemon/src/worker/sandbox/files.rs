@@ -65,12 +65,10 @@ pub fn ruleset(spec: &SandboxSpec<'_>) -> Result<RulesetCreated, RulesetError> {
     Ok(rules)
 }
 
-/// The directory of the file that `/etc/resolv.conf` is a link to, whoever made it; the file alone where
-/// that directory is such as `/run`, which has more in it.
+/// The directory of the file that `/etc/resolv.conf` is a link to, whoever made it.
 fn resolver_directory() -> Option<PathBuf> {
     let file = fs_err::canonicalize("/etc/resolv.conf").ok()?;
-    let directory = file.parent().filter(|directory| directory.components().count() > 2);
-    Some(directory.unwrap_or(&file).to_owned())
+    file.parent().filter(|directory| *directory != Path::new("/")).map(Path::to_owned)
 }
 
 fn reading(path: &Path) -> BitFlags<AccessFs> {

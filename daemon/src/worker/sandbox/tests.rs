@@ -118,20 +118,6 @@ fn act(action: &str, argument: &str) -> Result<String, Box<dyn std::error::Error
                 Ok(format!("{length} {sum} {}", hosts > 0))
             })
         }
-        "http" => {
-            // TLS is set up, with the system's certificates, though the origin here does without.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            runtime.block_on(async {
-                let client = reqwest::Client::builder().no_proxy().build()?;
-                Ok(client.get(argument).send().await?.text().await?)
-            })
-        }
-        "sleep" => {
-            println!("in");
-            std::thread::sleep(Duration::from_secs(60));
-            Ok(String::new())
-        }
         "panic" => Ok(format!("{}", std::panic::catch_unwind(|| panic!("on purpose")).is_err())),
         "abort" => std::process::abort(),
         _ => Err("no such action".into()),
@@ -202,21 +188,6 @@ fn run(action: &str, argument: &str) -> (String, ExitStatus) {
     (said.unwrap_or_default().to_owned(), status)
 }
 
-/// Starts an action that says "in" and waits: the harness's process and the one in the sandbox, its
-/// child. As long as the third lives, what they say has a reader.
-fn start(action: &str) -> (std::process::Child, u32, impl Sized) {
-    let mut child = child(action, "");
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let found = lines.by_ref().map(Result::unwrap).find(|line| line.ends_with("in"));
-    assert!(found.is_some(), "it did not get in");
-    let task = fs_err::read_dir(format!("/proc/{}/task", child.id())).unwrap();
-    let inside = task.into_iter().find_map(|task| {
-        let children = fs_err::read_to_string(task.unwrap().path().join("children")).unwrap();
-        children.trim().parse().ok()
-    });
-    (child, inside.unwrap(), lines)
-}
-
 #[track_caller]
 fn assert_ok(action: &str, argument: &str, expected: &str) {
     let (said, status) = run(action, argument);
@@ -253,7 +224,19 @@ fn echo() -> String {
 #[test]
 #[ignore = "needs root"]
 fn root_nothing_is_left_of_roots_rights() {
-    let (mut child, inside, _output) = start("wait");
+    let mut child = child("wait", "");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let found = lines.by_ref().map(Result::unwrap).find(|line| line.ends_with("in"));
+    assert!(found.is_some(), "it did not get in");
+    // The process in the sandbox is the harness's child.
+    let task = format!("/proc/{0}/task", child.id());
+    let inside: u32 = fs_err::read_dir(task)
+        .unwrap()
+        .find_map(|task| {
+            let children = fs_err::read_to_string(task.unwrap().path().join("children")).unwrap();
+            children.trim().parse().ok()
+        })
+        .unwrap();
     let status = fs_err::read_to_string(format!("/proc/{inside}/status")).unwrap();
     let line = |name: &str| {
         let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
@@ -272,21 +255,6 @@ fn root_nothing_is_left_of_roots_rights() {
     assert_eq!(fs_err::metadata(format!("/proc/{inside}/environ")).unwrap().uid(), 0);
     child.stdin.take().unwrap().write_all(b"\n").unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
-}
-
-/// The kernel forgets that wish when the user changes.
-#[test]
-#[ignore = "needs root"]
-fn root_it_still_dies_with_its_parent() {
-    let (mut child, inside, _output) = start("sleep");
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let start = Instant::now();
-    let stat = format!("/proc/{inside}/stat");
-    while fs_err::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
-        assert!(start.elapsed() < Duration::from_secs(10), "it lives on");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]
@@ -351,6 +319,9 @@ fn root_sockets_are_for_the_internet_and_the_resolver() {
 fn root_names_are_resolved() {
     let (said, _) = run("resolve", "localhost:80");
     assert!(said.contains("127.0.0.1") || said.contains("::1"), "{said}");
+    // By DNS, where the answer must be "no" or a try again, not a crash.
+    let (_, status) = run("resolve", "no-such-host.invalid:80");
+    assert_eq!(status.code(), Some(1));
 }
 
 #[test]
@@ -375,21 +346,6 @@ fn root_a_runtime_with_threads_works() {
     assert_ok("panic", "", "true");
     let (_, status) = run("abort", "");
     assert_eq!(status.signal(), Some(libc::SIGABRT));
-}
-
-#[test]
-#[ignore = "needs root"]
-fn root_an_http_client_works() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut request = BufReader::new(stream.try_clone().unwrap()).lines();
-        while request.next().is_some_and(|line| !line.unwrap().is_empty()) {}
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").unwrap();
-    });
-    // By name: the resolver's way.
-    assert_ok("http", &format!("http://localhost:{port}/"), "hello");
 }
 
 #[test]

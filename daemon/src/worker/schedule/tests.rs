@@ -40,7 +40,7 @@ fn a_thousand_events_on_one_object_are_one_request() {
     }
     let requests = sent(&effects);
     assert_eq!(requests.len(), 1);
-    assert!(s.arrived(2 * MS, requests[0].0, ObjectNo(7)));
+    assert_eq!(s.arrived(2 * MS, requests[0].0, ObjectNo(7)), Arrival::Awaited);
     s.finished(2 * MS, requests[0].0, &Outcome::Done);
     let ready = s.poll(2 * MS);
     assert_eq!(ready.iter().filter(|e| matches!(e, Effect::Ready(_))).count(), 1000);
@@ -104,12 +104,12 @@ fn a_reader_waits_for_read_ahead_only_so_long() {
     assert!(s.next_wake().unwrap() <= 40 * MS);
     let alone = sent(&s.poll(33 * MS));
     assert_eq!((alone.len(), &alone[0].2), (1, &vec![ObjectNo(5)]));
-    assert!(s.arrived(40 * MS, alone[0].0, ObjectNo(5)));
+    assert_eq!(s.arrived(40 * MS, alone[0].0, ObjectNo(5)), Arrival::Awaited);
     assert_eq!(s.poll(40 * MS), [Effect::Ready(event(1))]);
-    assert!(!s.arrived(41 * MS, ahead, ObjectNo(5)), "the second is dropped");
+    assert_eq!(s.arrived(41 * MS, ahead, ObjectNo(5)), Arrival::Again);
     s.finished(41 * MS, alone[0].0, &Outcome::Done);
     for n in (0..100).filter(|n| *n != 5) {
-        assert!(s.arrived(42 * MS, ahead, ObjectNo(n)));
+        assert_eq!(s.arrived(42 * MS, ahead, ObjectNo(n)), Arrival::Unasked);
     }
     s.finished(42 * MS, ahead, &Outcome::Done);
     s.poll(42 * MS);

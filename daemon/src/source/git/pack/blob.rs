@@ -114,7 +114,7 @@ impl Target {
 }
 
 /// Up to so many bytes of a pack stay in memory.
-const MEMORY: usize = 8 << 20;
+const MEMORY: usize = 4 << 20;
 
 /// A pack larger than [`MEMORY`] is written to its file in pieces of about this size.
 const PIECE: usize = 256 << 10;

@@ -12,10 +12,10 @@ use crate::source::git::wrong;
 use crate::source::{FetchError, Sink};
 
 /// Unpacked bases that stay in memory, in bytes.
-const CACHE: u64 = 16 << 20;
+const CACHE: u64 = 8 << 20;
 
 /// What a spooled base counts for in the cache: an open file is not for nothing.
-const SPOOLED_COST: u64 = 2 << 20;
+const SPOOLED_COST: u64 = 1 << 20;
 
 /// A pack may unpack to so many bytes, and [`EXPANSION`] times its own length, but not more.
 const UNPACKED: u64 = if cfg!(test) { 64 << 20 } else { 4 << 30 };

@@ -41,6 +41,17 @@ impl ForgeKind {
             Self::Gitiles => "Gitiles",
         }
     }
+
+    /// What a user can do when it says no.
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::GitHub => {
+                " (without a token GitHub answers 60 requests an hour; a token that git knows for \
+                 the repository is used)"
+            }
+            Self::Gitea | Self::Gitiles => "",
+        }
+    }
 }
 
 /// A repository's place in the API of its forge.
@@ -142,7 +153,7 @@ impl Forge {
             let listing = match self.list(http, tree, &mut requests).await {
                 Ok(listing) => listing,
                 Err(e) => {
-                    found.trouble = Some(e.to_string());
+                    found.trouble = Some(format!("{e}{}", self.kind.remedy()));
                     break;
                 }
             };
@@ -171,8 +182,7 @@ impl Forge {
                 if !whole.truncated {
                     return listing(whole.tree, true);
                 }
-                // Its subtrees one by one; what the cut listing has of them is asked for again only
-                // where it is still missing.
+                // Its subtrees one by one, besides what the cut listing has.
                 let mut flat =
                     listing(self.get::<Tree>(http, tree, &[], requests).await?.tree, false)?;
                 flat.blobs.extend(listing(whole.tree, false)?.blobs);

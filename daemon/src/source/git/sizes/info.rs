@@ -70,7 +70,7 @@ async fn chunk(
         }
         sizes.extend(size.map(|size| (id, size)));
     }
-    reply.end();
+    reply.end().await;
     Ok(sizes)
 }
 

@@ -113,7 +113,7 @@ async fn find(inner: &Inner, name: &str) -> Result<Option<ObjectId>, FetchError>
             other => return Err(wrong(format!("unexpected {other:?} in ls-refs"))),
         }
     }
-    reply.end();
+    reply.end().await;
     Ok(found)
 }
 

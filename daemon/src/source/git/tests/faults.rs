@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use super::repo::{Repo, feed, git};
 use super::server::{Fault, Server};
 use super::*;
@@ -15,7 +17,7 @@ struct Setup {
 
 async fn setup() -> Setup {
     let repo = Repo::new(HashKind::Sha1);
-    let ids = (0..5).map(|i| repo.add_blob(&noise(10_000 + i))).collect();
+    let ids = (0..5).map(|i| repo.add_blob(&noise(100_000 + i))).collect();
     let server = Server::new(repo.dir.path()).await;
     let limits = Limits { stall_secs: 1, ..LIMITS };
     let source = http_source(HashKind::Sha1, at(server.url()), limits);
@@ -64,12 +66,12 @@ async fn statuses() {
 #[tokio::test]
 async fn broken_off_anywhere() {
     let Setup { repo: _repo, server, source, ids } = setup().await;
-    for at in [0, 3, 4, 12, 13, 17, 18, 30, 5_000, 40_000, 50_000] {
+    for at in [0, 3, 4, 12, 13, 17, 18, 30, 5_000, 400_000, 490_000] {
         server.posts([Fault::Truncate(at)]);
         let (sink, result) = collect(&source, &ids).await;
         assert!(matches!(result, Err(FetchError::Retry { .. })), "{at}: {result:?}");
         right(&sink);
-        assert_eq!(sink.objects.len() > 1, at >= 40_000, "those before are given");
+        assert_eq!(sink.objects.len() > 1, at >= 400_000, "those before are given");
     }
     server.gets([Fault::Truncate(10)]);
     let fresh = plain(HashKind::Sha1, server.url());
@@ -136,6 +138,42 @@ async fn stalled() {
         right(&sink);
     }
     fetch_all(&source, &ids).await;
+}
+
+#[tokio::test]
+async fn reset() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/repo.git", listener.local_addr().unwrap());
+    let answers = [
+        "",
+        "HTTP/1.1 200 OK\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-type: application/x-git-upload-pack-advertisement\r\n\
+         content-length: 1000\r\n\r\n000eversion 2\n",
+    ];
+    for answer in answers {
+        let serve = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 1000];
+                assert!(stream.read(&mut request).await.unwrap() > 0);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                // so that closing it sends a reset
+                reset_when_closed(&stream);
+            }
+        };
+        let source = plain(HashKind::Sha1, url.clone());
+        let error = tokio::select! {
+            result = source.capabilities() => result.unwrap_err(),
+            () = serve => unreachable!(),
+        };
+        assert!(matches!(error, FetchError::Retry { .. }), "{answer:?}: {error:?}");
+    }
+}
+
+fn reset_when_closed(stream: &tokio::net::TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &linger).unwrap();
 }
 
 #[tokio::test]

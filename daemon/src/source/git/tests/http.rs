@@ -1,5 +1,7 @@
 //! Fetching over HTTP, when all goes well or the server plainly can't.
 
+use std::sync::atomic::Ordering;
+
 use axum::body::Body;
 use axum::http::{Method, Response};
 
@@ -45,6 +47,7 @@ async fn one_get_then_one_post_for_each_fetch() {
     let seen = server.seen();
     assert_eq!(server.count(Method::GET), 1);
     assert_eq!(server.count(Method::POST), 3);
+    assert_eq!(server.connections.load(Ordering::Relaxed), 1, "kept alive");
     assert_eq!(seen[0].query, "service=git-upload-pack");
     for request in &seen {
         assert_eq!(request.headers["git-protocol"], "version=2");
@@ -55,6 +58,19 @@ async fn one_get_then_one_post_for_each_fetch() {
     assert!(!seen[1].headers.contains_key("content-encoding"));
     assert_eq!(seen[2].headers["content-encoding"], "gzip");
     assert!(seen[2].body_len < 29 * 50, "{}", seen[2].body_len);
+}
+
+#[tokio::test]
+async fn a_connection_is_kept_although_its_answer_ends_late() {
+    let repo = Repo::new(HashKind::Sha1);
+    let ids: Vec<_> = (0..5).map(|i| repo.add_blob(&noise(i))).collect();
+    let server = Server::new(repo.dir.path()).await;
+    server.posts(vec![Fault::LateEnd; 5]);
+    let source = plain(HashKind::Sha1, server.url());
+    for id in &ids {
+        fetch_all(&source, std::slice::from_ref(id)).await;
+    }
+    assert_eq!(server.connections.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
@@ -89,6 +105,12 @@ async fn the_raw_pack_is_good_for_index_pack() {
         };
         assert_eq!(sink.objects.len(), 200);
         let other = Repo::new(hash);
+        match source.raw_fetch(&[], &mut Collect::default()).await.unwrap() {
+            Content::Memory(empty) => {
+                feed(git(&other.path()).args(["index-pack", "--stdin", "--strict"]), &empty);
+            }
+            spooled @ Content::Spooled { .. } => panic!("{spooled:?}"),
+        }
         feed(git(&other.path()).args(["index-pack", "--stdin", "--strict"]), &raw);
         let pack = other.git(&["count-objects", "-v"]);
         assert!(pack.contains("in-pack: 200"), "{pack}");

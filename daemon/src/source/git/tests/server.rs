@@ -5,13 +5,14 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, Response, StatusCode};
-use axum::serve::Listener;
+use axum::serve::{Listener, ListenerExt};
 use futures_util::stream::{self, StreamExt};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -30,6 +31,8 @@ pub enum Fault {
     Status(u16, Vec<(&'static str, String)>),
     /// The connection breaks after so many bytes of the body.
     Truncate(usize),
+    /// The end of the body comes a little later than the body.
+    LateEnd,
     /// Nothing more comes after so many bytes of the body.
     Stall(usize),
     /// A byte of the body is another: so many before its end.
@@ -68,6 +71,8 @@ pub struct Server {
     pub address: SocketAddr,
     shared: Shared,
     scheme: &'static str,
+    /// Connections that were opened, without TLS.
+    pub connections: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -81,7 +86,15 @@ impl Server {
     /// Serves the repositories below `root`.
     pub async fn new(root: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self::start(root, "http", listener.local_addr().unwrap(), listener)
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::<AtomicUsize>::default();
+        let counter = connections.clone();
+        let listener = listener.tap_io(move |_| {
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+        let mut server = Self::start(root, "http", address, listener);
+        server.connections = connections;
+        server
     }
 
     pub async fn with_tls(root: &Path) -> Self {
@@ -117,7 +130,7 @@ impl Server {
         };
         let app = axum::Router::new().fallback(answer).with_state(shared.clone());
         let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { address, shared, scheme, task }
+        Self { address, shared, scheme, connections: Arc::default(), task }
     }
 
     pub fn url(&self) -> String {
@@ -235,6 +248,14 @@ async fn answer(State(shared): State<Shared>, request: Request) -> Response<Body
             let part = Bytes::copy_from_slice(&body[..n.min(body.len())]);
             let part = stream::iter([Ok::<_, Infallible>(part)]);
             Body::from_stream(part.chain(stream::pending()))
+        }
+        Fault::LateEnd => {
+            let end = stream::once(async {
+                tokio::time::sleep(Duration::from_millis(30)).await;
+                Bytes::new()
+            });
+            let body = stream::iter([Bytes::from(body)]);
+            Body::from_stream(body.chain(end).map(Ok::<_, Infallible>))
         }
         Fault::Corrupt(back) => {
             let at = body.len() - back;

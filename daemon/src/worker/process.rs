@@ -1,0 +1,98 @@
+//! The worker's process: its fds, its sandbox, its sources.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use anyhow::Context;
+use futures_util::future::BoxFuture;
+use tokio::net::UnixStream;
+
+use super::control::Upcalls;
+use super::queue::{Brokered, Queue};
+use super::run::run;
+use super::sandbox::{self, SandboxSpec};
+use crate::ids::PoolId;
+use crate::object::ObjectId;
+use crate::queue::wire::{Credential, Limits, OriginSpec};
+use crate::source::git::{Connector, Credentials, GitSource, load_system_roots};
+use crate::source::{Fetch, FetchError, Sink};
+
+/// What a worker is started with: control socket, queue, scratch directory.
+pub const FDS: usize = 3;
+
+/// Runs the process: gives up privileges, then serves its queue.
+pub fn main(uid: u32, gid: u32, [control, queue, spool]: [OwnedFd; FDS]) -> anyhow::Result<()> {
+    // the system's certificates, while they can be read wherever they are
+    load_system_roots();
+    let spool_dir = Some(spool.as_fd());
+    let spec = SandboxSpec { uid, gid, spool_dir, readable: Vec::new(), without_landlock: false };
+    sandbox::enter(&spec).context("can't enter the sandbox")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .enable_all()
+        .build()
+        .context("can't start the runtime")?;
+    runtime.block_on(async {
+        let queue = Brokered::new(queue).map(Queue::Brokered).context("can't use the queue")?;
+        run(control, queue, spool, PoolSource::new).await.context("can't go on")
+    })
+}
+
+/// Where a pool's content comes from.
+#[derive(Debug)]
+enum PoolSource {
+    Git(GitSource),
+    /// Its settings can't be used; the reason.
+    Unusable(String),
+}
+
+impl PoolSource {
+    fn new(_: PoolId, origin: OriginSpec, limits: Limits, upcalls: Upcalls) -> Self {
+        let OriginSpec::Git(origin) = origin;
+        let supervisor = Arc::new(Supervisor(upcalls));
+        let (credentials, connector) = (Arc::clone(&supervisor) as _, supervisor as _);
+        match GitSource::new(origin, limits, credentials, connector) {
+            Ok(source) => Self::Git(source),
+            Err(error) => Self::Unusable(error.to_string()),
+        }
+    }
+}
+
+impl Fetch for PoolSource {
+    async fn fetch(&self, keys: &[ObjectId], sink: &mut dyn Sink) -> Result<(), FetchError> {
+        match self {
+            Self::Git(source) => source.fetch(keys, sink).await,
+            Self::Unusable(message) => Err(FetchError::Refused { message: message.clone() }),
+        }
+    }
+}
+
+/// The supervisor, as sources ask it for what a worker may not do.
+struct Supervisor(Upcalls);
+
+impl Credentials for Supervisor {
+    fn get<'a>(
+        &'a self,
+        url: &'a str,
+        rejected: Option<Credential>,
+    ) -> BoxFuture<'a, Result<Option<Credential>, String>> {
+        Box::pin(async move {
+            self.0
+                .need_credential(url.to_owned(), rejected)
+                .await
+                .map_err(|error| error.to_string())
+        })
+    }
+}
+
+impl Connector for Supervisor {
+    fn connect(&self) -> BoxFuture<'_, Result<UnixStream, String>> {
+        Box::pin(async move {
+            let fd = self.0.need_transport().await.map_err(|error| error.to_string())?;
+            let stream = std::os::unix::net::UnixStream::from(fd);
+            let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
+            stream.map_err(|error| error.to_string())
+        })
+    }
+}

@@ -1,0 +1,441 @@
+//! The worker's main loop.
+//!
+//! One task owns all state: it waits for whatever comes first (a message, an event, news from a
+//! request, a timer), applies it, and lets the pools say what is to be done. Everything slow runs
+//! in tasks that report back through a channel, so nothing here waits for the network, and no lock
+//! is taken.
+
+mod pools;
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::Instant;
+
+use super::control::{Control, Upcalls};
+use super::queue::Queue;
+use super::request::Note;
+use super::schedule::Now;
+use crate::fanotify::{DenyErrno, Verdict};
+use crate::ids::{EventId, PoolId, SegmentId};
+use crate::queue::wire::{self, FromQueue, FromWorker, Limits, OriginSpec, ToQueue, ToWorker};
+use crate::range::ByteRange;
+use crate::source::Fetch;
+use pools::{PoolState, Shared, Slow};
+
+/// How often counters are reported, if they have changed.
+const REPORT: Duration = Duration::from_millis(500);
+/// How long written data stays in the segments' page cache, about: reports between two rounds.
+const CACHE_ROUND: u32 = 10;
+/// News applied before the others get their turn.
+const AT_ONCE: usize = 256;
+
+/// Why a worker ends before it is told to.
+#[derive(Debug, Error)]
+pub enum RunError {
+    #[error("can't set up the {what} socket")]
+    Socket {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("can't read from the {what} socket")]
+    Receive {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the supervisor speaks version {0} of the protocol, this worker {ours}", ours = wire::VERSION)]
+    Version(u32),
+}
+
+/// Serves a queue until the supervisor says [`ToWorker::Stop`] or closes the control socket.
+///
+/// `control`: the control socket. `spool`: a directory in which unlinked files can be made
+/// (`O_TMPFILE`). `connect` makes the source of a pool; it must not wait for the network.
+pub async fn run<F, C>(
+    control: OwnedFd,
+    queue: Queue,
+    spool: OwnedFd,
+    connect: C,
+) -> Result<(), RunError>
+where
+    F: Fetch,
+    C: Fn(PoolId, OriginSpec, Limits, Upcalls) -> F,
+{
+    let control =
+        Control::new(control).map_err(|source| RunError::Socket { what: "control", source })?;
+    let (notes, news) = unbounded_channel();
+    let (slow, slow_news) = unbounded_channel();
+    let worker = Worker {
+        control,
+        queue,
+        shared: Shared { spool: Arc::new(spool), notes, slow },
+        connect,
+        started: Instant::now(),
+        pools: HashMap::new(),
+        segments: HashMap::new(),
+        events: HashMap::new(),
+        dirty: HashSet::new(),
+        rounds: 0,
+        taking_events: false,
+    };
+    worker.run(news, slow_news).await
+}
+
+/// An event that has not been answered.
+#[derive(Debug, Clone, Copy)]
+struct Event {
+    pool: PoolId,
+    segment: SegmentId,
+    range: ByteRange,
+    /// How often all seemed to be there and was not.
+    surprises: u8,
+}
+
+/// What comes in.
+enum Action {
+    Control(ToWorker, Vec<OwnedFd>),
+    Queue(ToQueue),
+    Note(Note),
+    Slow(Slow),
+    Report,
+    Wake,
+    /// The supervisor is gone.
+    End,
+}
+
+struct Worker<F, C> {
+    control: Control,
+    queue: Queue,
+    shared: Shared,
+    connect: C,
+    started: Instant,
+    pools: HashMap<PoolId, PoolState<F>>,
+    segments: HashMap<SegmentId, PoolId>,
+    events: HashMap<EventId, Event>,
+    /// Pools to which something has happened.
+    dirty: HashSet<PoolId>,
+    rounds: u32,
+    taking_events: bool,
+}
+
+impl<F, C> Worker<F, C>
+where
+    F: Fetch,
+    C: Fn(PoolId, OriginSpec, Limits, Upcalls) -> F,
+{
+    async fn run(
+        mut self,
+        mut news: UnboundedReceiver<Note>,
+        mut slow: UnboundedReceiver<Slow>,
+    ) -> Result<(), RunError> {
+        let mut report = tokio::time::interval(REPORT);
+        report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let receive = |what| move |source| RunError::Receive { what, source };
+        loop {
+            let wake = self.pools.values().filter_map(|pool| pool.engine.next_wake()).min();
+            let wake = self.started + wake.unwrap_or(Duration::from_secs(3600));
+            let action = tokio::select! {
+                message = self.control.next() => match message.map_err(receive("control"))? {
+                    Some((message, fds)) => Action::Control(message, fds),
+                    None => Action::End,
+                },
+                event = self.queue.next(), if self.taking_events => {
+                    match event.map_err(receive("queue"))? {
+                        Some(event) => Action::Queue(event),
+                        None => Action::End,
+                    }
+                }
+                Some(note) = news.recv() => Action::Note(note),
+                Some(done) = slow.recv() => Action::Slow(done),
+                _ = report.tick() => Action::Report,
+                () = tokio::time::sleep_until(wake) => Action::Wake,
+            };
+            match action {
+                Action::Control(ToWorker::Stop, _) | Action::End => break,
+                Action::Control(message, fds) => self.control(message, fds)?,
+                Action::Queue(event) => self.event(event),
+                Action::Note(note) => {
+                    self.note(note);
+                    for _ in 0..AT_ONCE {
+                        let Ok(note) = news.try_recv() else { break };
+                        self.note(note);
+                    }
+                }
+                Action::Slow(done) => self.slow(done),
+                Action::Report => self.report(),
+                Action::Wake => self.dirty.extend(self.pools.keys()),
+            }
+            self.settle();
+        }
+        // What has not been answered goes to the next worker.
+        for pool in std::mem::take(&mut self.pools).into_values() {
+            pool.stop(&self.control);
+        }
+        self.queue.close().await;
+        self.control.close().await;
+        Ok(())
+    }
+
+    fn now(&self) -> Now {
+        self.started.elapsed()
+    }
+
+    fn control(&mut self, message: ToWorker, fds: Vec<OwnedFd>) -> Result<(), RunError> {
+        match message {
+            ToWorker::Hello { version } if version != wire::VERSION => {
+                return Err(RunError::Version(version));
+            }
+            ToWorker::Hello { version } => self.control.send(FromWorker::Ready { version }),
+            ToWorker::Pool { pool, origin, limits } => {
+                let upcalls = self.control.upcalls(pool);
+                let source = (self.connect)(pool, origin, limits, upcalls);
+                self.pools.entry(pool).or_insert_with(|| PoolState::new(pool, source, limits));
+            }
+            ToWorker::Segment { pool, segment } => self.attach(pool, segment, fds),
+            ToWorker::Detach { pool } => self.detach(pool),
+            ToWorker::Start => self.taking_events = true,
+            ToWorker::Transport { request, result } => {
+                self.control.transport(request, result.map(|()| fds.into_iter().next()));
+            }
+            ToWorker::Credential { request, result } => self.control.credential(request, result),
+            ToWorker::Prefetch { request, segment, first, count } => {
+                let result = match self.segments.get(&segment) {
+                    Some(pool) => {
+                        self.dirty.insert(*pool);
+                        self.pools
+                            .get_mut(pool)
+                            .map_or(Ok(()), |pool| pool.prefetch(request, segment, first, count))
+                    }
+                    None => Err(format!("segment {segment} is not attached")),
+                };
+                if result.is_err() {
+                    self.control.send(FromWorker::PrefetchDone { request, result });
+                }
+            }
+            ToWorker::Stop => {}
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, pool: PoolId, segment: SegmentId, fds: Vec<OwnedFd>) {
+        let mut fds = fds.into_iter();
+        let result = match (self.pools.get_mut(&pool), fds.next(), fds.next()) {
+            (Some(state), Some(data), Some(index)) => {
+                state.pool.attach(segment, data, index).map_err(|error| chain(&error))
+            }
+            (None, ..) => Err(format!("there is no pool {pool}")),
+            _ => Err("its two fds are missing".to_owned()),
+        };
+        let attached = result.is_ok();
+        self.control.send(FromWorker::Attached { segment, result });
+        if attached {
+            self.segments.insert(segment, pool);
+            if let Some(state) = self.pools.get_mut(&pool) {
+                state.check_complete(segment, &self.control);
+            }
+        }
+    }
+
+    fn detach(&mut self, pool: PoolId) {
+        let Some(state) = self.pools.remove(&pool) else { return };
+        self.segments.retain(|_, of| *of != pool);
+        let ended: Vec<_> =
+            self.events.iter().filter(|(_, event)| event.pool == pool).map(|(id, _)| *id).collect();
+        for event in ended {
+            self.deny(event, DenyErrno::Eio, "its tree is being removed".to_owned());
+        }
+        state.stop(&self.control);
+    }
+
+    fn event(&mut self, message: ToQueue) {
+        match message {
+            ToQueue::Event { event, segment, range } => match self.segments.get(&segment) {
+                Some(pool) => {
+                    let pool = *pool;
+                    self.events.insert(event, Event { pool, segment, range, surprises: 0 });
+                    self.look(event);
+                }
+                None => {
+                    let reason = format!("segment {segment} is not attached");
+                    self.deny(event, DenyErrno::Eio, reason);
+                }
+            },
+            ToQueue::Touched { segment, range } => {
+                let now = self.now();
+                if let Some(pool) = self.segments.get(&segment)
+                    && let Some(state) = self.pools.get_mut(pool)
+                {
+                    state.touched(now, segment, range);
+                    self.dirty.insert(*pool);
+                }
+            }
+            ToQueue::Cancelled { event } => {
+                if let Some(Event { pool, .. }) = self.events.remove(&event)
+                    && let Some(state) = self.pools.get_mut(&pool)
+                {
+                    state.engine.cancel(event);
+                }
+            }
+        }
+    }
+
+    /// Finds out what an event needs.
+    fn look(&mut self, id: EventId) {
+        let now = self.now();
+        let Some(event) = self.events.get(&id).copied() else { return };
+        let Some(state) = self.pools.get_mut(&event.pool) else { return };
+        self.dirty.insert(event.pool);
+        match state.event(now, id, event.segment, event.range) {
+            Ok(true) => self.allow(id),
+            Ok(false) => {}
+            Err(error) => self.deny(id, DenyErrno::Eio, chain(&error)),
+        }
+    }
+
+    fn allow(&mut self, event: EventId) {
+        if self.events.remove(&event).is_some() {
+            self.queue.answer(FromQueue::Answer { event, verdict: Verdict::Allow, reason: None });
+        }
+    }
+
+    fn deny(&mut self, event: EventId, errno: DenyErrno, reason: String) {
+        self.events.remove(&event);
+        tracing::warn!(%event, ?errno, reason, "denied");
+        let (verdict, reason) = (Verdict::Deny(errno), Some(shortened(reason)));
+        self.queue.answer(FromQueue::Answer { event, verdict, reason });
+    }
+
+    fn note(&mut self, note: Note) {
+        let now = self.now();
+        if let Some(state) = self.pools.get_mut(&note.pool) {
+            self.dirty.insert(note.pool);
+            state.note(now, note.request, note.news, &self.control);
+        }
+    }
+
+    fn slow(&mut self, done: Slow) {
+        match done {
+            Slow::Names { pool, index, objects } => {
+                if let Some(state) = self.pools.get_mut(&pool) {
+                    state.engine.names(index, objects);
+                }
+            }
+            Slow::Composed { event: id, result } => {
+                let Some(event) = self.events.get(&id).copied() else { return };
+                if let Some(state) = self.pools.get_mut(&event.pool) {
+                    state.composed(event.segment, &self.control);
+                }
+                match result {
+                    Ok(()) => self.allow(id),
+                    Err((errno, reason)) => self.deny(id, errno, reason),
+                }
+            }
+        }
+    }
+
+    fn report(&mut self) {
+        for (pool, state) in &mut self.pools {
+            if let Some(counters) = state.report() {
+                self.control.send(FromWorker::Report { pool: *pool, counters });
+            }
+        }
+        self.rounds += 1;
+        if self.rounds >= CACHE_ROUND {
+            self.rounds = 0;
+            for state in self.pools.values_mut() {
+                state.drop_cache();
+            }
+        }
+    }
+
+    /// Does what the pools to which something has happened want done.
+    fn settle(&mut self) {
+        while !self.dirty.is_empty() {
+            for pool in std::mem::take(&mut self.dirty) {
+                let now = self.now();
+                let Some(state) = self.pools.get_mut(&pool) else { continue };
+                for effect in state.poll(now) {
+                    self.apply(pool, effect);
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, pool: PoolId, effect: super::engine::Effect) {
+        use super::engine::Effect;
+        let Some(state) = self.pools.get_mut(&pool) else { return };
+        match effect {
+            Effect::Send { request, lane, objects } => {
+                if !state.send(request, lane, &objects, &self.shared) {
+                    self.dirty.insert(pool);
+                }
+            }
+            Effect::Ready(id) => self.ready(id),
+            Effect::Deny { event, errno, reason } => {
+                if self.events.contains_key(&event) {
+                    self.deny(event, errno, reason);
+                }
+            }
+            Effect::Waiting { event, reason } => {
+                if self.events.contains_key(&event) {
+                    let reason = shortened(reason);
+                    self.queue.answer(FromQueue::Waiting { event, reason });
+                }
+            }
+            Effect::PrefetchDone { request, result } => {
+                let result = result.map_err(shortened);
+                self.control.send(FromWorker::PrefetchDone { request, result });
+            }
+            Effect::IndexNames => state.index_names(&self.shared),
+        }
+    }
+
+    /// All objects of an event are there.
+    fn ready(&mut self, id: EventId) {
+        let Some(event) = self.events.get_mut(&id) else { return };
+        let Some(state) = self.pools.get_mut(&event.pool) else { return };
+        match state.ready(id, event.segment, event.range, &self.shared) {
+            Ok(pools::Ready::Allow) => self.allow(id),
+            Ok(pools::Ready::Composing) => {}
+            Ok(pools::Ready::Surprise) if event.surprises < 3 => {
+                event.surprises += 1;
+                self.look(id);
+            }
+            Ok(pools::Ready::Surprise) => {
+                self.deny(id, DenyErrno::Eio, "what was fetched does not stay".to_owned());
+            }
+            Err((errno, reason)) => self.deny(id, errno, reason),
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// Cut so that it goes into a message.
+fn shortened(mut text: String) -> String {
+    const MAX: usize = 1000;
+    if text.len() > MAX {
+        let end = (0..=MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,485 @@
+//! One pool in the main loop: its segments, its engine, its source and the requests that run.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::AbortHandle;
+
+use super::{chain, shortened};
+use crate::fanotify::DenyErrno;
+use crate::ids::{EventId, PoolId, SegmentId};
+use crate::queue::wire::{Counters, FromWorker, Limits};
+use crate::range::ByteRange;
+use crate::segment::SegmentKind;
+use crate::segment::extents::Place;
+use crate::source::Fetch;
+use crate::worker::ObjectNo;
+use crate::worker::compose::Composition;
+use crate::worker::control::Control;
+use crate::worker::engine::{Effect, Engine};
+use crate::worker::fill::{self, CacheDrop, Target};
+use crate::worker::pool::{NameIndex, Pool, PoolError};
+use crate::worker::request::{self, News, Note, Plan};
+use crate::worker::schedule::{Arrival, Lane, Now, Outcome, RequestId};
+
+/// What all pools use.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) spool: Arc<OwnedFd>,
+    pub(super) notes: UnboundedSender<Note>,
+    pub(super) slow: UnboundedSender<Slow>,
+}
+
+/// Slow work that is done.
+#[derive(Debug)]
+pub(super) enum Slow {
+    Names { pool: PoolId, index: NameIndex, objects: u32 },
+    Composed { event: EventId, result: Result<(), (DenyErrno, String)> },
+}
+
+/// What becomes of an event whose objects are there.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ready {
+    Allow,
+    /// [`Slow::Composed`] follows.
+    Composing,
+    /// Something is a hole again.
+    Surprise,
+}
+
+/// A denial with its reason.
+type Denial = (DenyErrno, String);
+
+#[derive(Debug)]
+struct Running {
+    task: AbortHandle,
+    lane: Lane,
+    objects: Vec<ObjectNo>,
+}
+
+#[derive(Debug)]
+pub(super) struct PoolState<F> {
+    id: PoolId,
+    pub(super) pool: Pool,
+    pub(super) engine: Engine,
+    source: Arc<F>,
+    limits: Limits,
+    running: HashMap<RequestId, Running>,
+    /// Where the objects that are under way belong.
+    targets: HashMap<ObjectNo, Arc<Target>>,
+    counters: Counters,
+    received: Arc<AtomicU64>,
+    cache: CacheDrop,
+    /// What was last said of the origin.
+    trouble: String,
+}
+
+impl<F: Fetch> PoolState<F> {
+    pub(super) fn new(id: PoolId, source: F, limits: Limits) -> Self {
+        // Two workers that lost the same origin should not come back in step.
+        let seed = id.0 ^ u64::from(std::process::id()) << 32;
+        Self {
+            id,
+            pool: Pool::default(),
+            engine: Engine::new(&limits, seed),
+            source: Arc::new(source),
+            limits,
+            running: HashMap::new(),
+            targets: HashMap::new(),
+            counters: Counters::default(),
+            received: Arc::default(),
+            cache: CacheDrop::default(),
+            trouble: String::new(),
+        }
+    }
+
+    /// An event. `true`: all that it needs is there already.
+    pub(super) fn event(
+        &mut self,
+        now: Now,
+        event: EventId,
+        segment: SegmentId,
+        range: ByteRange,
+    ) -> Result<bool, PoolError> {
+        let holes = self.pool.holes(segment, range)?;
+        if holes.is_empty() {
+            return Ok(true);
+        }
+        let (absent, look) = match self.pool.segment(segment)?.kind {
+            SegmentKind::Data => (self.absent(segment, &holes)?, true),
+            SegmentKind::Pack => (self.absent_of_pack(segment, &holes)?, false),
+        };
+        self.engine.event(now, event, &absent, look, &mut self.pool);
+        Ok(false)
+    }
+
+    /// The objects of a data segment that have a block in `holes`.
+    fn absent(
+        &mut self,
+        segment: SegmentId,
+        holes: &[ByteRange],
+    ) -> Result<Vec<(ObjectNo, u64)>, PoolError> {
+        let extents = self.pool.extents(segment)?;
+        let mut absent: Vec<(ObjectNo, u64)> = Vec::new();
+        for hole in holes {
+            for record in extents.overlapping(*hole) {
+                let Some(extent) = extents.get(record) else { continue };
+                let no = self.pool.number(segment, u32::try_from(record).unwrap_or(u32::MAX))?;
+                if !extent.range.is_empty() && absent.last().is_none_or(|(last, _)| *last != no) {
+                    // The hole map is right, whatever is believed here.
+                    self.pool.vanished(no);
+                    absent.push((no, extent.size));
+                }
+            }
+        }
+        Ok(absent)
+    }
+
+    /// The objects that entries with a byte in `holes` repeat, and that are not there.
+    fn absent_of_pack(
+        &mut self,
+        segment: SegmentId,
+        holes: &[ByteRange],
+    ) -> Result<Vec<(ObjectNo, u64)>, PoolError> {
+        let mut absent: Vec<(ObjectNo, u64)> = Vec::new();
+        for (_, no, size) in self.entries(segment, holes)? {
+            if size > 0
+                && (!self.pool.is_present(no)? || self.has_hole(no)?)
+                && !absent.iter().any(|(other, _)| *other == no)
+            {
+                self.pool.vanished(no);
+                absent.push((no, size));
+            }
+        }
+        Ok(absent)
+    }
+
+    fn has_hole(&mut self, no: ObjectNo) -> Result<bool, PoolError> {
+        let Some(object) = self.pool.object(no)? else { return Ok(true) };
+        let Some(home) = self.pool.segment_of(no) else { return Ok(true) };
+        Ok(!self.pool.holes(home.id, object.range)?.is_empty())
+    }
+
+    /// The entries of a pack that have a byte in `holes`: record, object, size of the object.
+    fn entries(
+        &mut self,
+        segment: SegmentId,
+        holes: &[ByteRange],
+    ) -> Result<Vec<(usize, ObjectNo, u64)>, PoolError> {
+        let extents = self.pool.extents(segment)?;
+        let mut entries: Vec<(usize, ObjectNo, u64)> = Vec::new();
+        for hole in holes {
+            for record in extents.overlapping(*hole) {
+                let Some(extent) = extents.get(record) else { continue };
+                let Place::Repeats { segment: home, record: at } = extent.place else { continue };
+                if entries.last().is_none_or(|(last, ..)| *last < record) {
+                    entries.push((record, self.pool.number(home, at)?, extent.size));
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    /// A reader was given a range that was there.
+    pub(super) fn touched(&mut self, now: Now, segment: SegmentId, range: ByteRange) {
+        let Ok(extents) = self.pool.extents(segment) else { return };
+        if extents.kind() != SegmentKind::Data {
+            return;
+        }
+        let objects: Vec<_> = extents
+            .overlapping(range)
+            .filter_map(|record| self.pool.number(segment, u32::try_from(record).ok()?).ok())
+            .collect();
+        self.engine.touched(now, &objects, &mut self.pool);
+    }
+
+    /// `Err`: nothing will come of it.
+    pub(super) fn prefetch(
+        &mut self,
+        request: u64,
+        segment: SegmentId,
+        first: u32,
+        count: u32,
+    ) -> Result<(), String> {
+        let of = self.pool.segment(segment).map_err(|error| chain(&error))?;
+        if of.kind != SegmentKind::Data {
+            return Err(format!("segment {segment} is a pack"));
+        }
+        let end = first.saturating_add(count).min(of.count);
+        let (first, end) = match self.pool.number(segment, first) {
+            Ok(no) if end > first => (no, ObjectNo(no.0 + (end - first))),
+            _ => (ObjectNo(0), ObjectNo(0)),
+        };
+        self.engine.prefetch(request, first, end);
+        Ok(())
+    }
+
+    pub(super) fn poll(&mut self, now: Now) -> Vec<Effect> {
+        self.engine.poll(now, &mut self.pool)
+    }
+
+    /// Starts a request. `false`: there is news of it already, since nothing could be asked for.
+    pub(super) fn send(
+        &mut self,
+        request: RequestId,
+        lane: Lane,
+        objects: &[ObjectNo],
+        shared: &Shared,
+    ) -> bool {
+        let (mut keys, mut targets) = (Vec::with_capacity(objects.len()), HashMap::new());
+        for no in objects {
+            match self.target(*no) {
+                Ok((key, target)) => {
+                    keys.push(key);
+                    targets.insert(key, target);
+                }
+                Err(error) => self.engine.failed(*no, DenyErrno::Eio, &chain(&error)),
+            }
+        }
+        if keys.is_empty() {
+            self.engine.finished(Now::ZERO, request, &Outcome::Done);
+            return false;
+        }
+        self.counters.requests += 1;
+        tracing::debug!(pool = %self.id, request = request.0, ?lane, objects = keys.len(), "fetch");
+        let plan = Plan {
+            pool: self.id,
+            request,
+            targets,
+            spool: Arc::clone(&shared.spool),
+            received: Arc::clone(&self.received),
+            stall: Duration::from_secs(self.limits.stall_secs.max(1)),
+            notes: shared.notes.clone(),
+        };
+        let task = tokio::spawn(request::run(Arc::clone(&self.source), keys, plan)).abort_handle();
+        self.running.insert(request, Running { task, lane, objects: objects.to_vec() });
+        true
+    }
+
+    fn target(
+        &mut self,
+        no: ObjectNo,
+    ) -> Result<(crate::object::ObjectId, Arc<Target>), PoolError> {
+        let unknown = PoolError::Unknown(SegmentId(0));
+        let object = self.pool.object(no)?.ok_or(unknown)?;
+        let home = self.pool.segment_of(no).ok_or(PoolError::Unknown(SegmentId(0)))?;
+        let target = self.targets.entry(no).or_insert_with(|| {
+            Arc::new(Target {
+                no,
+                segment: home.id,
+                data: Arc::clone(&home.data),
+                range: object.range,
+                segment_size: home.size,
+                done: AtomicBool::new(false),
+            })
+        });
+        Ok((object.key, Arc::clone(target)))
+    }
+
+    pub(super) fn note(&mut self, now: Now, request: RequestId, news: News, control: &Control) {
+        match news {
+            News::Arrived { no, bytes } => self.arrived(now, request, no, bytes, control),
+            News::Failed { no, errno, reason } => {
+                self.engine.failed(no, errno, &reason);
+                self.say(reason, control);
+            }
+            News::Finished(outcome) => self.finished(now, request, &outcome, control),
+        }
+    }
+
+    fn arrived(
+        &mut self,
+        now: Now,
+        request: RequestId,
+        no: ObjectNo,
+        bytes: u64,
+        control: &Control,
+    ) {
+        let target = self.targets.remove(&no);
+        match self.engine.arrived(now, request, no) {
+            Arrival::Again => return,
+            Arrival::Awaited => {}
+            Arrival::Unasked => self.counters.read_ahead_objects += 1,
+        }
+        self.counters.objects += 1;
+        self.counters.content_bytes += bytes;
+        if let Some(target) = target {
+            self.cache.written(target.segment, &target.data);
+        }
+        if let Some(segment) = self.pool.arrived(no) {
+            self.check_complete(segment, control);
+        }
+    }
+
+    fn finished(&mut self, now: Now, request: RequestId, outcome: &Outcome, control: &Control) {
+        let Some(ended) = self.running.remove(&request) else { return };
+        for no in ended.objects {
+            // Unless another request may still bring it.
+            if self.targets.get(&no).is_some_and(|target| Arc::strong_count(target) == 1) {
+                self.targets.remove(&no);
+            }
+        }
+        self.engine.finished(now, request, outcome);
+        match outcome {
+            Outcome::Done => self.say(String::new(), control),
+            Outcome::Retry { reason, .. } => {
+                self.counters.retries += 1;
+                self.say(reason.clone(), control);
+            }
+            Outcome::Wrong { reason } => {
+                self.counters.rejected_objects += 1;
+                self.say(reason.clone(), control);
+            }
+            Outcome::Refused { reason }
+            | Outcome::Missing { reason, .. }
+            | Outcome::Disk { reason, .. } => self.say(reason.clone(), control),
+        }
+        tracing::debug!(pool = %self.id, request = request.0, lane = ?ended.lane, ?outcome, "end");
+    }
+
+    /// Tells of trouble when it is news; an empty message says that it is over.
+    fn say(&mut self, message: String, control: &Control) {
+        let message = shortened(message);
+        if self.trouble != message {
+            self.trouble.clone_from(&message);
+            control.send(FromWorker::Trouble { pool: self.id, message });
+        }
+    }
+
+    /// All objects of an event are there: is its range?
+    pub(super) fn ready(
+        &mut self,
+        event: EventId,
+        segment: SegmentId,
+        range: ByteRange,
+        shared: &Shared,
+    ) -> Result<Ready, Denial> {
+        let failed = |error: PoolError| (DenyErrno::Eio, chain(&error));
+        let holes = self.pool.holes(segment, range).map_err(failed)?;
+        if holes.is_empty() {
+            return Ok(Ready::Allow);
+        }
+        match self.pool.segment(segment).map_err(failed)?.kind {
+            SegmentKind::Data => match self.fill_gaps(segment, &holes)? {
+                true => Ok(Ready::Allow),
+                false => Ok(Ready::Surprise),
+            },
+            SegmentKind::Pack => self.compose(event, segment, holes, shared),
+        }
+    }
+
+    /// Fills holes in which there is no object. `false`: in one there is.
+    fn fill_gaps(&mut self, segment: SegmentId, holes: &[ByteRange]) -> Result<bool, Denial> {
+        let failed = |error: PoolError| (DenyErrno::Eio, chain(&error));
+        if !self.absent(segment, holes).map_err(failed)?.is_empty() {
+            return Ok(false);
+        }
+        let data = Arc::clone(&self.pool.segment(segment).map_err(failed)?.data);
+        for hole in holes {
+            fill::zero(&data, *hole).map_err(|error| {
+                (fill::deny_errno(&error), format!("can't write into segment {segment}: {error}"))
+            })?;
+        }
+        self.cache.written(segment, &data);
+        Ok(true)
+    }
+
+    fn compose(
+        &mut self,
+        event: EventId,
+        segment: SegmentId,
+        holes: Vec<ByteRange>,
+        shared: &Shared,
+    ) -> Result<Ready, Denial> {
+        let failed = |error: PoolError| (DenyErrno::Eio, chain(&error));
+        if !self.absent_of_pack(segment, &holes).map_err(failed)?.is_empty() {
+            return Ok(Ready::Surprise);
+        }
+        let mut contents = Vec::new();
+        for (record, no, _) in self.entries(segment, &holes).map_err(failed)? {
+            let object = self.pool.object(no).map_err(failed)?;
+            if let (Some(object), Some(home)) = (object, self.pool.segment_of(no)) {
+                contents.push((record, Arc::clone(&home.data), object.range.offset()));
+            }
+        }
+        let extents = self.pool.extents(segment).map_err(failed)?;
+        let pack = Arc::clone(&self.pool.segment(segment).map_err(failed)?.data);
+        self.cache.written(segment, &pack);
+        let composition = Composition { pack, extents, holes, contents };
+        let slow = shared.slow.clone();
+        tokio::task::spawn_blocking(move || {
+            let result = composition.write().map_err(|error| {
+                (fill::deny_errno(&error), format!("can't make a part of the pack: {error}"))
+            });
+            let _ = slow.send(Slow::Composed { event, result });
+        });
+        Ok(Ready::Composing)
+    }
+
+    /// Blocks of a pack have been written.
+    pub(super) fn composed(&mut self, segment: SegmentId, control: &Control) {
+        self.check_complete(segment, control);
+    }
+
+    /// Tells the supervisor once nothing of a segment is a hole.
+    pub(super) fn check_complete(&mut self, segment: SegmentId, control: &Control) {
+        let full = self.pool.is_full(segment).unwrap_or(false) || {
+            // Objects may all be there and what is between them not.
+            let kind = self.pool.segment(segment).map(|segment| (segment.kind, segment.size));
+            match kind {
+                Ok((SegmentKind::Data, size)) if self.pool.lacks_nothing(segment) => {
+                    let whole = ByteRange::new(0, size);
+                    let holes = self.pool.holes(segment, whole).unwrap_or_default();
+                    self.fill_gaps(segment, &holes).unwrap_or(false)
+                }
+                _ => false,
+            }
+        };
+        let Ok(of) = self.pool.segment_mut(segment) else { return };
+        if full && !std::mem::replace(&mut of.told_complete, true) {
+            let objects = of.objects();
+            self.engine.completed(objects);
+            control.send(FromWorker::Complete { segment });
+        }
+    }
+
+    pub(super) fn index_names(&self, shared: &Shared) {
+        let (indexes, objects) = (self.pool.indexes(), self.pool.len());
+        let (slow, pool) = (shared.slow.clone(), self.id);
+        tokio::task::spawn_blocking(move || match NameIndex::build(&indexes) {
+            Ok(index) => {
+                let _ = slow.send(Slow::Names { pool, index, objects });
+            }
+            Err(error) => tracing::warn!(%pool, %error, "can't make an index of names"),
+        });
+    }
+
+    /// What has been done since the last time, if anything.
+    pub(super) fn report(&mut self) -> Option<Counters> {
+        let mut counters = std::mem::take(&mut self.counters);
+        counters.received_bytes = self.received.swap(0, Ordering::Relaxed);
+        (counters != Counters::default()).then_some(counters)
+    }
+
+    /// Gives back page cache, on a thread of its own.
+    pub(super) fn drop_cache(&mut self) {
+        let files = self.cache.due();
+        if !files.is_empty() {
+            tokio::task::spawn_blocking(move || fill::drop_cache(&files));
+        }
+    }
+
+    /// Ends all requests.
+    pub(super) fn stop(mut self, control: &Control) {
+        for running in self.running.values() {
+            running.task.abort();
+        }
+        if let Some(counters) = self.report() {
+            control.send(FromWorker::Report { pool: self.id, counters });
+        }
+    }
+}
