@@ -186,13 +186,15 @@ fn root_prefetch() -> Result<()> {
     }
     ensure!(world.fetched_blobs(&repository, &[MAIN])?.is_empty(), "not all was fetched");
     world.daemon.check(&["prefetch", path_of(&tree)])?;
-    world.server.new_requests()?;
+    until("the mark of the segment is gone", Duration::from_secs(10), || {
+        (world.daemon.mount_of(&tree).ok()?.complete_segments > 0).then_some(())
+    })?;
+    let events = world.daemon.status()?.counters.events;
     let plain = world.clone_plain("repo", "plain", &[])?;
     world.server.new_requests()?;
     tree::same(&plain, &tree)?;
     ensure!(world.fetched_blobs(&repository, &[MAIN])?.is_empty(), "not all was fetched");
-    let mount = world.daemon.mount_of(&tree)?;
-    ensure!(mount.complete_segments == mount.segments, "{mount:?}");
+    ensure!(world.daemon.status()?.counters.events == events, "complete files raise events");
     Ok(())
 }
 
