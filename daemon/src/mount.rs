@@ -170,6 +170,13 @@ fn mount_overlay(
     context.mount(attributes)
 }
 
+/// Makes what is mounted at `path` read-only (mount_setattr(2)).
+pub fn make_read_only(path: &Path) -> Result<(), MountError> {
+    let mount = open_path(path)?;
+    let attributes = Attributes { read_only: true, ..Attributes::default() };
+    sys::mount::add_attributes(mount.as_fd(), attributes).map_err(MountError::Attach)
+}
+
 /// Opens a file or directory for nothing but naming it. Not a symlink.
 fn open_path(path: &Path) -> Result<OwnedFd, MountError> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

@@ -5,6 +5,9 @@
 //! a real file, and the pack itself a file of the image, a segment like others, whose content comes
 //! when something reads it. Whether an object exists is answered from the index alone.
 //!
+//! It has a `.keep` file, so that `gc` and `repack` neither read nor remove it, and no `.promisor` file:
+//! with that they would take all its objects into a pack of their own.
+//!
 //! The pack's index says nothing that isn't known: where offsets fit in 32 bits it is of version 1,
 //! which has no checksums of the entries. In version 2 they are there and are zero; git compares
 //! them only when it copies entries into another local pack, complains, and packs the object anew.
@@ -27,6 +30,9 @@ use crate::segment::SegmentKind;
 use crate::segment::extents::ExtentsWriter;
 use crate::segment::frame::{FIRST_ENTRY, Frame};
 use crate::segment::pack;
+
+/// The most bytes of entries: a segment has fewer than 2^32 blocks.
+const MAX_PACK: u64 = (u32::MAX as u64 - 4) * BLOCK;
 
 /// An existence pack that was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +74,9 @@ pub fn make(
         }
         let size = tree.size(*node);
         let range = ByteRange::new(end, pack::entry_len(size));
+        if range.end() > MAX_PACK {
+            return Err(BuildError::Tree("its files are too large for one pack".into()));
+        }
         let home = placed.segments[place.segment as usize].segment;
         extents.push_entry(range, size, key, home, place.record);
         offsets[object as usize] = end;

@@ -21,6 +21,8 @@ use crate::segment::extents::{Extents, ExtentsWriter};
 use crate::segment::{MAX_PACKED_SIZE, SegmentKind};
 
 const NONE: u32 = u32::MAX;
+/// The largest object in bytes: more blocks than this the image can't address in a segment.
+const MAX_OBJECT: u64 = (u32::MAX as u64 - 1) * BLOCK;
 /// The most segments that are open at a time.
 const MAX_OPEN: usize = 256;
 
@@ -163,9 +165,11 @@ impl Placed {
                 continue;
             }
             let size = tree.size(*node);
-            let room = size.checked_next_multiple_of(BLOCK).ok_or_else(|| {
-                BuildError::Tree(format!("object {} can't be so large: {size}", tree.id(*node)))
-            })?;
+            if size > MAX_OBJECT {
+                let key = tree.id(*node);
+                return Err(BuildError::Tree(format!("object {key} can't be so large: {size}")));
+            }
+            let room = size.next_multiple_of(BLOCK);
             let mut own = None;
             let target = if room > MAX_PACKED_SIZE { &mut own } else { &mut packed };
             if let Some(full) = target.take_if(|s| s.size + room > MAX_PACKED_SIZE) {
@@ -231,10 +235,7 @@ impl Placed {
             }
             let place = place.map(|(place, _)| place);
             let place = place.filter(|place| self.segments[place.segment as usize].new);
-            let file = match place {
-                Some(place) => Some(self.opened(&mut open, place.segment)),
-                None => None,
-            };
+            let file = place.map(|place| self.opened(&mut open, place.segment));
             let file = file.transpose().map_err(BuildError::io(doing))?;
             let sink = |at: u64, piece: &[u8]| match (place, file) {
                 (Some(place), Some(file)) => write_blocks(file, place.offset + at, piece),

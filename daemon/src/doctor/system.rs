@@ -102,7 +102,7 @@ pub fn user() -> Finding {
         Some((uid, gid)) => Ok(format!("workers run as uid {uid}, gid {gid}")),
         None => Err(Problem::new(
             "there is no unused user for the workers",
-            "Make one: `useradd --system --no-create-home hydrant`.",
+            "Make one: `useradd --system --no-create-home --gid nogroup hydrant`.",
         )),
     }
 }

@@ -16,8 +16,9 @@ use crate::range::ByteRange;
 /// The version of the two protocols; a worker of another one is not started.
 pub const VERSION: u32 = 1;
 
-/// The longest message in bytes, within what a seqpacket socket takes by default.
-pub const MAX_MESSAGE: usize = 64 << 10;
+/// The longest message in bytes: room for a bundle of certificates. The sockets' buffers are larger
+/// ([`crate::sys::seqpacket`]).
+pub const MAX_MESSAGE: usize = 640 << 10;
 
 /// From the supervisor, on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -66,8 +66,16 @@ impl Frame {
         if extents.kind() != SegmentKind::Pack {
             return None;
         }
-        let end = extents.iter().last().map_or(FIRST_ENTRY, |extent| extent.range.end());
-        Some(Self::new(extents.hash(), extents.iter().map(|extent| extent.key), end))
+        let keys = extents.iter().map(|extent| extent.key);
+        Some(Self::new(extents.hash(), keys, entries_end(extents)))
+    }
+
+    /// Does the frame of a pack segment have any of these bytes? A cheap question: making a frame
+    /// takes a hash of all ids.
+    #[must_use]
+    pub fn is_in(extents: &Extents, range: ByteRange) -> bool {
+        let head = range.offset() < FIRST_ENTRY || range.end() > entries_end(extents);
+        extents.kind() == SegmentKind::Pack && !range.is_empty() && head
     }
 
     /// The size of the pack in bytes, a multiple of [`BLOCK`].
@@ -93,6 +101,12 @@ impl Frame {
             }
         }
     }
+}
+
+/// Where the last entry ends.
+fn entries_end(extents: &Extents) -> u64 {
+    let last = extents.len().checked_sub(1).and_then(|last| extents.get(last));
+    last.map_or(FIRST_ENTRY, |extent| extent.range.end())
 }
 
 /// Appends the entry of a blob; `start` is where `out` starts in the pack.

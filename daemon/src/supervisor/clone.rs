@@ -21,8 +21,9 @@ use super::target::Target;
 use super::{Supervisor, internal, lock};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::builder::{self, Built, IndexJob, PackJob, Reply};
-use crate::catalog::{NewMount, NewPool, NewSegment, NewTree, Pool, Tree};
+use crate::catalog::{Mount, NewMount, NewPool, NewSegment, NewTree, Pool, Tree};
 use crate::ids::{MountId, PoolId, SegmentId, TreeId};
+use crate::mount;
 use crate::queue::wire::GitOrigin;
 use crate::sys::spawn::{Child, Role, Spawn};
 use crate::sys::user::User;
@@ -149,11 +150,17 @@ impl<'a> Clone<'a> {
         let mount = supervisor.mount_at(&target.path).await?;
         let mount = mount.ok_or_else(|| ApiError::internal("the catalog has lost the mount"))?;
         self.progress.step("mount");
-        let detached = supervisor.make_mount(&mount, &tree, &pool).await?;
-        self.write_index(builder, &detached, &built).await?;
+        // the index and what git converts are still to be written
+        let writable = Mount { read_only: false, ..mount.clone() };
+        let detached = supervisor.make_mount(&writable, &tree, &pool).await?;
+        self.write_index(builder, &detached).await?;
         supervisor.attach_mount(&mount, &tree, detached, target.fd.as_fd())?;
         if converted > 0 {
             self.write_converted(&target.path, converted).await;
+        }
+        if mount.read_only {
+            mount::make_read_only(&target.path)
+                .map_err(|error| internal("can't make the tree read-only", &error))?;
         }
         if self.request.history == History::Background {
             supervisor.fetch_history(mount.id, self.git.clone());
@@ -243,8 +250,8 @@ impl<'a> Clone<'a> {
             supervisor.catalog.allocate_segments(MAX_NEW_SEGMENTS).await.map_err(catalog)?;
         let tree = supervisor.catalog.allocate_tree().await.map_err(catalog)?;
         let job = builder::Job {
-            manifest: import.manifest,
-            contents: Some(import.contents),
+            manifest: import.manifest.clone(),
+            contents: Some(import.contents.clone()),
             pool: supervisor.store.pool_dir(pool.id),
             segments: segments.iter().map(|segment| segment.id).collect(),
             first_segment: first.first().copied().unwrap_or(SegmentId(0)),
@@ -252,7 +259,7 @@ impl<'a> Clone<'a> {
             owner: builder::Owner { uid: self.owner.uid, gid: self.owner.gid },
             pack: Some(PackJob {
                 dir: self.directory.join("pack"),
-                in_repository: Some(import.in_repository),
+                in_repository: Some(import.in_repository.clone()),
             }),
         };
         let mut builder = Builder::start().map_err(|e| internal("can't start the builder", &e))?;
@@ -268,6 +275,7 @@ impl<'a> Clone<'a> {
             Err(error) => return Err(internal("the builder failed", &error)),
         };
         self.install_pack(&built).map_err(|e| internal("can't install the existence pack", &e))?;
+        import.remove_files();
         let tree = self.enter(&pool, tree, &built, &head.commit, &head.tree, revision).await?;
         supervisor.origins.insert(pool.id, access);
         let converted = built.converted;
@@ -326,7 +334,6 @@ impl<'a> Clone<'a> {
         &self,
         mut builder: Builder,
         detached: &super::mounts::Detached,
-        _built: &Built,
     ) -> Result<(), ApiError> {
         let path = self.directory.join("index");
         let job =

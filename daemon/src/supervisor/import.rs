@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::process::{Child, Command};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::git::{self, Git, GitError, Head};
 use super::origins::Access;
@@ -56,6 +56,17 @@ pub struct Import {
     pub in_repository: PathBuf,
     /// Content that was fetched on the way.
     pub contents: PathBuf,
+}
+
+impl Import {
+    /// Removes the files once they have been used.
+    pub fn remove_files(&self) {
+        for file in [&self.manifest, &self.in_repository, &self.contents] {
+            if let Err(error) = std::fs::remove_file(file) {
+                warn!(%error, file = %file.display(), "can't remove an import's file");
+            }
+        }
+    }
 }
 
 /// What an import is about.
@@ -150,13 +161,14 @@ async fn index_pack(git: &Git, pack: &Path) -> Result<(), ImportError> {
     let io = |source| ImportError::Io { what: "can't read a pack", source };
     let file = File::open(pack).map_err(io)?;
     if file.metadata().map_err(io)?.len() == 0 {
-        return Ok(());
+        return std::fs::remove_file(pack).map_err(io);
     }
     let args = ["index-pack", "--stdin", "--promisor=hydrant"];
     let mut command = git.command(&args)?;
     command.stdin(Stdio::from(file));
     git::run(command, &args, None).await?;
-    Ok(())
+    // the repository has it now
+    std::fs::remove_file(pack).map_err(io)
 }
 
 async fn tell(

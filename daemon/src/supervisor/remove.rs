@@ -16,6 +16,8 @@ use super::{Supervisor, internal};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::catalog::{Mount, Tree};
 use crate::mount::private;
+use crate::object::ObjectId;
+use crate::segment::SegmentKind;
 use crate::sys::user;
 
 /// Changes that are listed; the rest is counted.
@@ -87,7 +89,10 @@ impl Supervisor {
         self.prefetch_below(mount, Path::new(""), progress).await?;
         progress.step("copy");
         if let Some(pack) = &mount.pack {
-            own_objects(git, pack).await.map_err(|e| internal("can't pack the objects", &e))?;
+            let objects = self.objects_of_pack(tree).await?;
+            own_objects(git, pack, &objects)
+                .await
+                .map_err(|e| internal("can't pack the objects", &e))?;
         }
         let below = below_mount(&mount.directory)
             .map_err(|error| internal("can't reach below the mount", &error))?;
@@ -109,6 +114,23 @@ impl Supervisor {
     }
 }
 
+impl Supervisor {
+    /// The objects that a tree's existence pack stands for.
+    async fn objects_of_pack(&self, tree: &Tree) -> Result<Vec<ObjectId>, ApiError> {
+        let failed = |error| internal("can't read the catalog", &error);
+        let segments = self.catalog.segments(tree.pool).await.map_err(failed)?;
+        let mut objects = Vec::new();
+        for segment in segments {
+            if segment.kind == SegmentKind::Pack && tree.segments.contains(&segment.id) {
+                let extents = self.store.extents(tree.pool, segment.id);
+                let extents = extents.map_err(|e| internal("can't list the objects", &e))?;
+                objects.extend(extents.iter().map(|extent| extent.key));
+            }
+        }
+        Ok(objects)
+    }
+}
+
 /// The empty directory that a tree is mounted on.
 fn below_mount(directory: &Path) -> io::Result<OwnedFd> {
     let parent = directory.parent().unwrap_or(Path::new("/"));
@@ -119,19 +141,10 @@ fn below_mount(directory: &Path) -> io::Result<OwnedFd> {
     clone.open(Path::new(name), flags).map_err(|error| error.source)
 }
 
-/// Gives the repository a pack of its own for what the existence pack stands for.
-async fn own_objects(git: &Git, pack: &str) -> Result<(), GitError> {
-    let index = format!(".git/objects/pack/{pack}.idx");
-    let listing =
-        fs::read(git.directory.join(&index)).map_err(|source| GitError::Start { source })?;
-    let objects = git.output_of(&["show-index"], &listing).await?;
-    // <offset> <id> (<crc>)
-    let ids: Vec<u8> = objects
-        .split(|b| *b == b'\n')
-        .filter_map(|line| line.split(|b| *b == b' ').nth(1))
-        .flat_map(|id| [id, b"\n"].concat())
-        .collect();
-    git.output_of(&["pack-objects", "--quiet", ".git/objects/pack/pack"], &ids).await?;
+/// Gives the repository a pack of its own for what the existence pack stands for: these objects.
+async fn own_objects(git: &Git, pack: &str, objects: &[ObjectId]) -> Result<(), GitError> {
+    let ids: String = objects.iter().map(|id| format!("{id}\n")).collect();
+    git.output_of(&["pack-objects", "--quiet", ".git/objects/pack/pack"], ids.as_bytes()).await?;
     for suffix in ["keep", "idx", "rev", "promisor", "pack"] {
         let name = format!("{pack}.{suffix}");
         let path = git.directory.join(".git/objects/pack").join(name);

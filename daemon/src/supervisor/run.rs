@@ -18,7 +18,7 @@ use super::origins::Origins;
 use super::shard::{Command, OnComplete, Shard};
 use super::store::{Store, WorkerUser};
 use super::{Supervisor, lock};
-use crate::admin::{AdminSocket, InstanceLock, serve};
+use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, serve};
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::ids::ShardId;
@@ -35,7 +35,7 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
     let mut interrupt = signal(SignalKind::interrupt())?;
     let _lock = InstanceLock::take(&directories)?;
     let files = limits::raise_open_files().context("can't raise the limit of open files")?;
-    let user = worker_user(&config)?;
+    let user = not_in_group(worker_user(&config)?, config.socket_group.as_deref())?;
     let store = Store::open(&directories.state, user).with_context(|| {
         format!("can't use the state directory {}", directories.state.display())
     })?;
@@ -103,6 +103,18 @@ fn worker_user(config: &Config) -> anyhow::Result<WorkerUser> {
     let (uid, gid) = sandbox::unused_uid()
         .context("there is no unused uid for the workers; configure worker_user")?;
     Ok(WorkerUser { uid, gid })
+}
+
+/// Workers must not be able to talk to the admin socket: its group is never theirs.
+fn not_in_group(user: WorkerUser, group: Option<&str>) -> anyhow::Result<WorkerUser> {
+    let group = nix::unistd::Group::from_name(group.unwrap_or(DEFAULT_GROUP))
+        .context("can't look the admin socket's group up")?;
+    if group.is_none_or(|group| group.gid.as_raw() != user.gid) {
+        return Ok(user);
+    }
+    let (_, gid) = sandbox::unused_id()
+        .context("there is no unused gid for the workers; configure another socket_group")?;
+    Ok(WorkerUser { gid, ..user })
 }
 
 /// After the machine went down under a running daemon, blocks that were written may be lost or torn:

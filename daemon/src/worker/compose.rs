@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::range::ByteRange;
 use crate::segment::extents::Extents;
-use crate::segment::frame::{FIRST_ENTRY, Frame};
+use crate::segment::frame::Frame;
 use crate::segment::pack;
 
 /// The most bytes made at a time; a multiple of the block size.
@@ -66,18 +66,12 @@ impl Composition {
             put(start, &bytes);
         }
         // the last entry ends within a block whose rest is the frame's
-        if (range.offset() < FIRST_ENTRY || range.end() > self.end())
+        if Frame::is_in(&self.extents, range)
             && let Some(frame) = Frame::of(&self.extents)
         {
             frame.copy_to(range.offset(), &mut out);
         }
         Ok(out)
-    }
-
-    /// Where the last entry ends and the frame's tail starts.
-    fn end(&self) -> u64 {
-        let last = self.extents.len().checked_sub(1).and_then(|last| self.extents.get(last));
-        last.map_or(FIRST_ENTRY, |entry| entry.range.end())
     }
 }
 
@@ -89,6 +83,7 @@ mod tests {
     use crate::range::BLOCK;
     use crate::segment::SegmentKind;
     use crate::segment::extents::ExtentsWriter;
+    use crate::segment::frame::FIRST_ENTRY;
 
     #[test]
     fn any_blocks_in_any_order_make_the_pack() {

@@ -83,6 +83,12 @@ pub fn unused_uid() -> Option<(u32, u32)> {
     {
         return Some((user.uid.as_raw(), user.gid.as_raw()));
     }
+    unused_id()
+}
+
+/// A number for a user and a group that no user and no group has.
+#[must_use]
+pub fn unused_id() -> Option<(u32, u32)> {
     UNUSED
         .into_iter()
         .find(|id| {

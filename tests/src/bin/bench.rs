@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use hydrant_tests::bench::{fetch, import, warm};
+use hydrant_tests::bench::{cold, fetch, import, warm};
 use hydrant_tests::repository::{generated, u_boot_shape};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -18,6 +18,7 @@ enum Part {
     Prepare,
     Fetch,
     Warm,
+    Cold,
     Import,
 }
 
@@ -40,7 +41,7 @@ fn main() -> Result<()> {
     let Arguments { mut parts, round_trips_ms, files, output } = Arguments::parse();
     let mut file = output.map(File::create).transpose().context("can't write the tables")?;
     if parts.is_empty() {
-        parts = vec![Part::Fetch, Part::Warm, Part::Import];
+        parts = vec![Part::Fetch, Part::Warm, Part::Cold, Part::Import];
     }
     let round_trips: Vec<Duration> =
         round_trips_ms.into_iter().map(Duration::from_millis).collect();
@@ -53,6 +54,7 @@ fn main() -> Result<()> {
             }
             Part::Fetch => fetch::run(&round_trips)?,
             Part::Warm => warm::run()?,
+            Part::Cold => cold::run(&round_trips)?,
             Part::Import => import::run(&files)?,
         };
         for table in tables {

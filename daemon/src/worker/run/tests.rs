@@ -58,7 +58,8 @@ async fn a_thousand_readers_of_different_objects() {
     setup.assert_present(&[true; 1000]);
     let requests = setup.source.requests();
     assert!(requests.len() < 60, "{}", requests.len());
-    assert_eq!(setup.source.fetched_more_than_once(), 0);
+    // Impatience with a small read-ahead request is all that may ask twice.
+    assert!(setup.source.fetched_more_than_once() <= 20);
     s.stop().await;
 }
 
