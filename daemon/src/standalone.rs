@@ -48,13 +48,16 @@ pub enum StandaloneError {
 /// # Errors
 /// Only as long as nothing is kept: after that it goes on trying.
 pub fn run(program: &Path, arguments: &[OsString]) -> Result<u8, StandaloneError> {
-    let stop_signals: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+    let stop_signals: SigSet =
+        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     let signals = stop_signals
         .thread_block()
-        .and_then(|()| SignalFd::with_flags(&stop_signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK))
+        .and_then(|()| {
+            SignalFd::with_flags(&stop_signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        })
         .map_err(|errno| StandaloneError::Prepare("take signals", errno.into()))?;
-    let listener = Listener::bind()
-        .map_err(|error| StandaloneError::Prepare("take notifications", error))?;
+    let listener =
+        Listener::bind().map_err(|error| StandaloneError::Prepare("take notifications", error))?;
     let mut parent = Parent { listener, signals, kept: Vec::new(), told_to_stop: false };
     let mut delay = Duration::ZERO;
     loop {
@@ -72,7 +75,11 @@ pub fn run(program: &Path, arguments: &[OsString]) -> Result<u8, StandaloneError
         if status.success() || parent.kept.is_empty() {
             return Ok(exit_code(status));
         }
-        delay = if served.is_some_and(|served| served >= SOUND) { Duration::ZERO } else { longer(delay) };
+        delay = if served.is_some_and(|served| served >= SOUND) {
+            Duration::ZERO
+        } else {
+            longer(delay)
+        };
         warn!(pid = supervisor.id(), end = %status, delay_ms = delay.as_millis() as u64,
             "the supervisor ended: starting the next");
         parent.pause(delay);
@@ -119,7 +126,9 @@ impl Parent {
         for (_, fd) in &self.kept {
             match fd.try_clone() {
                 Ok(fd) => spawn = spawn.fd(fd),
-                Err(source) => return Err(SpawnError::new(program, "pass file descriptors", source)),
+                Err(source) => {
+                    return Err(SpawnError::new(program, "pass file descriptors", source));
+                }
             }
         }
         spawn.start()

@@ -1,5 +1,6 @@
 //! A supervisor that is killed costs nobody an error: readers wait for the next one and get their bytes.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -21,15 +22,16 @@ fn world(name: &str, quality: Quality) -> Result<World> {
     World::with(name, Setting { proxy: Some(quality), ..Setting::default() })
 }
 
-/// The queue once it has `count` events, of which none is `wanted` not to be.
+/// The queue once `readers` processes wait, each for one thing or several, and all events are `wanted`.
 fn queue(
     world: &World,
-    count: usize,
+    readers: usize,
     wanted: impl Fn(&QueueEvent) -> bool,
 ) -> Result<Vec<QueueEvent>> {
     until("the queue is as it should be", Duration::from_secs(20), || {
         let queue = world.daemon.admin().queue().ok()?;
-        (queue.len() == count && queue.iter().all(&wanted)).then_some(queue)
+        let waiting: BTreeSet<i32> = queue.iter().map(|event| event.process.pid).collect();
+        (waiting.len() == readers && queue.iter().all(&wanted)).then_some(queue)
     })
     .with_context(|| format!("{:#?}", world.daemon.admin().queue()))
 }
@@ -54,7 +56,12 @@ fn root_killed_supervisor_costs_nobody_an_error() -> Result<()> {
     let files = world.lonely_files(&repository, &tree, 0..30)?;
     let kinds = [Kind::Read, Kind::MmapShared, Kind::MmapExec, Kind::Splice, Kind::IoUring];
     let begin = |files: &[(PathBuf, PathBuf)]| -> Result<Vec<_>> {
-        kinds.into_iter().cycle().zip(files).map(|(kind, (file, truth))| start(kind, file, truth)).collect()
+        kinds
+            .into_iter()
+            .cycle()
+            .zip(files)
+            .map(|(kind, (file, truth))| start(kind, file, truth))
+            .collect()
     };
     world.proxy()?.hold();
     let mut readers = begin(&files[..10])?;
@@ -68,7 +75,10 @@ fn root_killed_supervisor_costs_nobody_an_error() -> Result<()> {
         for event in &before {
             let again = restored.iter().find(|other| other.id == event.id);
             let again = again.with_context(|| format!("lost: {event:?} of {restored:?}"))?;
-            ensure!(again.path == event.path && again.process.pid == event.process.pid, "{again:?}");
+            ensure!(
+                again.path == event.path && again.process.pid == event.process.pid,
+                "{again:?}"
+            );
             ensure!(again.attempts > event.attempts && again.age_ms > event.age_ms, "{again:?}");
         }
         let more = 10 * (round + 1);
@@ -108,11 +118,13 @@ fn root_killed_reader_and_supervisor() -> Result<()> {
 }
 
 /// Supervisors killed again and again, some before they serve, under readers that compare every byte.
+/// `HYDRANT_TEST_KILLS`: how often; 20 times otherwise.
 #[test]
 #[ignore = "needs root"]
 fn root_killed_supervisors_under_load() -> Result<()> {
     const READERS: usize = 8;
-    const KILLS: usize = 20;
+    let kills = std::env::var("HYDRANT_TEST_KILLS").ok().and_then(|kills| kills.parse().ok());
+    let kills: usize = kills.unwrap_or(20);
     let quality = Quality { delay: Duration::from_millis(5), bytes_per_second: Some(40 << 20) };
     let world = world("restart-load", quality)?;
     let repository = lonely(4000, 20_000)?;
@@ -138,7 +150,7 @@ fn root_killed_supervisors_under_load() -> Result<()> {
     let result = thread::scope(|scope| {
         let readers: Vec<_> =
             files.chunks(files.len() / READERS).map(|mine| scope.spawn(|| read_on(mine))).collect();
-        let killing = (0..KILLS).try_for_each(|n| {
+        let killing = (0..kills).try_for_each(|n| {
             thread::sleep(Duration::from_millis(50 + random.below(200) as u64));
             let mut killed = world.daemon.kill_supervisor()?;
             if n % 4 == 3 {
@@ -155,13 +167,15 @@ fn root_killed_supervisors_under_load() -> Result<()> {
             Ok(())
         });
         over.store(true, Ordering::Relaxed);
-        let all = readers.into_iter().map(|reader| reader.join().unwrap_or_else(|_| bail!("panic")));
+        let all =
+            readers.into_iter().map(|reader| reader.join().unwrap_or_else(|_| bail!("panic")));
         killing.and(all.collect::<Result<Vec<()>>>().map(drop))
     });
     result.with_context(|| world.daemon.log_tail(100))?;
     restarts.sort_unstable();
-    let (middle, last) = (restarts[KILLS / 2], restarts[KILLS - 1]);
-    println!("{} reads during {KILLS} restarts of {middle:?} (median), {last:?} (longest)", reads.into_inner());
+    let (middle, last) = (restarts[kills / 2], restarts[kills - 1]);
+    let reads = reads.into_inner();
+    println!("{reads} reads during {kills} restarts: median {middle:?}, longest {last:?}");
     Ok(())
 }
 

@@ -18,7 +18,10 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs the test `name` again in another process, as the parent; where it was started by that parent,
 /// runs `supervisor` with the number of supervisors before it.
-fn scene(name: &str, supervisor: impl FnOnce(usize, &Path)) -> Option<(std::process::Child, tempfile::TempDir)> {
+fn scene(
+    name: &str,
+    supervisor: impl FnOnce(usize, &Path),
+) -> Option<(std::process::Child, tempfile::TempDir)> {
     let arguments = ["--exact".to_owned(), format!("standalone::tests::{name}")];
     let Some(directory) = std::env::var_os(DIRECTORY).map(PathBuf::from) else {
         let directory = tempfile::tempdir().unwrap();

@@ -85,8 +85,12 @@ impl Kept {
         kept.sweep();
         if !kept.shards.is_empty() {
             let owed: usize = kept.shards.values().map(|shard| shard.owed.len()).sum();
-            info!(shards = kept.shards.len(), waiting = owed, micros = begin.elapsed().as_micros() as u64,
-                "taken over from a supervisor that died");
+            info!(
+                shards = kept.shards.len(),
+                waiting = owed,
+                micros = begin.elapsed().as_micros() as u64,
+                "taken over from a supervisor that died"
+            );
         }
         Ok(kept)
     }

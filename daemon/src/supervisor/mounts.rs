@@ -15,8 +15,8 @@ use tracing::{error, info, warn};
 
 use super::git::{Git, Remote};
 use super::origins::Access;
-use super::store::Store;
 use super::shard::Command;
+use super::store::Store;
 use super::target::Target;
 use super::{Supervisor, internal, lock, require_owner, shard_of};
 use crate::admin::{ApiError, Caller};

@@ -802,7 +802,8 @@ impl Shard {
 
     fn serve(&mut self) {
         self.serving = true;
-        let left: Vec<_> = self.broker.iter().map(|(event, pending)| (event, pending.segment)).collect();
+        let left: Vec<_> =
+            self.broker.iter().map(|(event, pending)| (event, pending.segment)).collect();
         for (event, segment) in left {
             let served = self.segments.contains_key(&segment);
             let pool = self.segments.get(&segment).map(|segment| segment.pool);

@@ -150,7 +150,12 @@ impl Store {
     }
 
     /// All of a range is there.
-    pub fn is_present(&self, pool: PoolId, segment: SegmentId, range: ByteRange) -> io::Result<bool> {
+    pub fn is_present(
+        &self,
+        pool: PoolId,
+        segment: SegmentId,
+        range: ByteRange,
+    ) -> io::Result<bool> {
         let file = self.open_private(pool, segment, "data", OFlag::O_RDONLY)?;
         Ok(presence::present(file.as_fd(), range)?)
     }
