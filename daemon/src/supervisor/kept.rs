@@ -222,3 +222,6 @@ pub fn forget_all(shards: impl IntoIterator<Item = ShardId>) {
         forget(&table_name(shard));
     }
 }
+
+#[cfg(test)]
+mod root_tests;

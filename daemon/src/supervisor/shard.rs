@@ -10,7 +10,7 @@
 //! read, before anything else is done, and out of it after it was answered. (A batch of events is
 //! at most 85; the last of them is entered some 10 microseconds after the kernel gave it its number.)
 
-mod waiter;
+pub(super) mod waiter;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
