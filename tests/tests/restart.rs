@@ -94,7 +94,7 @@ fn root_killed_supervisor_costs_nobody_an_error() -> Result<()> {
     Ok(())
 }
 
-/// What a reader waits for is there by the time of the restart: it need not wait for any worker.
+/// A reader that is killed just after the supervisor is in nobody's way afterwards.
 #[test]
 #[ignore = "needs root"]
 fn root_killed_reader_and_supervisor() -> Result<()> {
