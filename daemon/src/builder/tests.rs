@@ -15,6 +15,7 @@ use crate::importer::testing::{Repository, git, run, run_with};
 use crate::range::ByteRange;
 use crate::segment::MAX_PACKED_SIZE;
 use crate::segment::extents::{Extents, Place};
+use crate::segment::frame::FIRST_ENTRY;
 
 struct State {
     dir: tempfile::TempDir,
@@ -272,21 +273,21 @@ fn the_pack_repeats_the_data() {
         })
         .collect();
     let entry = |at, size| ByteRange::new(at, crate::segment::pack::entry_len(size));
-    let second = 4096 + entry(0, 10).len();
+    let second = FIRST_ENTRY + entry(0, 10).len();
     let third = second + entry(0, 1).len();
     assert_eq!(
         homes,
         [
-            (1, 0, entry(4096, 10), 10),
+            (1, 0, entry(FIRST_ENTRY, 10), 10),
             (2, 1, entry(second, 1), 1),
             (2, 2, entry(third, 100_000), 100_000),
         ]
     );
     let home = state.extents(2);
     assert_eq!(home.get(2).unwrap().key, extents.get(2).unwrap().key);
-    // the first and the last block are there, nothing else is
+    // the head and the tail are there, nothing else is
     let data = fs_err::metadata(state.path("pool/3.data")).unwrap();
-    assert_eq!((data.len(), data.blocks()), (pack.size, 16));
+    assert_eq!((data.len(), data.blocks()), (pack.size, 2 * (64 + 32)));
     assert_eq!(
         listing(&state.path("pack")),
         [format!("{}.idx", pack.name), format!("{}.keep", pack.name)]

@@ -55,7 +55,11 @@ impl PrivateMount {
     /// Opens a file by its path relative to the directory: nothing above it, no symlinks. With
     /// `O_CREAT`, its mode is 0600. `O_CLOEXEC` is implied.
     pub fn open(&self, path: &Path, flags: OFlag) -> Result<OwnedFd, OpenError> {
-        let mode = if flags.contains(OFlag::O_CREAT) || flags.contains(OFlag::O_TMPFILE) { 0o600 } else { 0 };
+        let mode = if flags.contains(OFlag::O_CREAT) || flags.contains(OFlag::O_TMPFILE) {
+            0o600
+        } else {
+            0
+        };
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CLOEXEC)
             .mode(Mode::from_bits_retain(mode))

@@ -2,7 +2,7 @@
 //!
 //! The entries of the repository's objects lie without a gap from [`FIRST_ENTRY`] on. Before the
 //! first and behind the last are objects of our own whose content we choose, *fillers*: so the
-//! first and the last block of the pack, which git reads when it opens it, hold nothing that has to
+//! first and the last blocks of the pack, which git reads when it opens it, hold nothing that has to
 //! be fetched. All of the frame follows from the extent index.
 
 use crate::object::{HashKind, ObjectId};
@@ -11,8 +11,12 @@ use crate::segment::SegmentKind;
 use crate::segment::extents::Extents;
 use crate::segment::pack;
 
-/// Where the entry of the first object of the repository starts, in bytes.
-pub const FIRST_ENTRY: u64 = BLOCK;
+/// Where the entry of the first object of the repository starts, in bytes: beyond what the kernel
+/// reads ahead when git looks at the header (16 KiB, `mm/readahead.c:get_init_ra_size`).
+pub const FIRST_ENTRY: u64 = 64 << 10;
+
+/// What the tail has besides the rest of the block in which the last entry ends.
+const TAIL: u64 = 32 << 10;
 
 /// What [`pack::entry_len`] adds to a size between 2048 and 65535.
 const ENTRY_OVERHEAD: usize = 14;
@@ -46,7 +50,7 @@ impl Frame {
         push_blob(hash, &mut head, 0, &filler(b"first", room), &mut objects);
 
         let mut tail = Vec::new();
-        let size = end.next_multiple_of(BLOCK) + BLOCK;
+        let size = end.next_multiple_of(BLOCK) + TAIL;
         let room = usize::try_from(size - end).unwrap_or(usize::MAX) - hash.id_len();
         let mut last = Vec::new();
         push_blob(hash, &mut tail, end, &filler(b"last", room), &mut last);
@@ -120,14 +124,14 @@ fn push_blob(
     objects.push((ObjectId::of_blob(hash, content), start + out.len() as u64));
     // At most 65535 bytes, so one stored block (RFC 1951, 3.2.4).
     out.extend_from_slice(&pack::entry_header(content.len() as u64));
-    #[expect(clippy::cast_possible_truncation, reason = "at most two blocks")]
+    #[expect(clippy::cast_possible_truncation, reason = "at most 65535")]
     let [low, high] = (content.len() as u16).to_le_bytes();
     out.extend_from_slice(&[0x78, 0x01, 1, low, high, !low, !high]);
     out.extend_from_slice(content);
     out.extend_from_slice(&adler2::adler32_slice(content).to_be_bytes());
 }
 
-/// Content whose entry is `room` bytes long; `room` is between 2062 and two blocks.
+/// Content whose entry is `room` bytes long; `room` is between 2062 and 65549.
 fn filler(which: &[u8], room: usize) -> Vec<u8> {
     let line = [b"Not of the repository: fills the ", which, b" block of the pack.\n"].concat();
     line.into_iter().cycle().take(room - ENTRY_OVERHEAD).collect()
@@ -141,7 +145,11 @@ mod tests {
     fn fills_the_first_and_the_last_blocks() {
         let key = ObjectId::of_blob(HashKind::Sha1, b"x");
         for hash in [HashKind::Sha1, HashKind::Sha256] {
-            for end in (FIRST_ENTRY..=3 * BLOCK).step_by(7).chain([8191, 8192, 8193]) {
+            for end in (FIRST_ENTRY..=FIRST_ENTRY + 3 * BLOCK).step_by(7).chain([
+                FIRST_ENTRY + 8191,
+                FIRST_ENTRY + 8192,
+                FIRST_ENTRY + 8193,
+            ]) {
                 let frame = Frame::new(hash, [key], end);
                 assert_eq!(frame.head.len() as u64, FIRST_ENTRY);
                 assert_eq!(frame.size() % BLOCK, 0, "{end}");
@@ -155,13 +163,17 @@ mod tests {
 
     #[test]
     fn copies_its_part_of_a_range() {
-        let frame = Frame::new(HashKind::Sha1, [], 5000);
+        let end = FIRST_ENTRY as usize + 904;
+        let frame = Frame::new(HashKind::Sha1, [], end as u64);
         let mut whole = vec![0xee; frame.size() as usize];
         frame.copy_to(0, &mut whole);
-        assert_eq!(whole[..4096], frame.head);
-        assert!(whole[4096..5000].iter().all(|b| *b == 0xee));
-        assert_eq!(whole[5000..], frame.tail);
-        for (offset, len) in [(0, 1), (4000, 200), (4096, 4096), (4900, 101), (12000, 288)] {
+        assert_eq!(whole[..FIRST_ENTRY as usize], frame.head);
+        assert!(whole[FIRST_ENTRY as usize..end].iter().all(|b| *b == 0xee));
+        assert_eq!(whole[end..], frame.tail);
+        let first = FIRST_ENTRY as usize;
+        for (offset, len) in
+            [(0, 1), (first - 96, 200), (first, 4096), (end - 100, 101), (whole.len() - 9, 9)]
+        {
             let mut part = vec![0xee; len];
             frame.copy_to(offset as u64, &mut part);
             assert_eq!(part, whole[offset..offset + len], "{offset}+{len}");

@@ -200,13 +200,7 @@ impl Engine {
     /// Nobody waits and nothing is under way.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.schedule.is_idle() && self.jobs.is_empty()
-    }
-
-    /// Objects brought that nobody has looked at.
-    #[must_use]
-    pub fn unused(&self) -> usize {
-        self.read_ahead.unused()
+        self.schedule.is_idle() && self.read_ahead.under_way() == 0 && self.jobs.is_empty()
     }
 
     /// All there is to do since the last call.

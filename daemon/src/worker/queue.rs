@@ -1,42 +1,76 @@
 //! The worker's end of the queue: *next event*, *answer*.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
+use crate::ids::SegmentId;
+use crate::queue::kernel::{Incoming, KernelQueue};
 use crate::queue::wire::{self, FromQueue, MAX_MESSAGE, ToQueue};
 use crate::sys::seqpacket::Seqpacket;
 
-/// One of the two queues. The kernel's own gets its variant here.
+/// One of the two queues.
 #[derive(Debug)]
 pub enum Queue {
     Brokered(Brokered),
+    Kernel(Box<KernelQueue>),
 }
 
 impl Queue {
-    /// The next event or hint; `None`: there will be none, the supervisor has closed its end. Can
-    /// be cancelled.
+    /// The next event or hint; `None`: there will be none, the supervisor has closed its end or the
+    /// group is gone. Can be cancelled.
     pub async fn next(&mut self) -> io::Result<Option<ToQueue>> {
         match self {
             Self::Brokered(queue) => queue.next().await,
+            Self::Kernel(queue) => {
+                let incoming = queue.next().await.map_err(io::Error::other)?;
+                Ok(incoming.map(|incoming| match incoming {
+                    Incoming::Event { event, segment, range } => {
+                        ToQueue::Event { event, segment, range }
+                    }
+                    Incoming::Touched { segment, range } => ToQueue::Touched { segment, range },
+                }))
+            }
         }
     }
 
     /// Sends an answer, or what keeps it. Doesn't wait.
     pub fn answer(&self, answer: FromQueue) {
+        match (self, answer) {
+            (Self::Brokered(queue), answer) => queue.out.send(answer),
+            (Self::Kernel(queue), FromQueue::Answer { event, verdict, .. }) => {
+                if let Err(error) = queue.answer(event, verdict) {
+                    tracing::error!(%event, %error, "can't answer");
+                }
+            }
+            // Nobody is there to show it to.
+            (Self::Kernel(_), FromQueue::Waiting { .. }) => {}
+        }
+    }
+
+    /// Events of the file that `data` is open on are this segment's from now on.
+    pub fn know(&self, segment: SegmentId, data: impl AsFd) -> io::Result<()> {
         match self {
-            Self::Brokered(queue) => queue.out.send(answer),
+            Self::Brokered(_) => Ok(()),
+            Self::Kernel(queue) => Ok(queue.know(segment, data)?),
+        }
+    }
+
+    /// The segment is not served any more.
+    pub fn forget(&self, segment: SegmentId) {
+        if let Self::Kernel(queue) = self {
+            queue.forget(segment);
         }
     }
 
     /// Sees what has been said out.
     pub async fn close(self) {
-        match self {
-            Self::Brokered(queue) => queue.out.close().await,
+        if let Self::Brokered(queue) = self {
+            queue.out.close().await;
         }
     }
 }

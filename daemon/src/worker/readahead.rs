@@ -14,12 +14,13 @@
 //! and it takes ever more misses to get one. So reading files at random brings little more than
 //! those files.
 
+mod groups;
 mod walks;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
+use groups::{Group, Interest, NAME_MEMORY, Score};
 use walks::{Step, Walks};
 
 use super::ObjectNo;
@@ -28,20 +29,8 @@ use super::schedule::Now;
 
 /// The most objects and bytes of read-ahead under way.
 const UNDER_WAY: (usize, u64) = (20_000, 64 << 20);
-/// The first step by directory or name, and the largest.
-const STEP: (u32, u32) = (8, 2048);
-/// The most bytes in one step by directory or name.
-const STEP_BYTES: u64 = 8 << 20;
 /// Larger objects come ahead in walks only.
 const LARGE: u64 = 1 << 20;
-/// Misses of one name count together when they are no further apart.
-const NAME_MEMORY: Duration = Duration::from_secs(2);
-/// The same for a directory.
-const DIRECTORY_MEMORY: Duration = Duration::from_secs(30);
-/// One look in so many files of a directory is a sign that all of them are wanted.
-const ALL_OF_IT: u32 = 24;
-/// The most misses that a new try takes after fruitless ones.
-const NEED_MAX: u32 = 64;
 /// So many directories and names are kept in mind.
 const GROUPS_MAX: usize = 8192;
 /// So many objects that came and were not looked at are kept in mind.
@@ -75,40 +64,6 @@ pub trait Catalog {
 /// Objects to be fetched together, in this order, with their sizes.
 pub type Batch = Vec<(ObjectNo, u64)>;
 
-/// What objects have in common that are read together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Group {
-    Directory(u64),
-    Name(u32),
-}
-
-/// How well one kind of group does, of late: groups for which something was brought, and those among
-/// them of which a quarter of a step was used.
-#[derive(Debug, Default)]
-struct Score {
-    tried: u32,
-    paid: u32,
-}
-
-impl Score {
-    /// So many times the usual number of misses bring the first step.
-    fn caution(&self) -> u32 {
-        match (self.tried, self.paid) {
-            (tried, paid) if tried < 3 || paid * 4 >= tried => 1,
-            (tried, paid) if paid * 16 >= tried => 2,
-            _ => 4,
-        }
-    }
-
-    fn tried(&mut self) {
-        self.tried += 1;
-        if self.tried > 64 {
-            self.tried /= 2;
-            self.paid /= 2;
-        }
-    }
-}
-
 /// For whom a batch was brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owner {
@@ -126,31 +81,6 @@ struct Brought {
 impl Brought {
     fn is_half_used(&self) -> bool {
         self.used * 2 >= self.count
-    }
-}
-
-/// A directory or a name that is being read.
-#[derive(Debug)]
-struct Interest {
-    /// Files of the group: as many as are found near by in a directory, any number for a name.
-    files: u32,
-    /// Looks at absent files or such as were brought.
-    looks: u32,
-    /// Misses since the last step.
-    misses: u32,
-    /// Enough was used of a step.
-    paid: bool,
-    /// So many misses bring the next step.
-    need: u32,
-    level: u32,
-    /// The last step.
-    batch: Option<u64>,
-    last: Now,
-}
-
-impl Interest {
-    fn new(files: u32, need: u32, last: Now) -> Self {
-        Self { files, looks: 0, misses: 0, paid: false, need, level: 0, batch: None, last }
     }
 }
 
@@ -261,130 +191,16 @@ impl ReadAhead {
         }
     }
 
+    /// Objects asked for that have not come.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.under_way.len()
+    }
+
     /// Objects brought that nobody has looked at.
     #[must_use]
     pub fn unused(&self) -> usize {
         self.unused.len()
-    }
-
-    fn score(&mut self, group: Group) -> &mut Score {
-        match group {
-            Group::Directory(_) => &mut self.by_directory,
-            Group::Name(_) => &mut self.by_name,
-        }
-    }
-
-    fn group_miss(
-        &mut self,
-        now: Now,
-        group: Group,
-        no: ObjectNo,
-        catalog: &mut impl Catalog,
-        batches: &mut Vec<Batch>,
-    ) {
-        let (first_need, memory) = match group {
-            Group::Directory(_) => (2, DIRECTORY_MEMORY),
-            Group::Name(_) => (3, NAME_MEMORY),
-        };
-        let caution = self.score(group).caution();
-        let first_need = first_need * caution;
-        let known = self.groups.get(&group);
-        if known.is_none_or(|known| now.saturating_sub(known.last) > memory) {
-            let files = match group {
-                Group::Directory(directory) => directory_size(no, directory, catalog),
-                Group::Name(_) => 0,
-            };
-            self.groups.insert(group, Interest::new(files, first_need, now));
-        }
-        let Some(interest) = self.groups.get_mut(&group) else { return };
-        interest.last = now;
-        interest.looks += 1;
-        interest.misses += 1;
-        match interest.batch.and_then(|batch| self.batches.get(&batch)) {
-            Some(last) if last.is_half_used() => interest.level += 1,
-            _ if interest.misses < interest.need => return,
-            // A good part of it is being read, in an order of its own.
-            Some(_) if interest.looks * ALL_OF_IT >= interest.files => interest.level += 1,
-            Some(last) if last.used * 4 < last.count => {
-                interest.level = 0;
-                interest.need = (interest.need * 2).min(NEED_MAX);
-            }
-            _ => {}
-        }
-        self.group_step(group, no, catalog, batches);
-    }
-
-    /// Something that was brought for the group is used.
-    fn group_hit(
-        &mut self,
-        now: Now,
-        group: Group,
-        batch: u64,
-        no: ObjectNo,
-        catalog: &mut impl Catalog,
-        batches: &mut Vec<Batch>,
-    ) {
-        let Some(interest) = self.groups.get_mut(&group) else { return };
-        interest.last = now;
-        interest.looks += 1;
-        let quarter_used = self.batches.get(&batch).is_some_and(|b| b.used * 4 >= b.count);
-        if quarter_used && !std::mem::replace(&mut interest.paid, true) {
-            self.score(group).paid += 1;
-        }
-        let Some(interest) = self.groups.get_mut(&group) else { return };
-        let half_used = self.batches.get(&batch).is_some_and(Brought::is_half_used);
-        if interest.batch == Some(batch) && half_used {
-            interest.level += 1;
-            self.group_step(group, no, catalog, batches);
-        }
-    }
-
-    fn group_step(
-        &mut self,
-        group: Group,
-        no: ObjectNo,
-        catalog: &mut impl Catalog,
-        batches: &mut Vec<Batch>,
-    ) {
-        let Some(interest) = self.groups.get_mut(&group) else { return };
-        interest.misses = 0;
-        let count = STEP.0.saturating_mul(4u32.saturating_pow(interest.level)).min(STEP.1);
-        let looks = interest.looks;
-        // However it goes, no more than four times of what has been read.
-        let count = count.min((4 * looks).max(STEP.0));
-        let mut wanted = Wanted::new(self, count as usize, STEP_BYTES, LARGE);
-        match group {
-            Group::Directory(directory) => {
-                // A directory's files are neighbours. Those after this one first.
-                let patience = 4 * count + 1024;
-                let mut add = |no: u32| {
-                    let Some(info) = catalog.info(ObjectNo(no)) else { return false };
-                    info.directory == directory && wanted.add(ObjectNo(no), info.size, catalog)
-                };
-                let end = catalog_end(no.0, patience);
-                let _ = (no.0.saturating_add(1)..end).all(&mut add);
-                let _ = (no.0.saturating_sub(patience)..no.0).rev().all(&mut add);
-            }
-            Group::Name(name) => {
-                let Some(names) = catalog.names() else { return };
-                let all = names.get(name);
-                let after = all.partition_point(|(_, other, _)| *other <= no);
-                let (before, after) = all.split_at(after);
-                let _ = after.iter().chain(before).all(|(_, other, size)| {
-                    *other == no || wanted.add(*other, u64::from(*size), catalog)
-                });
-            }
-        }
-        let batch = wanted.batch;
-        if !batch.is_empty() {
-            let id = self.bring(Owner::Group(group), &batch);
-            if let Some(interest) = self.groups.get_mut(&group)
-                && interest.batch.replace(id).is_none()
-            {
-                self.score(group).tried();
-            }
-            batches.push(batch);
-        }
     }
 
     /// There is room for a good part of a window: many small ones would cost more.
@@ -448,19 +264,6 @@ impl ReadAhead {
             }
         }
     }
-}
-
-/// The number of files in a directory, as far as they are found next to this one.
-fn directory_size(no: ObjectNo, directory: u64, catalog: &mut impl Catalog) -> u32 {
-    let mut same =
-        |no: &u32| catalog.info(ObjectNo(*no)).is_some_and(|info| info.directory == directory);
-    let after = (no.0..catalog_end(no.0, STEP.1)).take_while(&mut same).count();
-    let before = (no.0.saturating_sub(STEP.1)..no.0).rev().take_while(&mut same).count();
-    u32::try_from(after + before).unwrap_or(u32::MAX)
-}
-
-fn catalog_end(no: u32, patience: u32) -> u32 {
-    no.saturating_add(1).saturating_add(patience)
 }
 
 /// A batch that is being put together.

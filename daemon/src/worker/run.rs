@@ -228,7 +228,9 @@ where
         let mut fds = fds.into_iter();
         let result = match (self.pools.get_mut(&pool), fds.next(), fds.next()) {
             (Some(state), Some(data), Some(index)) => {
-                state.pool.attach(segment, data, index).map_err(|error| chain(&error))
+                self.queue.know(segment, &data).map_err(|error| error.to_string()).and_then(|()| {
+                    state.pool.attach(segment, data, index).map_err(|error| chain(&error))
+                })
             }
             (None, ..) => Err(format!("there is no pool {pool}")),
             _ => Err("its two fds are missing".to_owned()),
@@ -245,7 +247,12 @@ where
 
     fn detach(&mut self, pool: PoolId) {
         let Some(state) = self.pools.remove(&pool) else { return };
-        self.segments.retain(|_, of| *of != pool);
+        self.segments.retain(|segment, of| {
+            if *of == pool {
+                self.queue.forget(*segment);
+            }
+            *of != pool
+        });
         let ended: Vec<_> =
             self.events.iter().filter(|(_, event)| event.pool == pool).map(|(id, _)| *id).collect();
         for event in ended {

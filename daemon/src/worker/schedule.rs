@@ -6,14 +6,16 @@
 //!
 //! - **Single flight**: an object is asked for once, however many wait for it. The one exception is
 //!   patience: a reader whose object is in a read-ahead request that does not deliver soon gets a
-//!   request of its own, and the later of the two arrivals is dropped.
+//!   request of its own, and the later of the two arrivals is dropped. Not so where many wait.
 //! - **Demand first**: what an event waits for goes out at once, in a request of its own, as long
 //!   as there is a free slot. When there is none, what accumulates goes out together in the next.
-//!   Read-ahead never takes the last slot.
+//!   Read-ahead never takes the last slot, and always gets one.
 //! - **Every wait ends**: with the object, with an error that the origin's answer stands for, or
 //!   at the event's deadline with the last reason.
 //! - An object that nobody waits for is not tried twice.
 
+mod dispatch;
+mod endings;
 mod timers;
 
 use std::collections::{HashMap, VecDeque};
@@ -36,6 +38,8 @@ const AHEAD_BATCH: (usize, u64) = (4096, 16 << 20);
 const AHEAD_REQUESTS: usize = 3;
 /// How long a reader waits for an object that is in a read-ahead request.
 const PATIENCE: Duration = Duration::from_millis(30);
+/// When more readers than this wait for objects of one read-ahead request, they wait on.
+const MANY: usize = 16;
 /// The first and the longest pause before an object is tried again.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Wrong answers after which an object is given up.
@@ -311,171 +315,6 @@ impl Schedule {
         self.waits.remove(&waiter);
     }
 
-    /// An object has come with this request and is in its place.
-    pub fn arrived(&mut self, now: Now, request: RequestId, no: ObjectNo) -> Arrival {
-        self.failures = 0;
-        if let Some(request) = self.requests.get(&request)
-            && let [only] = request.objects[..]
-            && only == no
-        {
-            let took = now.saturating_sub(request.started);
-            self.latency = (self.latency * 7 + took) / 8;
-        }
-        let Some(object) = self.objects.remove(&no) else { return Arrival::Again };
-        let mut arrival = Arrival::Unasked;
-        for waiter in object.waiters {
-            if let Some(wait) = self.waits.get_mut(&waiter) {
-                if matches!(waiter, Waiter::Event(_)) {
-                    arrival = Arrival::Awaited;
-                }
-                wait.missing -= 1;
-                if wait.missing == 0 {
-                    self.waits.remove(&waiter);
-                    self.effects.push(Effect::Ready(waiter));
-                }
-            }
-        }
-        arrival
-    }
-
-    /// One object of a request could not be written. Who waits for it is told so.
-    pub fn failed(&mut self, no: ObjectNo, errno: DenyErrno, reason: &str) {
-        self.give_up(no, errno, reason);
-    }
-
-    /// A request has ended.
-    pub fn finished(&mut self, now: Now, request: RequestId, outcome: &Outcome) {
-        let Some(ended) = self.requests.remove(&request) else { return };
-        let pause = self.note(now, outcome);
-        // The same pause for all, so that they go out together again.
-        let mut back_off = None;
-        for no in ended.objects {
-            let Some(object) = self.objects.get_mut(&no) else { continue };
-            let Some(at) = object.requests.iter().position(|r| *r == request) else { continue };
-            object.requests.swap_remove(at);
-            match outcome {
-                Outcome::Refused { reason } => self.give_up(no, DenyErrno::Eio, reason),
-                Outcome::Disk { errno, reason } => self.give_up(no, *errno, reason),
-                Outcome::Missing { object, reason } if *object == no => {
-                    self.give_up(no, DenyErrno::Eio, reason);
-                }
-                _ if !object.requests.is_empty() || object.state != State::Out => {}
-                Outcome::Missing { .. } => self.again(no),
-                Outcome::Retry { reason, .. } => {
-                    object.tries += 1;
-                    let tries = object.tries;
-                    let delay = *back_off.get_or_insert_with(|| self.jitter.back_off(tries));
-                    self.try_later(now, no, pause.max(delay), reason);
-                }
-                Outcome::Done | Outcome::Wrong { .. } => {
-                    let reason = match outcome {
-                        Outcome::Wrong { reason } => reason,
-                        _ => "the origin left the object out",
-                    };
-                    object.wrong += 1;
-                    object.alone = true;
-                    if object.wrong >= WRONG_TRIES {
-                        self.give_up(no, DenyErrno::Eio, reason);
-                    } else {
-                        let wrong = object.wrong;
-                        let delay = *back_off.get_or_insert_with(|| self.jitter.back_off(wrong));
-                        self.try_later(now, no, delay, reason);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Draws the conclusions about the origin as a whole. How long it wants to be left alone.
-    fn note(&mut self, now: Now, outcome: &Outcome) -> Duration {
-        let Outcome::Retry { after, .. } = outcome else {
-            self.failures = 0;
-            return Duration::ZERO;
-        };
-        self.failures += 1;
-        let pause = after.unwrap_or_default();
-        self.paused_until = self.paused_until.max(now + pause);
-        pause
-    }
-
-    fn has_waiters(&self, no: ObjectNo) -> bool {
-        self.objects
-            .get(&no)
-            .is_some_and(|object| object.waiters.iter().any(|w| self.waits.contains_key(w)))
-    }
-
-    fn wants_event(&self, no: ObjectNo) -> bool {
-        self.objects.get(&no).is_some_and(|object| {
-            let live = |w: &Waiter| matches!(w, Waiter::Event(_)) && self.waits.contains_key(w);
-            object.waiters.iter().any(live)
-        })
-    }
-
-    /// Tries an object again after `delay`, if anybody waits for it.
-    fn try_later(&mut self, now: Now, no: ObjectNo, delay: Duration, reason: &str) {
-        if !self.has_waiters(no) {
-            return self.drop_object(no);
-        }
-        let wants_event = self.wants_event(no);
-        let Some(object) = self.objects.get_mut(&no) else { return };
-        if !wants_event && object.tries >= PREFETCH_TRIES {
-            return self.give_up(no, DenyErrno::Eio, reason);
-        }
-        object.state = State::BackOff;
-        object.reason = Some(reason.to_owned());
-        self.timers.set(now + delay, Timer::Again(no));
-        for waiter in object.waiters.clone() {
-            if let Some(wait) = self.waits.get_mut(&waiter)
-                && let Waiter::Event(event) = waiter
-            {
-                // One message an event, not one for each of its objects.
-                if wait.reason.as_deref() != Some(reason) {
-                    self.effects.push(Effect::Waiting { event, reason: reason.to_owned() });
-                }
-                wait.reason = Some(reason.to_owned());
-            }
-        }
-    }
-
-    /// Puts an object back into the queue of those that wait for it.
-    fn again(&mut self, no: ObjectNo) {
-        let lane = match (self.wants_event(no), self.has_waiters(no)) {
-            (true, _) => Lane::Demand,
-            (false, true) => Lane::Prefetch,
-            (false, false) => return self.drop_object(no),
-        };
-        let Some(object) = self.objects.get_mut(&no) else { return };
-        object.state = State::Queued(lane);
-        match lane {
-            // What failed together is tried together.
-            Lane::Demand => self.demand.push_back((no, 0)),
-            _ => self.prefetch.push_back(no),
-        }
-    }
-
-    /// Ends the waits for an object. What other requests bring of it is still taken.
-    fn give_up(&mut self, no: ObjectNo, errno: DenyErrno, reason: &str) {
-        let Some(object) = self.objects.get_mut(&no) else { return };
-        for waiter in std::mem::take(&mut object.waiters) {
-            if self.waits.remove(&waiter).is_some() {
-                let reason = reason.to_owned();
-                self.effects.push(Effect::Fail { waiter, errno, reason });
-            }
-        }
-        self.drop_object(no);
-    }
-
-    /// Forgets an object, unless a request for it is under way.
-    fn drop_object(&mut self, no: ObjectNo) {
-        let Some(object) = self.objects.get_mut(&no) else { return };
-        if object.requests.is_empty() {
-            self.objects.remove(&no);
-            self.effects.push(Effect::Dropped(no));
-        } else {
-            object.state = State::Out;
-        }
-    }
-
     /// When [`poll`](Self::poll) should be called again even if nothing happens.
     #[must_use]
     pub fn next_wake(&self) -> Option<Now> {
@@ -520,182 +359,27 @@ impl Schedule {
     /// A reader has waited long enough for a request that was not made for it.
     fn patience(&mut self, no: ObjectNo) {
         let Some(object) = self.objects.get(&no) else { return };
-        let in_demand = object.requests.iter().any(|request| {
-            self.requests.get(request).is_some_and(|request| request.lane == Lane::Demand)
-        });
-        if object.state == State::Out && !in_demand && self.wants_event(no) {
-            if let Some(object) = self.objects.get_mut(&no) {
-                object.state = State::Queued(Lane::Demand);
-            }
-            self.demand.push_back((no, 0));
+        if object.state != State::Out || !self.wants_event(no) {
+            return;
         }
+        if object.requests.iter().any(|request| self.is_for_readers(*request)) {
+            return;
+        }
+        if let Some(object) = self.objects.get_mut(&no) {
+            object.state = State::Queued(Lane::Demand);
+        }
+        self.demand.push_back((no, 0));
     }
 
-    fn send_demand(&mut self, now: Now) {
-        let slots = if self.failures >= TROUBLED { 1 } else { self.connections };
-        while self.requests.len() < slots {
-            let objects = self.take_demand();
-            if objects.is_empty() {
-                self.backlog = false;
-                return;
-            }
-            self.send(now, Lane::Demand, objects);
-        }
-        self.backlog = self.demand.iter().any(|(no, _)| self.is_queued(*no, Lane::Demand));
-        if !self.backlog {
-            self.demand.clear();
-        }
-    }
-
-    fn is_queued(&self, no: ObjectNo, lane: Lane) -> bool {
-        self.objects.get(&no).is_some_and(|object| object.state == State::Queued(lane))
-    }
-
-    /// The objects of the next request for waiting readers: those of one event, or in a backlog as
-    /// many as go into one request.
-    fn take_demand(&mut self) -> Vec<ObjectNo> {
-        let mut taken: Vec<ObjectNo> = Vec::new();
-        let (mut bytes, mut first_group) = (0, None);
-        while let Some((no, group)) = self.demand.front().copied() {
-            if !self.is_queued(no, Lane::Demand) {
-                self.demand.pop_front();
-                continue;
-            }
-            if !self.wants_event(no) {
-                // Its events have ended meanwhile.
-                self.demand.pop_front();
-                self.let_go(no);
-                continue;
-            }
-            let Some(object) = self.objects.get_mut(&no) else { break };
-            let fits = taken.len() < DEMAND_BATCH.0 && bytes + object.size <= DEMAND_BATCH.1;
-            let together = self.backlog || first_group == Some(group);
-            if !taken.is_empty() && (!fits || !together || object.alone) {
-                break;
-            }
-            self.demand.pop_front();
-            object.state = State::Out;
-            bytes += object.size;
-            first_group.get_or_insert(group);
-            taken.push(no);
-            if object.alone {
-                break;
-            }
-        }
-        taken
-    }
-
-    /// Takes an object that no event waits for any more out of its queue.
-    fn let_go(&mut self, no: ObjectNo) {
-        let prefetched = self.has_waiters(no);
-        match self.objects.get_mut(&no) {
-            Some(object) if prefetched && object.requests.is_empty() => {
-                object.state = State::Queued(Lane::Prefetch);
-                self.prefetch.push_back(no);
-            }
-            _ => self.drop_object(no),
-        }
-    }
-
-    fn send_ahead(&mut self, now: Now) {
-        if self.failures >= TROUBLED {
-            for no in std::mem::take(&mut self.ahead).into_iter().flatten() {
-                if self.is_queued(no, Lane::Ahead) {
-                    self.let_go(no);
-                }
-            }
-            // A prefetch goes on, one request at a time, when no reader is there to probe.
-            if !self.requests.is_empty() {
-                return;
-            }
-        }
-        let room = self.connections.saturating_sub(1).max(1);
-        loop {
-            let running = self.requests.values().filter(|r| r.lane != Lane::Demand).count();
-            if self.requests.len() >= room || running >= AHEAD_REQUESTS {
-                return;
-            }
-            let mut lane = Lane::Ahead;
-            let mut objects = self.take_ahead();
-            if objects.is_empty() {
-                lane = Lane::Prefetch;
-                objects = self.take_prefetch();
-            }
-            if objects.is_empty() {
-                return;
-            }
-            self.send(now, lane, objects);
-            if self.failures >= TROUBLED {
-                return;
-            }
-        }
-    }
-
-    fn take_ahead(&mut self) -> Vec<ObjectNo> {
-        let (mut taken, mut bytes) = (Vec::new(), 0);
-        while let Some(mut unit) = self.ahead.pop_front() {
-            let mut used = 0;
-            for no in &unit {
-                if !self.is_queued(*no, Lane::Ahead) {
-                    used += 1;
-                    continue;
-                }
-                let Some(object) = self.objects.get_mut(no) else { continue };
-                let fits = taken.len() < AHEAD_BATCH.0 && bytes + object.size <= AHEAD_BATCH.1;
-                if !taken.is_empty() && !fits {
-                    break;
-                }
-                object.state = State::Out;
-                bytes += object.size;
-                taken.push(*no);
-                used += 1;
-            }
-            if used < unit.len() {
-                self.ahead.push_front(unit.split_off(used));
-                break;
-            }
-        }
-        taken
-    }
-
-    fn take_prefetch(&mut self) -> Vec<ObjectNo> {
-        let (mut taken, mut bytes) = (Vec::new(), 0);
-        while let Some(no) = self.prefetch.front().copied() {
-            let stale = !self.is_queued(no, Lane::Prefetch);
-            if stale || !self.has_waiters(no) {
-                self.prefetch.pop_front();
-                if !stale {
-                    self.drop_object(no);
-                }
-                continue;
-            }
-            let Some(object) = self.objects.get_mut(&no) else { break };
-            let fits = taken.len() < AHEAD_BATCH.0 && bytes + object.size <= AHEAD_BATCH.1;
-            if !taken.is_empty() && (!fits || object.alone) {
-                break;
-            }
-            self.prefetch.pop_front();
-            object.state = State::Out;
-            bytes += object.size;
-            taken.push(no);
-            if object.alone {
-                break;
-            }
-        }
-        taken
-    }
-
-    fn send(&mut self, now: Now, lane: Lane, objects: Vec<ObjectNo>) {
-        self.next_request += 1;
-        let request = RequestId(self.next_request);
-        for no in &objects {
-            if let Some(object) = self.objects.get_mut(no) {
-                object.requests.push(request);
-            }
-        }
-        let started = now;
-        self.requests.insert(request, Request { lane, objects: objects.clone(), started });
-        self.effects.push(Effect::Send { request, lane, objects });
+    /// A request for readers; also one for read-ahead for which many wait by now: asking for all of
+    /// that again would only take longer.
+    fn is_for_readers(&self, id: RequestId) -> bool {
+        let Some(request) = self.requests.get(&id) else { return false };
+        let awaited = |no: &&ObjectNo| {
+            self.objects.get(no).is_some_and(|object| object.requests.contains(&id))
+                && self.wants_event(**no)
+        };
+        request.lane == Lane::Demand || request.objects.iter().filter(awaited).nth(MANY).is_some()
     }
 }
 

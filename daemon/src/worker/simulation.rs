@@ -84,6 +84,7 @@ fn run_with(
     for reader in 0..threads {
         steps.push(Reverse((Duration::ZERO, Step::Read(reader))));
     }
+    let mut wake: Option<Now> = None;
     let think = Duration::from_micros(20);
     while let Some(Reverse((now, step))) = steps.pop() {
         match step {
@@ -141,13 +142,16 @@ fn run_with(
                 }
             }
         }
-        if let Some(wake) = engine.next_wake()
+        if let Some(at) = engine.next_wake()
             && !waiting.is_empty()
+            && wake.is_none_or(|wake| at < wake || wake <= now)
         {
-            steps.push(Reverse((wake.max(now + Duration::from_micros(1)), Step::Wake)));
+            wake = Some(at);
+            steps.push(Reverse((at.max(now + Duration::from_micros(1)), Step::Wake)));
         }
     }
-    assert!(waiting.is_empty());
+
+    assert!(waiting.is_empty() && engine.is_idle());
     let read: HashSet<_> = reads.iter().copied().map(ObjectNo).collect();
     assert!(read.is_subset(&world.present));
     cost.objects = world.present.len();
@@ -171,13 +175,13 @@ fn grep_of_a_directory() {
     let tree = Tree::like_u_boot();
     let sorted = tree.directory_of(257);
     let shuffled = shuffled(sorted.clone());
-    for (reads, what) in [(sorted, "in order"), (shuffled, "in no order")] {
+    for (reads, what, most) in [(sorted, "in order", 8), (shuffled, "in no order", 30)] {
         let cost = run(&tree, &reads, 1, LOOPBACK);
         println!("directory of 257 files {what}: {cost:?}");
-        assert!(cost.demand + cost.ahead <= 19, "{what}: {cost:?}");
+        assert!(cost.demand + cost.ahead <= most, "{what}: {cost:?}");
         assert!(cost.over_read <= 16, "{what}: {cost:?}");
         let far = run(&tree, &reads, 1, FAR);
-        assert!(far.time < 15 * FAR, "{what}: {far:?}");
+        assert!(far.time < 2 * most as u32 * FAR, "{what}: {far:?}");
     }
 }
 
@@ -204,8 +208,8 @@ fn whole_tree_comes_close_to_one_fetch() {
     // Three requests side by side, of all there is.
     let straight = FAR + all * Duration::from_micros(150) / 3;
     for (reads, threads, what) in [
-        //        (tree.depth_first(), 1, "grep -r"),
-        //        (tree.depth_first(), 8, "git grep"),
+        (tree.depth_first(), 1, "grep -r"),
+        (tree.depth_first(), 8, "git grep"),
         (tree.by_directories(8), 8, "ripgrep"),
         ((0..all).collect(), 1, "in the pool's order"),
     ] {
@@ -220,7 +224,7 @@ fn whole_tree_comes_close_to_one_fetch() {
 #[test]
 fn random_reads_bring_little_else() {
     let tree = Tree::like_u_boot();
-    for (k, most) in [(50, 32), (200, 60), (1000, 150), (4000, 400)] {
+    for (k, most) in [(50, 40), (200, 80), (1000, 120), (4000, 400)] {
         for seed in 1..4 {
             let cost = run(&tree, &tree.random(k, seed), 1, LOOPBACK);
             println!("{k} at random: {cost:?}");

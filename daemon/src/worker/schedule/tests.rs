@@ -117,6 +117,21 @@ fn a_reader_waits_for_read_ahead_only_so_long() {
 }
 
 #[test]
+fn read_ahead_for_which_many_wait_is_not_asked_for_again() {
+    let mut s = schedule();
+    s.ahead(&small(0..100));
+    let ahead = sent(&s.poll(MS))[0].0;
+    for n in 0..50 {
+        s.demand(2 * MS, event(n), &small(n as u32..n as u32 + 1));
+    }
+    assert!(sent(&s.poll(500 * MS)).is_empty());
+    for n in 0..100 {
+        s.arrived(600 * MS, ahead, ObjectNo(n));
+    }
+    assert_eq!(s.poll(600 * MS).len(), 50);
+}
+
+#[test]
 fn retries_with_growing_pauses_and_gives_up_at_the_deadline() {
     let mut s = schedule();
     s.demand(MS, event(1), &small(0..1));

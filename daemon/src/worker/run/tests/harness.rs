@@ -18,6 +18,7 @@ use crate::queue::wire::{
 };
 use crate::range::{BLOCK, ByteRange};
 use crate::segment::extents::ExtentsWriter;
+use crate::segment::frame::{FIRST_ENTRY, Frame};
 use crate::segment::{SegmentKind, pack};
 use crate::source::{Content, Fetch, FetchError, SPOOL_FROM, Sink};
 use crate::sys::seqpacket::{Seqpacket, pair};
@@ -204,21 +205,30 @@ impl Setup {
         Self { data, index, contents, keys, ranges, source, spool }
     }
 
-    /// A pack segment that repeats all objects: data, index, size.
-    pub(super) fn pack(&self, id: u64) -> (File, File, u64) {
+    /// A pack segment that repeats all objects, none of them empty: data, index, what it will be.
+    pub(super) fn pack(&self, id: u64) -> (File, File, Vec<u8>) {
         let mut writer = ExtentsWriter::new(SegmentId(id), SegmentKind::Pack, HashKind::Sha1);
-        let mut at = pack::HEADER_LEN;
+        let mut expected = vec![0; FIRST_ENTRY as usize];
         for ((key, content), n) in self.keys.iter().zip(&self.contents).zip(0..) {
+            let at = expected.len() as u64;
             let range = ByteRange::new(at, pack::entry_len(content.len() as u64));
             writer.push_entry(range, content.len() as u64, *key, SegmentId(1), n);
-            at = range.end();
+            let whole = ByteRange::new(0, range.len());
+            let entry = pack::compose(content.len() as u64, whole, |at, buffer| {
+                buffer.copy_from_slice(&content[at as usize..at as usize + buffer.len()]);
+                Ok(())
+            });
+            expected.extend(entry.unwrap());
         }
-        let size = (at + 20).next_multiple_of(BLOCK);
+        let keys = self.keys.iter().copied();
+        let frame = Frame::new(HashKind::Sha1, keys, expected.len() as u64);
+        expected.resize(frame.size() as usize, 0);
+        frame.copy_to(0, &mut expected);
         let data = tempfile::tempfile().unwrap();
-        data.set_len(size).unwrap();
+        data.set_len(frame.size()).unwrap();
         let mut index = tempfile::tempfile().unwrap();
-        writer.write(&mut index, size).unwrap();
-        (data, index, size)
+        writer.write(&mut index, frame.size()).unwrap();
+        (data, index, expected)
     }
 
     /// Each object is there and right, or a hole.

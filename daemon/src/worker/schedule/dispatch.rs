@@ -1,0 +1,183 @@
+//! Which objects go into the next requests.
+
+use super::{
+    AHEAD_BATCH, AHEAD_REQUESTS, DEMAND_BATCH, Effect, Lane, Now, Request, RequestId, Schedule,
+    State, TROUBLED,
+};
+use crate::worker::ObjectNo;
+
+impl Schedule {
+    pub(super) fn send_demand(&mut self, now: Now) {
+        let ahead_waits = !self.ahead.is_empty() || !self.prefetch.is_empty();
+        let ahead_runs = self.requests.values().any(|request| request.lane != Lane::Demand);
+        let slots = match self.connections {
+            _ if self.failures >= TROUBLED => 1,
+            // Readers of a tree that is not being read ahead would keep it so.
+            connections if ahead_waits && !ahead_runs => (connections - 1).max(1),
+            connections => connections,
+        };
+        while self.requests.len() < slots {
+            let objects = self.take_demand();
+            if objects.is_empty() {
+                self.backlog = false;
+                return;
+            }
+            self.send(now, Lane::Demand, objects);
+        }
+        self.backlog = self.demand.iter().any(|(no, _)| self.is_queued(*no, Lane::Demand));
+        if !self.backlog {
+            self.demand.clear();
+        }
+    }
+
+    fn is_queued(&self, no: ObjectNo, lane: Lane) -> bool {
+        self.objects.get(&no).is_some_and(|object| object.state == State::Queued(lane))
+    }
+
+    /// The objects of the next request for waiting readers: those of one event, or in a backlog as
+    /// many as go into one request.
+    fn take_demand(&mut self) -> Vec<ObjectNo> {
+        let mut taken: Vec<ObjectNo> = Vec::new();
+        let (mut bytes, mut first_group) = (0, None);
+        while let Some((no, group)) = self.demand.front().copied() {
+            if !self.is_queued(no, Lane::Demand) {
+                self.demand.pop_front();
+                continue;
+            }
+            if !self.wants_event(no) {
+                // Its events have ended meanwhile.
+                self.demand.pop_front();
+                self.let_go(no);
+                continue;
+            }
+            let Some(object) = self.objects.get_mut(&no) else { break };
+            let fits = taken.len() < DEMAND_BATCH.0 && bytes + object.size <= DEMAND_BATCH.1;
+            let together = self.backlog || first_group == Some(group);
+            if !taken.is_empty() && (!fits || !together || object.alone) {
+                break;
+            }
+            self.demand.pop_front();
+            object.state = State::Out;
+            bytes += object.size;
+            first_group.get_or_insert(group);
+            taken.push(no);
+            if object.alone {
+                break;
+            }
+        }
+        taken
+    }
+
+    /// Takes an object that no event waits for any more out of its queue.
+    pub(super) fn let_go(&mut self, no: ObjectNo) {
+        let prefetched = self.has_waiters(no);
+        match self.objects.get_mut(&no) {
+            Some(object) if prefetched && object.requests.is_empty() => {
+                object.state = State::Queued(Lane::Prefetch);
+                self.prefetch.push_back(no);
+            }
+            _ => self.drop_object(no),
+        }
+    }
+
+    pub(super) fn send_ahead(&mut self, now: Now) {
+        if self.failures >= TROUBLED {
+            for no in std::mem::take(&mut self.ahead).into_iter().flatten() {
+                if self.is_queued(no, Lane::Ahead) {
+                    self.let_go(no);
+                }
+            }
+            // A prefetch goes on, one request at a time, when no reader is there to probe.
+            if !self.requests.is_empty() {
+                return;
+            }
+        }
+        let room = self.connections.saturating_sub(1).max(1);
+        loop {
+            let running = self.requests.values().filter(|r| r.lane != Lane::Demand).count();
+            if self.requests.len() >= room || running >= AHEAD_REQUESTS {
+                return;
+            }
+            let mut lane = Lane::Ahead;
+            let mut objects = self.take_ahead();
+            if objects.is_empty() {
+                lane = Lane::Prefetch;
+                objects = self.take_prefetch();
+            }
+            if objects.is_empty() {
+                return;
+            }
+            self.send(now, lane, objects);
+            if self.failures >= TROUBLED {
+                return;
+            }
+        }
+    }
+
+    fn take_ahead(&mut self) -> Vec<ObjectNo> {
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while let Some(mut unit) = self.ahead.pop_front() {
+            let mut used = 0;
+            for no in &unit {
+                if !self.is_queued(*no, Lane::Ahead) {
+                    used += 1;
+                    continue;
+                }
+                let Some(object) = self.objects.get_mut(no) else { continue };
+                let fits = taken.len() < AHEAD_BATCH.0 && bytes + object.size <= AHEAD_BATCH.1;
+                if !taken.is_empty() && !fits {
+                    break;
+                }
+                object.state = State::Out;
+                bytes += object.size;
+                taken.push(*no);
+                used += 1;
+            }
+            if used < unit.len() {
+                self.ahead.push_front(unit.split_off(used));
+                break;
+            }
+        }
+        taken
+    }
+
+    fn take_prefetch(&mut self) -> Vec<ObjectNo> {
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while let Some(no) = self.prefetch.front().copied() {
+            let stale = !self.is_queued(no, Lane::Prefetch);
+            if stale || !self.has_waiters(no) {
+                self.prefetch.pop_front();
+                if !stale {
+                    self.drop_object(no);
+                }
+                continue;
+            }
+            let Some(object) = self.objects.get_mut(&no) else { break };
+            let fits = taken.len() < AHEAD_BATCH.0 && bytes + object.size <= AHEAD_BATCH.1;
+            if !taken.is_empty() && (!fits || object.alone) {
+                break;
+            }
+            self.prefetch.pop_front();
+            object.state = State::Out;
+            bytes += object.size;
+            taken.push(no);
+            if object.alone {
+                break;
+            }
+        }
+        taken
+    }
+
+    fn send(&mut self, now: Now, lane: Lane, objects: Vec<ObjectNo>) {
+        self.next_request += 1;
+        let request = RequestId(self.next_request);
+        for no in &objects {
+            if let Some(object) = self.objects.get_mut(no) {
+                object.requests.push(request);
+            }
+        }
+        let started = now;
+        self.requests.insert(request, Request { lane, objects: objects.clone(), started });
+        self.effects.push(Effect::Send { request, lane, objects });
+    }
+}
