@@ -24,8 +24,12 @@ const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// A daemon behind a proxy with this round trip.
 pub fn world(name: &str, round_trip: Duration) -> Result<World> {
+    World::with(name, setting(round_trip))
+}
+
+fn setting(round_trip: Duration) -> Setting {
     let proxy = Some(Quality::round_trip(round_trip));
-    World::with(name, Setting { proxy, state_fs: StateFs::Host, ..Setting::default() })
+    Setting { proxy, state_fs: StateFs::Host, ..Setting::default() }
 }
 
 /// How long `work` takes.

@@ -10,10 +10,10 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::fuse::Fuse;
 use super::table::{Table, ratio, time};
-use super::{hydrant_clone, timed, world};
+use super::{hydrant_clone, setting, timed, world};
 use crate::process::Run;
 use crate::repository::{MAIN, OddOptions, Random, lonely, lonely_path, odd};
-use crate::world::World;
+use crate::world::{Setting, World};
 
 const READS: usize = 2_000;
 const UNFETCHED: usize = 200;
@@ -56,7 +56,7 @@ fn against_fuse() -> Result<Table> {
         ("lazy tree, other files of its segment missing", &marked),
         ("lazy tree, all fetched", &complete),
         ("FUSE, passed through", &fused),
-        ("ext4", &plain),
+        ("ext4, from disk", &plain),
     ] {
         table.row(row(name, values, &fused));
     }
@@ -99,9 +99,11 @@ fn latencies(path: &Path) -> Result<Vec<Duration>> {
     Ok(times)
 }
 
-/// Files of 4 KiB one after the other, unrelated, so that each waits for its own fetch.
+/// Files of 4 KiB one after the other, without read-ahead.
 fn against_git(round_trip: Duration) -> Result<Table> {
-    let world = world("bench-unfetched", round_trip)?;
+    // Each has to wait for its own fetch.
+    let configuration = "read_ahead = false\n";
+    let world = World::with("bench-unfetched", Setting { configuration, ..setting(round_trip) })?;
     let repository = lonely(UNFETCHED, 4_096)?;
     world.serve(&repository, "repo")?;
     let tree = world.path("tree");
