@@ -4,7 +4,7 @@
 //! `tar` and `git grep` go through it in almost that order: files of a directory come a little
 //! earlier or later than its subdirectories, and several threads overtake each other. A walk is
 //! believed in once it has crossed directories, or gone far in one, and has left out less than
-//! half of what it passed.
+//! half of what it passed. What is fetched ahead of it is never more than twice what it has read.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -29,6 +29,8 @@ const MEMORY: u32 = 512;
 struct Walk {
     id: u64,
     start: u32,
+    /// First looks in all: what is ahead of the reader is never more than twice that.
+    seen: u32,
     /// The last object looked at, and the first that no window had yet.
     at: u32,
     frontier: u32,
@@ -92,6 +94,7 @@ impl Walks {
             return None;
         }
         walk.looks += 1;
+        walk.seen = walk.seen.saturating_add(1);
         if no > walk.at {
             walk.at = no;
             if walk.directory != directory {
@@ -114,6 +117,7 @@ impl Walks {
         self.walks.push(Walk {
             id: self.next,
             start: no,
+            seen: 1,
             at: no,
             frontier: no.saturating_add(1),
             looks: 1,
@@ -184,7 +188,10 @@ impl Walk {
         // While it grows, a window ahead is enough; at full size there are two or three under way.
         let enough = if self.window == WINDOW.1 { 2 * WINDOW.1 } else { self.window / 2 };
         let from = self.frontier.max(self.at.saturating_add(1));
-        let objects = if before_reader <= enough { next } else { 0 };
+        // a subtree may end anywhere, and what is ahead then was for nothing
+        let room = (self.seen.saturating_mul(2)).max(WINDOW.0).saturating_sub(before_reader);
+        let objects =
+            if before_reader <= enough && room >= WINDOW.0 / 2 { next.min(room) } else { 0 };
         Some(Step { walk: self.id, from, objects, bytes: WINDOW_BYTES })
     }
 }
