@@ -21,10 +21,11 @@ use super::store::Store;
 use super::worker::{Event, Exit, Worker};
 use crate::fanotify::{self, AsyncChannel, DenyErrno, FileId, Group, PermissionEvent, Verdict};
 use crate::ids::{EventId, PoolId, SegmentId, ShardId};
-use crate::queue::broker::{Answer, Broker, Death, Pending};
+use crate::queue::broker::{Answer, Broker, Death, Overdue, Pending};
 use crate::queue::decide::{Decision, decide};
 use crate::queue::wire::{
-    Counters as FetchCounters, FromQueue, FromWorker, Limits, OriginSpec, ToQueue, ToWorker,
+    Counters as FetchCounters, FromQueue, FromWorker, LONGEST_WAIT, Limits, OriginSpec, ToQueue,
+    ToWorker,
 };
 use crate::range::ByteRange;
 use crate::segment::presence;
@@ -444,28 +445,33 @@ impl Shard {
                     None => debug!(shard = %self.id, %event, "an answer that nobody waits for"),
                 }
             }
-            FromQueue::Waiting { event, reason } => self.broker.keeps_waiting(event, reason),
+            FromQueue::Waiting { event, reason } => {
+                self.broker.keeps_waiting(event, reason, self.started.elapsed());
+            }
         }
     }
 
     fn tick(&mut self) {
         let now = self.now();
-        let patience = |shard: &Self, pending: &Pending| {
-            let pool = shard.segments.get(&pending.segment).map(|segment| segment.pool);
-            let limits = pool.and_then(|pool| shard.pools.get(&pool)).map(|pool| pool.limits);
-            Duration::from_secs(limits.unwrap_or_default().deadline_secs) + GRACE
+        let overdue = |pending: &Pending| {
+            let pool = self.segments.get(&pending.segment).map(|segment| segment.pool);
+            let limits = pool.and_then(|pool| self.pools.get(&pool)).map(|pool| pool.limits);
+            let deadline = Duration::from_secs(limits.unwrap_or_default().deadline_secs);
+            pending.overdue(now, deadline + GRACE, LONGEST_WAIT.max(deadline) + GRACE)
         };
         let overdue: Vec<_> = self
             .broker
             .older_than(now.saturating_sub(GRACE))
-            .filter(|(_, pending)| now.saturating_sub(pending.arrived) > patience(self, pending))
-            .map(|(event, pending)| (event, pending.dispatched.is_some()))
+            .filter_map(|(event, pending)| {
+                Some((event, overdue(pending)?, pending.dispatched.is_some()))
+            })
             .collect();
-        if overdue.iter().any(|(_, in_flight)| *in_flight) {
-            // a worker answers by the deadline, with an errno if need be; this one is stuck
-            self.kill_worker("it is silent past the deadline");
-        }
-        for (event, _) in overdue {
+        for (event, why, in_flight) in overdue {
+            match (why, in_flight) {
+                (Overdue::Silent, true) => self.kill_worker("it is silent past the deadline"),
+                (Overdue::Endless, true) => self.cancel(event),
+                (_, false) => {}
+            }
             let answer = self.broker.deny(event, DenyErrno::Eio, "no answer by the deadline");
             answer.into_iter().for_each(|answer| self.finish(answer));
         }

@@ -59,6 +59,8 @@ struct Running {
     task: AbortHandle,
     lane: Lane,
     objects: Vec<ObjectNo>,
+    /// Bytes that have come.
+    progress: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -218,6 +220,15 @@ impl<F: Fetch> PoolState<F> {
         Ok(())
     }
 
+    /// Looks what the running requests have received. `true`: any.
+    pub(super) fn progress(&mut self, now: Now) -> bool {
+        for (request, running) in &self.running {
+            let received = running.progress.load(Ordering::Relaxed);
+            self.engine.progress(now, *request, received);
+        }
+        !self.running.is_empty()
+    }
+
     pub(super) fn poll(&mut self, now: Now) -> Vec<Effect> {
         self.engine.poll(now, &mut self.pool)
     }
@@ -246,17 +257,20 @@ impl<F: Fetch> PoolState<F> {
         }
         self.counters.requests += 1;
         tracing::debug!(pool = %self.id, request = request.0, ?lane, objects = keys.len(), "fetch");
+        let progress = Arc::default();
         let plan = Plan {
             pool: self.id,
             request,
             targets,
             spool: Arc::clone(&shared.spool),
             received: Arc::clone(&self.received),
+            progress: Arc::clone(&progress),
             stall: Duration::from_secs(self.limits.stall_secs.max(1)),
             notes: shared.notes.clone(),
         };
         let task = tokio::spawn(request::run(Arc::clone(&self.source), keys, plan)).abort_handle();
-        self.running.insert(request, Running { task, lane, objects: objects.to_vec() });
+        let objects = objects.to_vec();
+        self.running.insert(request, Running { task, lane, objects, progress });
         true
     }
 

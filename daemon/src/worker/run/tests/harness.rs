@@ -42,6 +42,8 @@ pub(super) enum Fault {
     /// No room for what came.
     Full,
     Stall,
+    /// A byte every 100 ms, so many times, then what was asked for.
+    Slow(u32),
     AskTransport,
     AskCredential,
 }
@@ -124,6 +126,12 @@ impl Fetch for Connection {
                 return Err(FetchError::Sink(std::io::Error::from_raw_os_error(libc::ENOSPC)));
             }
             Some(Fault::Stall) => std::future::pending().await,
+            Some(Fault::Slow(bytes)) => {
+                for _ in 0..bytes {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    sink.received(1);
+                }
+            }
             Some(Fault::AskTransport) => {
                 let error = self.upcalls.need_transport().await.unwrap_err();
                 return Err(FetchError::Refused { message: error.0 });
