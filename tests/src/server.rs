@@ -5,6 +5,8 @@ mod record;
 
 use std::fmt::Write;
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -15,6 +17,9 @@ use crate::process::{Leashed, Run, leash, require, until};
 use crate::repository::Repository;
 
 pub use record::{GitCommand, Request, Totals};
+
+/// As many requests are served at the same time.
+const FCGIWRAPS: usize = 8;
 
 /// What a repository's server may do, beyond plain fetches.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +43,7 @@ impl Default for Offers {
 pub struct GitServer {
     directory: PathBuf,
     port: u16,
-    _fcgiwrap: Leashed,
+    _fcgiwraps: Vec<Leashed>,
     _nginx: Leashed,
 }
 
@@ -60,13 +65,16 @@ impl GitServer {
         require(&[("nginx", "nginx-light"), ("fcgiwrap", "fcgiwrap"), ("git", "git")])?;
         fs_err::create_dir_all(directory.join("repositories"))?;
         let backend = Run::program("git", &["--exec-path"]).check()?.text() + "/git-http-backend";
-        let socket = directory.join("fcgi.sock");
+        // Not by fcgiwrap's own forking: its children outlive it when it is killed.
+        let listener = UnixListener::bind(directory.join("fcgi.sock"))?;
         let log = fs_err::File::create(directory.join("fcgiwrap.log"))?.into_parts().0;
-        let mut command = Command::new("fcgiwrap");
-        command.args(["-c", "8", "-s", &format!("unix:{}", socket.display()), "-p", &backend]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let fcgiwrap = leash(command)?;
-        until("fcgiwrap's socket", Duration::from_secs(10), || socket.exists().then_some(()))?;
+        let mut fcgiwraps = Vec::with_capacity(FCGIWRAPS);
+        for _ in 0..FCGIWRAPS {
+            let mut command = Command::new("fcgiwrap");
+            command.args(["-p", &backend]).stdin(OwnedFd::from(listener.try_clone()?));
+            command.stdout(Stdio::null()).stderr(log.try_clone()?);
+            fcgiwraps.push(leash(command)?);
+        }
 
         // Somebody else may take the port between our look and nginx's start.
         for _ in 0..5 {
@@ -86,7 +94,7 @@ impl GitServer {
             })?;
             if up {
                 let directory = directory.to_owned();
-                return Ok(Self { directory, port, _fcgiwrap: fcgiwrap, _nginx: nginx });
+                return Ok(Self { directory, port, _fcgiwraps: fcgiwraps, _nginx: nginx });
             }
         }
         let log = fs_err::read_to_string(directory.join("error.log")).unwrap_or_default();

@@ -185,7 +185,7 @@ fn root_revision_and_read_only() -> Result<()> {
     let commit = world.git(&plain, &["rev-parse", "topic"]).check()?.text();
     let fixed = world.clone_lazy("repo", "fixed", &["--read-only", "--rev", &commit])?;
     tree::same(&plain, &fixed)?;
-    let error = fs_err::write(fixed.join("README.md"), "x").unwrap_err();
+    let error = std::fs::write(fixed.join("README.md"), "x").unwrap_err();
     ensure!(error.raw_os_error() == Some(libc::EROFS), "{error}");
     Ok(())
 }

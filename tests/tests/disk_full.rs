@@ -1,5 +1,8 @@
-//! Disk full in the state directory: readers get `ENOSPC`, nothing is corrupt, and it goes on when there is
-//! room.
+//! Disk full in the state directory: readers get an error, whose reason (`ENOSPC`) is in the log and in
+//! `hydrant status`, nothing is corrupt, and it goes on when there is room.
+//!
+//! The error is `EIO`: the page cache keeps no other one for a page that could not be read
+//! (`filemap_read_folio` in `mm/filemap.c`).
 
 use anyhow::{Result, ensure};
 use hydrant_tests::access::Kind;
@@ -31,11 +34,15 @@ fn full(state_fs: StateFs) -> Result<()> {
         let kind = if n % 2 == 0 { Kind::Read } else { Kind::MmapShared };
         match access(kind, file, truth)? {
             End::Right => {}
-            End::Errno(libc::ENOSPC) | End::Signal(libc::SIGBUS) => denied += 1,
+            End::Errno(libc::ENOSPC | libc::EIO) | End::Signal(libc::SIGBUS) => denied += 1,
             other => anyhow::bail!("{}: {other:?}", file.display()),
         }
     }
     ensure!((1..20).contains(&denied), "{denied} of 20 were denied");
+    let reason = "No space left on device";
+    ensure!(world.daemon.log_tail(200).contains(reason), "the log does not say why");
+    let trouble = world.daemon.mount_of(&tree)?.trouble.unwrap_or_default();
+    ensure!(trouble.contains(reason), "status says {trouble:?}");
     fs_err::remove_file(&ballast)?;
     for (file, truth) in &files {
         expect_right(Kind::MmapShared, file, truth)?;

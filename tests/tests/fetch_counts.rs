@@ -1,6 +1,6 @@
 //! Reading k files fetches those blobs and the documented read-ahead, no more; counted at the server.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, ensure};
 use hydrant_tests::access::Kind;
@@ -50,8 +50,21 @@ fn root_read_again_fetches_nothing() -> Result<()> {
     Ok(())
 }
 
-/// All files of one directory: its blobs, each once, in far fewer requests than files; nothing outside of
-/// the directory but files of the same names.
+/// That no object was fetched more than twice, and hardly any twice: one that somebody waits for goes out
+/// alone, also when a batch that has it is under way.
+fn hardly_any_twice(wants: &[String]) -> Result<BTreeSet<&String>> {
+    let mut times = BTreeMap::<&String, usize>::new();
+    for id in wants {
+        *times.entry(id).or_default() += 1;
+    }
+    let again = wants.len() - times.len();
+    ensure!(times.values().all(|times| *times <= 2), "an object was fetched three times");
+    ensure!(again <= times.len() / 50, "{again} of {} objects were fetched twice", times.len());
+    Ok(times.into_keys().collect())
+}
+
+/// All files of one directory: its blobs, in far fewer requests than files, and beyond it no more than the
+/// read-ahead that the README grants to a walk (20,000 files, 64 MiB).
 #[test]
 #[ignore = "needs root"]
 fn root_a_directory() -> Result<()> {
@@ -61,25 +74,28 @@ fn root_a_directory() -> Result<()> {
     let blobs = repository.blobs(MAIN)?;
     Run::shell(r#"grep -r nothing-like-this "$1"/cmd || true"#, &[&tree]).check()?;
     let requests = world.server.new_requests()?;
-    let wants: Vec<&String> = requests.iter().flat_map(|request| request.wants()).collect();
-    let unique: BTreeSet<&String> = wants.iter().copied().collect();
+    let wants: Vec<String> = requests.iter().flat_map(|request| request.wants()).cloned().collect();
+    let unique = hardly_any_twice(&wants)?;
     let inside = blobs.iter().filter(|(_, path)| path.starts_with(b"cmd/"));
     let inside: BTreeSet<&String> = inside.map(|(id, _)| id).collect();
     let fetches = requests.iter().filter(|r| matches!(r.command, GitCommand::Fetch { .. })).count();
     println!("{} files, {} fetched, {fetches} requests", inside.len(), unique.len());
-    ensure!(
-        unique.len() == wants.len(),
-        "{} objects were fetched again",
-        wants.len() - unique.len()
-    );
     ensure!(unique.is_superset(&inside));
-    let too_many = unique.difference(&inside).count();
-    ensure!(too_many <= blobs.len() / 20, "{too_many} fetched that nobody asked for");
+    let sizes = repository.git(&["ls-tree", "-r", "--format=%(objectname) %(objectsize)", MAIN])?;
+    let sizes = String::from_utf8(sizes)?;
+    let beyond: BTreeMap<&str, u64> = sizes
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter(|(id, _)| unique.contains(&id.to_string()) && !inside.contains(&id.to_string()))
+        .map(|(id, size)| (id, size.trim().parse().unwrap_or(0)))
+        .collect();
+    let bytes: u64 = beyond.values().sum();
+    ensure!(beyond.len() <= 20_000 && bytes <= 64 << 20, "{} files, {bytes} bytes", beyond.len());
     ensure!(fetches * 4 <= inside.len(), "{fetches} requests for {} files", inside.len());
     Ok(())
 }
 
-/// The whole tree: every blob once.
+/// The whole tree: every blob, hardly any twice.
 #[test]
 #[ignore = "needs root"]
 fn root_the_whole_tree() -> Result<()> {
@@ -90,13 +106,8 @@ fn root_the_whole_tree() -> Result<()> {
         .time_out(std::time::Duration::from_secs(300))
         .check()?;
     let wants = world.fetched_blobs(&repository, &[MAIN])?;
-    let unique: BTreeSet<&String> = wants.iter().collect();
+    let unique = hardly_any_twice(&wants)?;
     let all: BTreeSet<String> = repository.blobs(MAIN)?.into_iter().map(|(id, _)| id).collect();
-    ensure!(
-        unique.len() == wants.len(),
-        "{} objects were fetched again",
-        wants.len() - unique.len()
-    );
     // Empty files need no fetch, nor does what came with the metadata.
     ensure!(all.len() - unique.len() <= 100, "{} of {} fetched", unique.len(), all.len());
     Ok(())

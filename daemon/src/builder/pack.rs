@@ -90,9 +90,9 @@ pub fn make(
     let size = frame.size();
     write_segment(pool, segment, &extents, size, made, |data| {
         data.write_all_at(&frame.head, 0)?;
-        let last = size - BLOCK;
-        let last_block = &frame.tail[(last - frame.tail_at) as usize..];
-        data.write_all_at(last_block, last)
+        // the block that the tail shares with the last entry is made when it is read
+        let from = frame.tail_at.next_multiple_of(BLOCK);
+        data.write_all_at(&frame.tail[(from - frame.tail_at) as usize..], from)
     })?;
 
     let name = format!("pack-{}", frame.trailer);

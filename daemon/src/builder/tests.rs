@@ -285,9 +285,9 @@ fn the_pack_repeats_the_data() {
     );
     let home = state.extents(2);
     assert_eq!(home.get(2).unwrap().key, extents.get(2).unwrap().key);
-    // the first and the last block are there, nothing else is
+    // the head and the tail are there, nothing else is
     let data = fs_err::metadata(state.path("pool/3.data")).unwrap();
-    assert_eq!((data.len(), data.blocks()), (pack.size, 16));
+    assert_eq!((data.len(), data.blocks()), (pack.size, 2 * (64 + 32)));
     assert_eq!(
         listing(&state.path("pack")),
         [format!("{}.idx", pack.name), format!("{}.keep", pack.name)]

@@ -145,7 +145,11 @@ mod tests {
     fn fills_the_first_and_the_last_blocks() {
         let key = ObjectId::of_blob(HashKind::Sha1, b"x");
         for hash in [HashKind::Sha1, HashKind::Sha256] {
-            for end in (FIRST_ENTRY..=FIRST_ENTRY + 3 * BLOCK).step_by(7).chain([FIRST_ENTRY + 8191, FIRST_ENTRY + 8192, FIRST_ENTRY + 8193]) {
+            for end in (FIRST_ENTRY..=FIRST_ENTRY + 3 * BLOCK).step_by(7).chain([
+                FIRST_ENTRY + 8191,
+                FIRST_ENTRY + 8192,
+                FIRST_ENTRY + 8193,
+            ]) {
                 let frame = Frame::new(hash, [key], end);
                 assert_eq!(frame.head.len() as u64, FIRST_ENTRY);
                 assert_eq!(frame.size() % BLOCK, 0, "{end}");

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::*;
 use crate::object::{HashKind, ObjectId};
 use crate::range::BLOCK;
+use crate::segment::frame::FIRST_ENTRY;
 use harness::{Fault, Setup, Supervisor};
 
 const EIO: Verdict = Verdict::Deny(DenyErrno::Eio);
@@ -208,7 +209,7 @@ async fn the_existence_pack_is_made_of_the_objects() {
     let mut s = Supervisor::start(&setup, quiet()).await;
     s.attach(2, &pack_file, &index).await;
     // a window in the middle needs what it repeats, not more
-    s.event(1, 2, ByteRange::new(8 * BLOCK, BLOCK)).await;
+    s.event(1, 2, ByteRange::new(FIRST_ENTRY + 7 * BLOCK, BLOCK)).await;
     assert_eq!(s.answer().await, (1, Verdict::Allow));
     setup.assert_present(&[false, false, true, false, false]);
     s.event(2, 2, ByteRange::new(0, expected.len() as u64)).await;
