@@ -57,6 +57,8 @@ pub struct Plan {
     /// Counts what came in for the pool, and for this request, in bytes.
     pub received: Arc<AtomicU64>,
     pub progress: Arc<AtomicU64>,
+    /// Counts what went out, in bytes.
+    pub sent: Arc<AtomicU64>,
     /// No byte for so long ends the request.
     pub stall: Duration,
     pub notes: UnboundedSender<Note>,
@@ -191,5 +193,9 @@ impl Sink for Filler {
         self.plan.progress.fetch_add(bytes, Ordering::Relaxed);
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(now, Ordering::Relaxed);
+    }
+
+    fn sent(&mut self, bytes: u64) {
+        self.plan.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 }

@@ -75,6 +75,7 @@ pub(super) struct PoolState<F> {
     targets: HashMap<ObjectNo, Arc<Target>>,
     counters: Counters,
     received: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
     cache: CacheDrop,
     /// What was last said of the origin.
     trouble: String,
@@ -94,6 +95,7 @@ impl<F: Fetch> PoolState<F> {
             targets: HashMap::new(),
             counters: Counters::default(),
             received: Arc::default(),
+            sent: Arc::default(),
             cache: CacheDrop::default(),
             trouble: String::new(),
         }
@@ -265,6 +267,7 @@ impl<F: Fetch> PoolState<F> {
             spool: Arc::clone(&shared.spool),
             received: Arc::clone(&self.received),
             progress: Arc::clone(&progress),
+            sent: Arc::clone(&self.sent),
             stall: Duration::from_secs(self.limits.stall_secs.max(1)),
             notes: shared.notes.clone(),
         };
@@ -476,6 +479,7 @@ impl<F: Fetch> PoolState<F> {
     pub(super) fn report(&mut self) -> Option<Counters> {
         let mut counters = std::mem::take(&mut self.counters);
         counters.received_bytes = self.received.swap(0, Ordering::Relaxed);
+        counters.sent_bytes = self.sent.swap(0, Ordering::Relaxed);
         (counters != Counters::default()).then_some(counters)
     }
 

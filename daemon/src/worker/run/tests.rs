@@ -37,6 +37,7 @@ async fn a_reader_gets_its_bytes() {
     }
     assert_eq!((s.counters.requests, s.counters.objects), (2, 3));
     assert_eq!((s.counters.content_bytes, s.counters.received_bytes), (9106, 9106));
+    assert_eq!(s.counters.sent_bytes, 3, "one for each key");
     // what is there needs nobody
     s.event(3, 1, ByteRange::new(0, 16384)).await;
     assert_eq!(s.answer().await, (3, Verdict::Allow));

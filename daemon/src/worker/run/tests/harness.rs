@@ -102,6 +102,7 @@ impl Fetch for Connection {
             state.requests.push(keys.to_vec());
             (state.faults.pop_front().or(state.always), state.delay)
         };
+        sink.sent(keys.len() as u64);
         tokio::time::sleep(delay).await;
         let wrong = || FetchError::Wrong { message: "another object".into() };
         let retry = |message: &str| FetchError::Retry { message: message.into(), after: None };
@@ -350,6 +351,7 @@ impl Supervisor {
                 self.counters.objects += counters.objects;
                 self.counters.content_bytes += counters.content_bytes;
                 self.counters.received_bytes += counters.received_bytes;
+                self.counters.sent_bytes += counters.sent_bytes;
             }
             if wanted(&message) {
                 return message;
