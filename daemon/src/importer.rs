@@ -38,6 +38,8 @@ use crate::object::ObjectId;
 use crate::source::{Fetch, FetchError, Sink};
 
 pub use attributes::ATTRIBUTES;
+#[cfg(test)]
+pub(crate) use run::local_blob;
 pub use run::{FDS, Fds, main};
 
 use collect::Collector;

@@ -7,6 +7,7 @@
 mod clone;
 mod git;
 mod import;
+mod known;
 mod mounts;
 mod origins;
 mod prefetch;
