@@ -13,7 +13,7 @@
 //! 5. [`Importer::write_manifest`].
 //!
 //! Content that was fetched goes to the builder beside the manifest (see
-//! [`contents`](crate::builder::contents)).
+//! [`contents`]).
 
 pub mod attributes;
 mod collect;

@@ -137,7 +137,7 @@ async fn import(
         anyhow::bail!("the supervisor sent no job");
     };
     anyhow::ensure!(version == wire::VERSION, "the supervisor is of another version");
-    let OriginSpec::Git(origin) = origin;
+    let OriginSpec::Git(origin) = *origin;
     let listing = Listing::read(origin.hash, BufReader::new(File::from(fds.tree)))?;
     let names = u64::from(listing.len());
     let blobs = listing.blobs();

@@ -116,7 +116,7 @@ pub enum ToImporter {
     /// The first message: what is to be imported.
     Job {
         version: u32,
-        origin: OriginSpec,
+        origin: Box<OriginSpec>,
         limits: Limits,
         commit: ObjectId,
         tree: ObjectId,

@@ -235,7 +235,7 @@ pub async fn import(
         importer.start().map_err(io_other).map_err(io("can't start the importer"))?;
     let message = ToImporter::Job {
         version: wire::VERSION,
-        origin: OriginSpec::Git(job.origin.clone()),
+        origin: Box::new(OriginSpec::Git(job.origin.clone())),
         limits: job.limits,
         commit: job.head.commit,
         tree: job.head.tree,

@@ -297,8 +297,8 @@ impl Shard {
             Wake::Command(Some(command)) => self.command(command),
             Wake::Command(None) => self.stopping = true,
             Wake::Events(events) => self.events(events),
-            Wake::Worker(Event::Queue(message)) => self.from_queue(message),
-            Wake::Worker(Event::Control(message)) => self.from_worker(message),
+            Wake::Worker(Event::Queue(message)) => self.queue_message(message),
+            Wake::Worker(Event::Control(message)) => self.worker_message(message),
             Wake::Worker(Event::Writable | Event::HungUp) => {}
             Wake::Worker(Event::Broken(why)) => self.kill_worker(&why),
             Wake::Worker(Event::Ended(exit)) => self.worker_ended(&exit),
@@ -437,7 +437,7 @@ impl Shard {
         }
     }
 
-    fn from_queue(&mut self, message: FromQueue) {
+    fn queue_message(&mut self, message: FromQueue) {
         match message {
             FromQueue::Answer { event, verdict, reason } => {
                 match self.broker.answered(event, verdict, reason) {
@@ -530,7 +530,7 @@ impl Shard {
         self.schedule_restart(worker.age());
     }
 
-    fn from_worker(&mut self, message: FromWorker) {
+    fn worker_message(&mut self, message: FromWorker) {
         match message {
             FromWorker::Ready { version } if version == crate::queue::wire::VERSION => {
                 self.introduce();
@@ -673,7 +673,7 @@ impl Shard {
         }
     }
 
-    fn to_running_worker(&mut self, message: ToWorker, fds: Vec<OwnedFd>) {
+    fn to_running_worker(&self, message: ToWorker, fds: Vec<OwnedFd>) {
         if let Some(worker) = self.worker.as_ref().filter(|worker| worker.is_running()) {
             worker.control().send(message, fds);
         }
