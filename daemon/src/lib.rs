@@ -20,6 +20,7 @@ pub mod queue;
 pub mod range;
 pub mod segment;
 pub mod source;
+pub mod standalone;
 pub mod supervisor;
 pub mod sys;
 pub mod worker;

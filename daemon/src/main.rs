@@ -1,7 +1,7 @@
 //! `hydrantd`: the supervisor, and the roles of the processes that it starts.
 
 use std::io::{BufReader, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -9,8 +9,9 @@ use clap::{Args, Parser, Subcommand};
 use hydrant_api::EXIT_ALREADY_RUNNING;
 use hydrant_api::doctor::{is_usable, to_text};
 use hydrant_daemon::admin::LockError;
+use hydrant_daemon::supervisor::Kept;
 use hydrant_daemon::sys::spawn::inherited;
-use hydrant_daemon::{builder, config::Config, doctor, importer, supervisor, worker};
+use hydrant_daemon::{builder, config::Config, doctor, importer, standalone, supervisor, worker};
 use tracing_subscriber::EnvFilter;
 
 /// The Hydrant daemon.
@@ -92,9 +93,24 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let SupervisorArgs { state_dir, run_dir, config, standalone: _ } = cli.supervisor;
+    let SupervisorArgs { state_dir, run_dir, config, standalone } = cli.supervisor;
     match cli.role {
+        None if standalone => {
+            let mut arguments = Vec::new();
+            let options =
+                [("--state-dir", state_dir), ("--run-dir", run_dir), ("--config", Some(config))];
+            for (option, path) in options {
+                if let Some(path) = path {
+                    // the supervisor's directory is another one
+                    arguments.extend([option.into(), std::path::absolute(path)?.into_os_string()]);
+                }
+            }
+            let code = standalone::run(Path::new("/proc/self/exe"), &arguments)?;
+            Ok(ExitCode::from(code))
+        }
         None => {
+            // before anything else is opened
+            let kept = Kept::take_back().context("can't take over from a supervisor before")?;
             let config = Config::load(&config)?;
             let directories = config.directories(state_dir, run_dir);
             let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -102,7 +118,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 .enable_all()
                 .build()
                 .context("can't start the runtime")?;
-            runtime.block_on(supervisor::run(directories, config))?;
+            runtime.block_on(supervisor::run(directories, config, kept))?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Worker(who)) => {

@@ -7,6 +7,7 @@
 mod clone;
 mod git;
 mod import;
+mod kept;
 mod known;
 mod mounts;
 mod origins;
@@ -28,6 +29,7 @@ use std::time::Instant;
 use hydrant_api::{Directories, ErrorCode, Owner};
 use tokio::sync::watch;
 
+pub use kept::Kept;
 pub use run::run;
 
 use crate::admin::ApiError;
@@ -48,6 +50,9 @@ pub struct Supervisor {
     store: Arc<Store>,
     origins: Arc<Origins>,
     shards: Vec<ShardHandle>,
+    /// The shards whose group came from the supervisor before this one: what they guard has been
+    /// guarded all the time.
+    kept: HashSet<ShardId>,
     /// The directories that an operation is working on.
     busy: Mutex<HashSet<std::path::PathBuf>>,
     /// What is mounted at the moment.
@@ -77,6 +82,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Which of `count` shards serves a pool. Must not change as long as anything of it is mounted.
+fn shard_of(pool: PoolId, count: u16) -> Option<ShardId> {
+    let id = pool.0.checked_rem(u64::from(count))?;
+    u16::try_from(id).ok().map(ShardId)
+}
+
 impl Supervisor {
     /// Takes a directory for one operation; others are refused meanwhile.
     fn begin(&self, directory: &std::path::Path) -> Result<Busy<'_>, ApiError> {
@@ -89,9 +100,9 @@ impl Supervisor {
 
     /// The shard of a pool: all of a pool is served by one.
     fn shard(&self, pool: PoolId) -> Result<&ShardHandle, ApiError> {
-        let count = self.shards.len().max(1) as u64;
-        let at = usize::try_from(pool.0 % count).unwrap_or(0);
-        self.shards.get(at).ok_or_else(|| ApiError::internal("there are no shards"))
+        let id = u16::try_from(self.shards.len()).ok().and_then(|count| shard_of(pool, count));
+        let found = self.shards.iter().find(|shard| Some(shard.id) == id);
+        found.ok_or_else(|| ApiError::internal("there are no shards"))
     }
 
     fn shard_id(&self, pool: PoolId) -> ShardId {

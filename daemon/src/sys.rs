@@ -2,9 +2,11 @@
 //! descriptors, starting processes, and giving up privileges. With `fanotify/` the only place that
 //! has `unsafe` code; what it offers is safe.
 
+pub mod fdstore;
 pub mod lease;
 pub mod limits;
 pub mod mount;
+pub mod notify;
 pub mod privileges;
 pub mod seqpacket;
 pub mod shared;

@@ -55,8 +55,8 @@ impl Admin {
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
-        stream.write_all(head.as_bytes())?;
-        stream.write_all(body)?;
+        // at once: who answers without looking at the body may close before it would come
+        stream.write_all(&[head.as_bytes(), body].concat())?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).with_context(|| format!("{method} {path}"))?;
         let (head, body) = crate::proxy::plain(&answer);

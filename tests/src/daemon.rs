@@ -127,6 +127,31 @@ impl Daemon {
         self.process = None;
     }
 
+    /// The process that [`start`](Self::start) started: the supervisor's parent.
+    pub fn parent(&self) -> Result<Pid> {
+        self.process.as_ref().map(Leashed::pid).context("the daemon was not started by the test")
+    }
+
+    /// The supervisor's process, at whatever point of its life.
+    pub fn supervisor(&self) -> Option<Pid> {
+        let parent = self.parent().ok()?;
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+        let first = children.ok()?.split_whitespace().next()?.parse().ok()?;
+        Some(Pid::from_raw(first)).filter(|pid| alive(*pid))
+    }
+
+    /// The parent is dead: from now on the supervisor is all there is.
+    pub fn forget_parent(&mut self) {
+        self.process = None;
+    }
+
+    /// Kills the supervisor and nothing else. Gives the pid that it had.
+    pub fn kill_supervisor(&self) -> Result<Pid> {
+        let pid = until("there is a supervisor", Duration::from_secs(10), || self.supervisor())?;
+        kill(pid, Signal::SIGKILL).context("can't kill the supervisor")?;
+        Ok(pid)
+    }
+
     #[must_use]
     pub fn admin(&self) -> Admin {
         Admin::new(&self.directories.socket())

@@ -11,8 +11,9 @@ use tracing::error;
 use super::parse::parse;
 use super::{Error, Event};
 
-/// How much is read at once, in bytes: 85 events with a range. Every event is an fd.
-const BUFFER_LEN: usize = 4096;
+/// How much is read at once, in bytes: 16 events with a range. Every event is an fd, and from the
+/// kernel's reading of the first until the last is written down nobody else knows of them.
+const BUFFER_LEN: usize = 16 * 48;
 
 /// What one read gave.
 #[derive(Debug)]
@@ -37,7 +38,7 @@ impl Channel {
         Self(Arc::new(fd))
     }
 
-    /// Reads what there is, up to 85 events. Doesn't wait (groups are made nonblocking).
+    /// Reads what there is, up to 16 events. Doesn't wait (groups are made nonblocking).
     pub fn read(&self) -> Result<Read, Error> {
         let mut buffer = [0; BUFFER_LEN];
         let length = loop {
@@ -90,7 +91,7 @@ impl AsyncChannel {
             .map_err(|error| Error::Wait { fd, source: error.into() })
     }
 
-    /// Waits until there are events, and reads up to 85. `None`: there will never be one. May be
+    /// Waits until there are events, and reads up to 16. `None`: there will never be one. May be
     /// dropped while it waits: no event is lost.
     pub async fn read(&self) -> Result<Option<Vec<Event>>, Error> {
         loop {

@@ -38,7 +38,8 @@ pub struct Pending {
     pub range: ByteRange,
     /// The process that waits, as the kernel names it.
     pub pid: i32,
-    /// When the supervisor read the event: time since the supervisor's start, as all times here.
+    /// When the event was read, by a clock that goes on when the supervisor is another one
+    /// ([`inflight::now`](super::inflight::now)), as all times here.
     pub arrived: Duration,
     /// How often it was given to a worker.
     pub attempts: u32,
@@ -92,7 +93,6 @@ pub struct Broker {
     pending: BTreeMap<EventId, Pending>,
     /// The events without [`Pending::dispatched`].
     waiting: BTreeSet<EventId>,
-    next: u64,
 }
 
 impl Broker {
@@ -101,16 +101,15 @@ impl Broker {
         Self::default()
     }
 
-    /// A reader waits for `range` of `segment`.
+    /// A reader waits for `range` of `segment`. `event` is above that of all events before it.
     pub fn arrived(
         &mut self,
+        event: EventId,
         segment: SegmentId,
         range: ByteRange,
         pid: i32,
         now: Duration,
-    ) -> EventId {
-        self.next += 1;
-        let event = EventId(self.next);
+    ) {
         let pending = Pending {
             segment,
             range,
@@ -122,9 +121,13 @@ impl Broker {
             heard: now,
             reason: None,
         };
-        self.pending.insert(event, pending);
+        self.restored(event, pending);
+    }
+
+    /// An event that a supervisor before this one has read, and nobody has answered.
+    pub fn restored(&mut self, event: EventId, pending: Pending) {
+        self.pending.insert(event, Pending { dispatched: None, ..pending });
         self.waiting.insert(event);
-        event
     }
 
     /// The event that goes to the worker next.
@@ -197,6 +200,11 @@ impl Broker {
         self.end(event, Verdict::Deny(errno), Some(reason.to_owned()))
     }
 
+    /// What it waited for is there, without any worker's doing.
+    pub fn found_present(&mut self, event: EventId) -> Option<Answer> {
+        self.end(event, Verdict::Allow, None)
+    }
+
     /// The administrator wants it tried anew. True when the worker must be told to forget it.
     pub fn retry(&mut self, event: EventId) -> Option<bool> {
         let pending = self.pending.get_mut(&event)?;
@@ -247,6 +255,7 @@ impl Broker {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::collections::HashMap;
 
     use proptest::prelude::*;
@@ -255,8 +264,30 @@ mod tests {
 
     const T: Duration = Duration::from_secs(1);
 
+    thread_local! {
+        static LAST: Cell<u64> = const { Cell::new(0) };
+    }
+
     fn arrive(broker: &mut Broker) -> EventId {
-        broker.arrived(SegmentId(1), ByteRange::new(0, 4096), 1, T)
+        let event = EventId(LAST.replace(LAST.get() + 1));
+        broker.arrived(event, SegmentId(1), ByteRange::new(0, 4096), 1, T);
+        event
+    }
+
+    #[test]
+    fn the_events_of_a_supervisor_that_died_come_first() {
+        let mut before = Broker::new();
+        let old = [arrive(&mut before), arrive(&mut before)];
+        dispatch(&mut before);
+        let mut broker = Broker::new();
+        let new = arrive(&mut broker);
+        for (event, pending) in before.iter() {
+            broker.restored(event, pending.clone());
+        }
+        assert_eq!((broker.waiting(), broker.in_flight()), (3, 0));
+        let order: Vec<_> = std::iter::from_fn(|| dispatch(&mut broker)).collect();
+        assert_eq!(order, [old[0], old[1], new]);
+        assert_eq!(broker.get(old[0]).unwrap().attempts, 2);
     }
 
     fn dispatch(broker: &mut Broker) -> Option<EventId> {

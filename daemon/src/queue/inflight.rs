@@ -14,7 +14,7 @@
 //! | 3 | slots that were ever used | segment |
 //! | 4 | events that found no slot | offset |
 //! | 5 | last event id given | length |
-//! | 6 | | fd number and pid (32 bits each, the first above) |
+//! | 6 | highest fd number an event ever had | fd number and pid (32 bits each, the first above) |
 //! | 7 | | attempts and strikes |
 //! | 8 | | worker's pid and state |
 //! | 9 | | since |
@@ -42,12 +42,13 @@ const SLOT_WORDS: usize = 16;
 /// A slot is written in well under a microsecond: who sees it odd so often sees a dead writer's.
 const READ_TRIES: u32 = 1000;
 
-/// The time of [`Record::since`] and [`Record::dispatched`]: `CLOCK_BOOTTIME` in nanoseconds.
+/// The time of [`Record::since`] and [`Record::dispatched`]: `CLOCK_MONOTONIC` in nanoseconds, which
+/// is the same in every process and stands still while the machine sleeps, as deadlines should.
 #[must_use]
 pub fn now() -> u64 {
     use nix::time::{ClockId, clock_gettime};
     // it fails for clocks that don't exist only
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
         let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
         seconds.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec().unsigned_abs())
     })
@@ -84,7 +85,7 @@ pub struct Record {
     pub range: ByteRange,
     /// The process that waits.
     pub pid: i32,
-    /// When it was read first: `CLOCK_BOOTTIME` in nanoseconds, the same clock in every process.
+    /// When it was read first: [`now`], the same clock in every process.
     pub since: u64,
     /// When the present worker got it, by the same clock; 0 while it waits.
     pub dispatched: u64,
@@ -170,6 +171,8 @@ impl Table {
     /// Writes an event down. `None`: the table is full, which is counted; the event must be handled all
     /// the same.
     pub fn claim(&mut self, record: &Record) -> Option<Slot> {
+        let number = u64::try_from(record.number).unwrap_or(0);
+        self.header(Header::Highest).fetch_max(number, Ordering::Relaxed);
         let used = self.used();
         let slot = match self.free.pop() {
             Some(slot) => slot,
@@ -196,6 +199,29 @@ impl Table {
     pub fn free(&mut self, slot: Slot) {
         self.write(slot.0, None);
         self.free.push(slot.0);
+    }
+
+    /// What a writer that is gone has left, each in its slot: for the process that writes from now on,
+    /// and nothing else may have been claimed here. What is corrupt is only counted.
+    #[must_use]
+    pub fn inherit(&self) -> (Vec<(Slot, Record)>, u32) {
+        let mut corrupt = 0;
+        let mut records = Vec::new();
+        for slot in 0..self.used() {
+            match self.read(slot) {
+                Content::Free => {}
+                Content::Record(record) => records.push((Slot(slot), record)),
+                Content::Corrupt => corrupt += 1,
+            }
+        }
+        (records, corrupt)
+    }
+
+    /// The highest fd number that any event in this table ever had.
+    #[must_use]
+    pub fn highest_number(&self) -> RawFd {
+        let highest = self.header(Header::Highest).load(Ordering::Relaxed);
+        RawFd::try_from(highest).unwrap_or(RawFd::MAX)
     }
 
     /// Takes out all that a writer that is gone has left.
@@ -326,6 +352,7 @@ enum Header {
     Used = 3,
     Untracked = 4,
     LastEvent = 5,
+    Highest = 6,
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -16,11 +16,12 @@ use tracing::{error, info, warn};
 use super::git::{Git, Remote};
 use super::origins::Access;
 use super::shard::Command;
+use super::store::Store;
 use super::target::Target;
-use super::{Supervisor, internal, lock, require_owner};
+use super::{Supervisor, internal, lock, require_owner, shard_of};
 use crate::admin::{ApiError, Caller};
-use crate::catalog::{Mount, Pool, Tree};
-use crate::ids::{MountId, PoolId, SegmentId};
+use crate::catalog::{Catalog, Mount, Pool, Tree};
+use crate::ids::{MountId, PoolId, SegmentId, ShardId};
 use crate::mount::{self, DetachedMount, Layers, MountPoint, TreeMount, Unmount, UnmountError};
 use crate::queue::wire::{GitOrigin, OriginSpec};
 use crate::segment::SegmentKind;
@@ -44,9 +45,73 @@ pub struct Detached {
 /// What `st_ino` of a file of the image has besides its number there (`xino` of overlayfs).
 pub const INO_OR: u64 = 1 << 63;
 
-/// Whether a mount is one of ours.
-fn ours(mount: &MountPoint) -> bool {
-    mount.source == mount::SOURCE
+/// Whether a mount is that of the tree whose changes are in `upper`.
+fn ours(upper: &Path) -> impl Fn(&MountPoint) -> bool + use<> {
+    // as the kernel shows it
+    let upper = fs::canonicalize(upper).unwrap_or_else(|_| upper.to_owned());
+    move |mount| mount.is_hydrant() && mount.upper.as_deref() == Some(&upper)
+}
+
+type Attached = tokio::sync::oneshot::Receiver<Result<(), String>>;
+
+async fn all_attached(replies: Vec<Attached>) -> Result<(), ApiError> {
+    for answer in replies {
+        match answer.await {
+            Ok(Ok(())) => {}
+            Ok(Err(message)) => return Err(ApiError::internal(message)),
+            Err(_) => return Err(ApiError::internal("the shard has ended")),
+        }
+    }
+    Ok(())
+}
+
+/// Unmounts what supervisors have left whose groups are gone.
+pub async fn clear_unguarded(
+    catalog: &Catalog,
+    store: &Store,
+    guarded: &HashSet<ShardId>,
+    shards: u16,
+) {
+    let mounts = match catalog.mounts().await {
+        Ok(mounts) => mounts,
+        Err(error) => {
+            error!(%error, "can't read which trees were mounted");
+            return;
+        }
+    };
+    for mount in mounts {
+        let tree = catalog.tree(mount.tree).await.ok().flatten();
+        let shard = tree.and_then(|tree| shard_of(tree.pool, shards));
+        if shard.is_some_and(|shard| guarded.contains(&shard)) {
+            continue;
+        }
+        if let Err(error) = clear_leftover(&mount.directory, &store.upper_dir(mount.id)) {
+            error!(mount = %mount.id, directory = %mount.directory.display(), %error,
+                "a tree that was left unguarded can't be unmounted: what is read there may be zeros");
+        }
+    }
+}
+
+/// A daemon that was killed, with all that could have kept its groups, has left its mount: nothing
+/// guarded it since, so what it shows can't be trusted.
+fn clear_leftover(directory: &Path, upper: &Path) -> Result<(), ApiError> {
+    let ours = ours(upper);
+    let found = mount::mounted_at(directory).ok().flatten();
+    if !found.as_ref().is_some_and(&ours) {
+        return Ok(());
+    }
+    warn!(directory = %directory.display(), "nothing guarded this tree since the daemon was killed");
+    let cant = |error| internal("can't unmount what a killed daemon left", &error);
+    match mount::unmount(directory, Unmount::Idle, &ours) {
+        Err(UnmountError::Busy { users, .. }) => {
+            let pids: Vec<_> = users.iter().map(|user| user.pid).collect();
+            error!(directory = %directory.display(), ?pids,
+                "the daemon was killed while this tree was in use: processes that go on using it \
+                 may have read zeros; end them");
+            mount::unmount(directory, Unmount::Lazy, &ours).map_err(cant)
+        }
+        result => result.map_err(cant),
+    }
 }
 
 impl Detached {
@@ -125,25 +190,21 @@ impl Supervisor {
 
     /// Attaches all segments of a tree to its shard: marked, and in the worker's hands.
     async fn serve(&self, tree: &Tree, pool: &Pool) -> Result<(), ApiError> {
+        all_attached(self.attach_segments(tree, pool)?).await
+    }
+
+    fn attach_segments(&self, tree: &Tree, pool: &Pool) -> Result<Vec<Attached>, ApiError> {
         let shard = self.shard(pool.id)?;
         let origin: GitOrigin = serde_json::from_value(pool.origin.clone())
             .map_err(|error| internal("can't read the pool's origin", &error))?;
         let origin = OriginSpec::Git(origin);
         shard.send(Command::Pool { pool: pool.id, origin, limits: self.limits() });
-        let mut replies = Vec::with_capacity(tree.segments.len());
-        for segment in &tree.segments {
+        let attach = |segment: &SegmentId| {
             let (reply, answer) = tokio::sync::oneshot::channel();
             shard.send(Command::Attach { pool: pool.id, segment: *segment, reply });
-            replies.push(answer);
-        }
-        for answer in replies {
-            match answer.await {
-                Ok(Ok(())) => {}
-                Ok(Err(message)) => return Err(ApiError::internal(message)),
-                Err(_) => return Err(ApiError::internal("the shard has ended")),
-            }
-        }
-        Ok(())
+            answer
+        };
+        Ok(tree.segments.iter().map(attach).collect())
     }
 
     /// Puts a mount in its place. Segments that need no events lose their marks.
@@ -182,10 +243,14 @@ impl Supervisor {
         }
         let (tree, pool) = self.tree_of(mount).await?;
         self.introduce_origin(mount, &pool)?;
-        self.clear_leftover(&mount.directory)?;
-        let target = Target::existing(&mount.directory)?;
-        let detached = self.make_mount(mount, &tree, &pool).await?;
-        self.attach_mount(mount, &tree, detached, target.fd.as_fd())?;
+        if self.is_guarded(mount, tree.pool) {
+            self.adopt(mount, &tree, &pool)?;
+        } else {
+            clear_leftover(&mount.directory, &self.store.upper_dir(mount.id))?;
+            let target = Target::existing(&mount.directory)?;
+            let detached = self.make_mount(mount, &tree, &pool).await?;
+            self.attach_mount(mount, &tree, detached, target.fd.as_fd())?;
+        }
         self.unmark_complete(&tree).await?;
         info!(mount = %mount.id, directory = %mount.directory.display(), "mounted");
         if mount.history == "fetching" {
@@ -194,30 +259,32 @@ impl Supervisor {
         Ok(())
     }
 
-    /// A daemon that was killed has left its mount: nothing guarded it since, so what it shows can't
-    /// be trusted.
-    fn clear_leftover(&self, directory: &Path) -> Result<(), ApiError> {
-        let found = mount::mounted_at(directory).ok().flatten();
-        if !found.as_ref().is_some_and(ours) {
-            return Ok(());
-        }
-        let cant = |error| internal("can't unmount what a killed daemon left", &error);
-        match mount::unmount(directory, Unmount::Idle, ours) {
-            Err(UnmountError::Busy { users, .. }) => {
-                let pids: Vec<_> = users.iter().map(|user| user.pid).collect();
-                error!(directory = %directory.display(), ?pids,
-                    "the daemon was killed while this tree was in use: processes that go on using it \
-                     may have read zeros; end them");
-                mount::unmount(directory, Unmount::Lazy, ours).map_err(cant)
+    /// It is mounted, and its group has been open all the time.
+    fn is_guarded(&self, mount: &Mount, pool: PoolId) -> bool {
+        let ours = ours(&self.store.upper_dir(mount.id));
+        let found = mount::mounted_at(&mount.directory).ok().flatten();
+        self.kept.contains(&self.shard_id(pool)) && found.as_ref().is_some_and(ours)
+    }
+
+    /// Goes on with a mount that a supervisor before this one has made. Nobody has to wait for the
+    /// worker: the segments are marked, and who reads waits.
+    fn adopt(&self, mount: &Mount, tree: &Tree, pool: &Pool) -> Result<(), ApiError> {
+        let replies = self.attach_segments(tree, pool)?;
+        let (id, directory) = (mount.id, mount.directory.clone());
+        lock(&self.live).insert(id, Live { pool: tree.pool, directory: directory.clone() });
+        tokio::spawn(async move {
+            if let Err(error) = all_attached(replies).await {
+                error!(mount = %id, directory = %directory.display(), %error,
+                    "can't serve all of a tree that is mounted");
             }
-            result => result.map_err(cant),
-        }
+        });
+        Ok(())
     }
 
     pub(super) fn git_of(&self, mount: &Mount, pool: &Pool) -> Result<Git, ApiError> {
         let user = User::lookup(mount.owner.uid, mount.owner.gid)
             .map_err(|error| internal("can't look the user up", &error))?;
-        let directory = self.store.mount_dir(mount.id).join("upper");
+        let directory = self.store.upper_dir(mount.id);
         Ok(Git { user, environment: pool.environment.clone(), directory })
     }
 
@@ -291,6 +358,7 @@ impl Supervisor {
             return Ok(());
         }
         let path = mount.directory.clone();
+        let ours = ours(&self.store.upper_dir(mount.id));
         // writes back what is dirty in `upper`
         let result =
             tokio::task::spawn_blocking(move || mount::unmount(&path, Unmount::Idle, ours)).await;
@@ -314,15 +382,35 @@ impl Supervisor {
             Ok(mounts) => mounts,
             Err(error) => {
                 error!(%error, "can't read which trees to mount");
+                self.serve_all();
                 return;
             }
         };
+        let mut absent = Vec::new();
         for mount in mounts.into_iter().filter(|mount| mount.mounted) {
-            if let Err(error) = self.bring_up(&mount).await {
-                error!(mount = %mount.id, directory = %mount.directory.display(), %error,
-                    "can't mount a tree");
+            let tree = self.catalog.tree(mount.tree).await.ok().flatten();
+            if tree.is_some_and(|tree| self.is_guarded(&mount, tree.pool)) {
+                self.try_to_bring_up(&mount).await;
+            } else {
+                absent.push(mount);
             }
         }
+        self.serve_all();
+        for mount in absent {
+            self.try_to_bring_up(&mount).await;
+        }
+    }
+
+    async fn try_to_bring_up(&self, mount: &Mount) {
+        if let Err(error) = self.bring_up(mount).await {
+            error!(mount = %mount.id, directory = %mount.directory.display(), %error,
+                "can't mount a tree");
+        }
+    }
+
+    /// Readers are served from now on.
+    fn serve_all(&self) {
+        self.shards.iter().for_each(|shard| shard.send(Command::Serve));
     }
 
     /// Fetches the rest of the history in the background.

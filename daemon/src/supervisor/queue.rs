@@ -43,7 +43,7 @@ impl Supervisor {
             let mut events = Vec::new();
             for snapshot in &snapshots {
                 for (event, pool, pending) in &snapshot.events {
-                    let age = snapshot.started.elapsed().saturating_sub(pending.arrived);
+                    let age = snapshot.now.saturating_sub(pending.arrived);
                     let in_flight = pending.dispatched.is_some();
                     events.push(QueueEvent {
                         id: event.0 * SHARD_STEP + u64::from(snapshot.shard.0),

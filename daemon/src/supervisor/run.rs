@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::kept::{self, Kept};
+use super::mounts;
 use super::origins::Origins;
 use super::shard::{Command, OnComplete, Shard};
 use super::store::{Store, WorkerUser};
@@ -21,15 +22,17 @@ use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, serve};
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::ids::ShardId;
-use crate::sys::limits;
+use crate::sys::{fdstore, limits};
 use crate::worker::sandbox;
 
 /// How often a tree that is in use is tried again when the daemon is to stop.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Runs the supervisor until it is told to stop.
-pub async fn run(directories: Directories, config: Config) -> anyhow::Result<()> {
+/// Runs the supervisor until it is told to stop. `kept`: what the one before it has left.
+pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> anyhow::Result<()> {
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "hydrantd must be started as root");
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let _lock = InstanceLock::take(&directories)?;
     let files = limits::raise_open_files().context("can't raise the limit of open files")?;
     let user = not_in_group(worker_user(&config)?, config.socket_group.as_deref())?;
@@ -40,8 +43,19 @@ pub async fn run(directories: Directories, config: Config) -> anyhow::Result<()>
     let catalog = Catalog::open(&directories.state.join("catalog.sqlite"))?;
     recover(&catalog, &store).await?;
 
+    // who connects from now on waits until we serve
+    let socket = AdminSocket::bind(&directories, config.socket_group.as_deref())?;
+    let guarded = kept.ids();
+    // pools are assigned to shards by their number: it rules as long as there are groups of before
+    let count = kept.count().unwrap_or_else(|| config.shards());
+    // before there are new groups, from which the next supervisor would conclude that these are guarded
+    mounts::clear_unguarded(&catalog, &store, &guarded, count).await;
     let origins = Arc::new(Origins::default());
-    let shards = start_shards(&config, &store, &origins, &catalog)?;
+    let shards = start_shards(count, &mut kept, &store, &origins, &catalog).inspect_err(|_| {
+        if guarded.is_empty() {
+            kept::forget_all((0..count).map(ShardId));
+        }
+    })?;
     info!(state = %directories.state.display(), shards = shards.len(), open_files = files.soft, "started");
     let (stop, mut stopping) = watch::channel(false);
     let supervisor = Arc::new(Supervisor {
@@ -51,6 +65,7 @@ pub async fn run(directories: Directories, config: Config) -> anyhow::Result<()>
         store,
         origins,
         shards,
+        kept: guarded,
         busy: Mutex::new(HashSet::new()),
         live: Mutex::new(HashMap::new()),
         cloning: Mutex::new(Vec::new()),
@@ -58,16 +73,11 @@ pub async fn run(directories: Directories, config: Config) -> anyhow::Result<()>
         started: Instant::now(),
     });
     supervisor.restore().await;
-
-    let socket = AdminSocket::bind(&directories, supervisor.config.socket_group.as_deref())?;
     let (shut, mut shutting) = watch::channel(false);
     let server = tokio::spawn(serve(socket, Arc::clone(&supervisor), async move {
         shutting.wait_for(|shut| *shut).await.ok();
     }));
     notify("READY=1");
-
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
         _ = terminate.recv() => info!("told to stop"),
         _ = interrupt.recv() => info!("interrupted"),
@@ -152,7 +162,8 @@ fn forget(
 }
 
 fn start_shards(
-    config: &Config,
+    count: u16,
+    kept: &mut Kept,
     store: &Arc<Store>,
     origins: &Arc<Origins>,
     catalog: &Catalog,
@@ -167,15 +178,12 @@ fn start_shards(
             }
         });
     });
-    (0..config.shards())
+    (0..count)
+        .map(ShardId)
         .map(|id| {
-            Shard::start(
-                ShardId(id),
-                Arc::clone(store),
-                Arc::clone(origins),
-                Arc::clone(&on_complete),
-            )
-            .context("can't watch files: `hydrant doctor` checks what this machine can do")
+            let (store, origins) = (Arc::clone(store), Arc::clone(origins));
+            Shard::start(id, kept.take(id), store, origins, Arc::clone(&on_complete))
+                .context("can't watch files: `hydrant doctor` checks what this machine can do")
         })
         .collect()
 }
@@ -216,23 +224,14 @@ impl Supervisor {
             Ok(Err(error)) => error!(%error, "can't sync the state directory"),
             Err(error) => error!(%error, "can't sync the state directory"),
         }
+        kept::forget_all(self.shards.iter().map(|shard| shard.id));
         info!(up_secs = self.started.elapsed().as_secs(), "all trees are unmounted");
     }
 }
 
 /// Tells the service manager (sd_notify(3)).
 fn notify(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| {
-        use std::os::linux::net::SocketAddrExt;
-        let text = path.as_encoded_bytes();
-        let address = match text.strip_prefix(b"@") {
-            Some(name) => std::os::unix::net::SocketAddr::from_abstract_name(name)?,
-            None => std::os::unix::net::SocketAddr::from_pathname(Path::new(&path))?,
-        };
-        socket.send_to_addr(state.as_bytes(), &address)
-    });
-    if let Err(error) = sent {
-        warn!(%error, "can't notify the service manager");
+    if let Err(error) = fdstore::notify(state) {
+        warn!(%error, state, "can't notify the service manager");
     }
 }

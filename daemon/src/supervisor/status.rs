@@ -72,7 +72,7 @@ impl Supervisor {
         let mut counters = api::Counters::default();
         let mut shards = Vec::new();
         for snapshot in &snapshots {
-            let now = snapshot.started.elapsed();
+            let now = snapshot.now;
             let oldest = snapshot.events.first().map(|(_, _, pending)| pending.arrived);
             let longest = oldest.map_or(0, |arrived| milliseconds(now.saturating_sub(arrived)));
             let in_flight = snapshot.events.iter().filter(|(.., p)| p.dispatched.is_some()).count();

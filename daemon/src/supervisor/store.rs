@@ -98,6 +98,12 @@ impl Store {
         self.root.join(format!("mounts/{mount}"))
     }
 
+    /// What the user has changed in a tree.
+    #[must_use]
+    pub fn upper_dir(&self, mount: MountId) -> PathBuf {
+        self.mount_dir(mount).join("upper")
+    }
+
     /// The scratch directory of a shard's worker, empty and the worker's own.
     pub fn spool_dir(&self, shard: ShardId) -> io::Result<OwnedFd> {
         let path = self.root.join(format!("spool/{shard}"));
@@ -141,6 +147,17 @@ impl Store {
     pub fn unmark(&self, group: &Group, pool: PoolId, segment: SegmentId) -> io::Result<()> {
         let file = self.open_private(pool, segment, "data", OFlag::O_RDONLY)?;
         mark::remove(group, file.as_fd()).map(drop).map_err(io::Error::other)
+    }
+
+    /// All of a range is there.
+    pub fn is_present(
+        &self,
+        pool: PoolId,
+        segment: SegmentId,
+        range: ByteRange,
+    ) -> io::Result<bool> {
+        let file = self.open_private(pool, segment, "data", OFlag::O_RDONLY)?;
+        Ok(presence::present(file.as_fd(), range)?)
     }
 
     /// True when no block of a segment is missing; then it is also on the disk.

@@ -51,9 +51,16 @@ pub struct SpawnError {
     source: io::Error,
 }
 
+impl SpawnError {
+    /// For a caller that could not get as far as starting it.
+    pub(crate) fn new(program: &Path, step: &'static str, source: io::Error) -> Self {
+        Self { program: program.display().to_string(), step, source }
+    }
+}
+
 /// A process to be started. Its environment is empty but for what is given, stdin and stdout are
 /// `/dev/null`, its directory is `/`, its umask 022; it leads a session of its own (a ^C is for the
-/// supervisor alone) and is killed with SIGKILL when we end. Its soft limit of open files is the hard
+/// supervisor alone) and is killed with SIGKILL when we end (but see [`outlives_us`](Self::outlives_us)). Its soft limit of open files is the hard
 /// one.
 #[derive(Debug)]
 pub struct Spawn {
@@ -62,6 +69,7 @@ pub struct Spawn {
     environment: Vec<(OsString, OsString)>,
     fds: Vec<OwnedFd>,
     stderr: Option<OwnedFd>,
+    outlives_us: bool,
 }
 
 impl Spawn {
@@ -80,6 +88,7 @@ impl Spawn {
             environment: Vec::new(),
             fds: Vec::new(),
             stderr: None,
+            outlives_us: false,
         }
     }
 
@@ -121,6 +130,13 @@ impl Spawn {
         self
     }
 
+    /// It goes on when we end, whatever ends us. (Dropping its [`Child`] still kills it.)
+    #[must_use]
+    pub fn outlives_us(mut self) -> Self {
+        self.outlives_us = true;
+        self
+    }
+
     /// Starts it. When this returns, the program runs (exec has succeeded) and the fds that were given
     /// are closed here. Blocks for as long as that takes, about a millisecond.
     pub fn start(self) -> Result<Child, SpawnError> {
@@ -129,7 +145,12 @@ impl Spawn {
             let program = program.clone();
             move |source| SpawnError { program, step, source }
         };
+        let outlives_us = self.outlives_us;
         let plan = self.plan().map_err(failed("prepare"))?;
+        if outlives_us {
+            // it matters not which thread forks
+            return plan.start().map_err(|(step, source)| failed(step)(source));
+        }
         let (reply, answer) = mpsc::channel();
         let gone = |_| io::Error::other("the thread that starts processes is gone");
         spawner()
@@ -154,7 +175,8 @@ impl Spawn {
             variable.push(value);
             environment.push(text(variable)?);
         }
-        fork::Plan::new(program, arguments, environment, self.fds, self.stderr)
+        let signal = if self.outlives_us { 0 } else { libc::SIGKILL };
+        fork::Plan::new(program, arguments, environment, self.fds, self.stderr, signal)
     }
 }
 

@@ -78,6 +78,11 @@ fn a_successor_goes_on() {
     let mut events: Vec<_> = successor.snapshot().records.iter().map(|r| r.event.0).collect();
     events.sort_unstable();
     assert_eq!(events, [2, 3, 4], "what was left is not overwritten");
+    let (inherited, corrupt) = other(&successor).inherit();
+    let mut events: Vec<_> = inherited.iter().map(|(_, record)| record.event.0).collect();
+    events.sort_unstable();
+    assert_eq!((events, corrupt), (vec![2, 3, 4], 0));
+    assert_eq!(successor.highest_number(), 5);
     successor.strike();
     let left = successor.take();
     let strikes: HashMap<_, _> = left.records.iter().map(|r| (r.event.0, r.strikes)).collect();

@@ -19,6 +19,8 @@ pub struct Plan {
     fds: Vec<OwnedFd>,
     stderr: Option<OwnedFd>,
     null: OwnedFd,
+    /// What the child gets when the thread that forked it ends; 0 for nothing.
+    death_signal: c_int,
 }
 
 /// The steps that can fail in the child, as reported through the pipe: the index, then the errno.
@@ -38,9 +40,10 @@ impl Plan {
         environment: Vec<CString>,
         fds: Vec<OwnedFd>,
         stderr: Option<OwnedFd>,
+        death_signal: c_int,
     ) -> io::Result<Self> {
         let null = File::options().read(true).write(true).open("/dev/null")?.into();
-        Ok(Self { program, arguments, environment, fds, stderr, null })
+        Ok(Self { program, arguments, environment, fds, stderr, null, death_signal })
     }
 
     /// Forks, and waits until the child has exec'd or failed to.
@@ -139,8 +142,8 @@ impl Prepared<'_> {
             libc::signal(libc::SIGPIPE, libc::SIG_DFL);
 
             check(libc::setsid(), 0)?;
-            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL), 1)?;
-            if libc::getppid() != self.parent {
+            check(libc::prctl(libc::PR_SET_PDEATHSIG, self.plan.death_signal), 1)?;
+            if self.plan.death_signal != 0 && libc::getppid() != self.parent {
                 // It ended before it was asked to tell us.
                 libc::_exit(127);
             }

@@ -1,0 +1,240 @@
+//! `hydrantd --standalone`: the parent of a supervisor that no service manager has started.
+//!
+//! It is what a service manager is to the supervisor, and nothing else: it starts it, keeps the file
+//! descriptors that it is given (sd_notify(3), `FDSTORE=1`) and, should the supervisor die, starts the
+//! next one, which gets them back (sd_listen_fds(3)). So the fanotify groups live on, and readers
+//! wait for the next supervisor instead of getting zeros. It is one thread, touches no tree and has
+//! little that could go wrong. If it is killed all the same, the supervisor goes on without it.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use tracing::{error, info, warn};
+
+use crate::sys::notify::{Listener, Notification};
+use crate::sys::spawn::{Child, Spawn, SpawnError};
+
+/// More than a supervisor with as many shards as there can be has to keep.
+const MAX_KEPT: usize = 512;
+
+/// A supervisor that served for so long was all right.
+const SOUND: Duration = Duration::from_millis(100);
+/// How long to wait after one that was not, at first and at most.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
+
+/// Why there can be no supervisor.
+#[derive(Debug, thiserror::Error)]
+pub enum StandaloneError {
+    #[error("can't prepare to {0}")]
+    Prepare(&'static str, #[source] io::Error),
+    #[error(transparent)]
+    Start(#[from] SpawnError),
+    #[error("can't wait for the supervisor")]
+    Wait(#[source] io::Error),
+}
+
+/// Runs `program` as the supervisor, again and again until it ends by itself, with our environment and
+/// the variables of the protocol. Gives the exit code to end with.
+///
+/// # Errors
+/// Only as long as nothing is kept: after that it goes on trying.
+pub fn run(program: &Path, arguments: &[OsString]) -> Result<u8, StandaloneError> {
+    let stop_signals: SigSet =
+        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+    let signals = stop_signals
+        .thread_block()
+        .and_then(|()| {
+            SignalFd::with_flags(&stop_signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        })
+        .map_err(|errno| StandaloneError::Prepare("take signals", errno.into()))?;
+    let listener =
+        Listener::bind().map_err(|error| StandaloneError::Prepare("take notifications", error))?;
+    let mut parent = Parent { listener, signals, kept: Vec::new(), told_to_stop: false };
+    let mut delay = Duration::ZERO;
+    loop {
+        let mut supervisor = match parent.start(program, arguments) {
+            Ok(supervisor) => supervisor,
+            Err(error) if parent.kept.is_empty() => return Err(error.into()),
+            Err(error) => {
+                error!(error = &error as &dyn std::error::Error, "can't start the supervisor");
+                delay = longer(delay);
+                parent.pause(delay);
+                continue;
+            }
+        };
+        let (status, served) = parent.attend(&mut supervisor)?;
+        if status.success() || parent.kept.is_empty() {
+            return Ok(exit_code(status));
+        }
+        delay = if served.is_some_and(|served| served >= SOUND) {
+            Duration::ZERO
+        } else {
+            longer(delay)
+        };
+        warn!(pid = supervisor.id(), end = %status, delay_ms = delay.as_millis() as u64,
+            "the supervisor ended: starting the next");
+        parent.pause(delay);
+    }
+}
+
+fn longer(delay: Duration) -> Duration {
+    (delay * 2).clamp(BACK_OFF.0, BACK_OFF.1)
+}
+
+/// As a shell has it.
+fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| Some(128 + status.signal()?));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+#[derive(Debug)]
+struct Parent {
+    listener: Listener,
+    signals: SignalFd,
+    kept: Vec<(String, OwnedFd)>,
+    told_to_stop: bool,
+}
+
+impl Parent {
+    fn start(&self, program: &Path, arguments: &[OsString]) -> Result<Child, SpawnError> {
+        let mut spawn = Spawn::program(program)
+            .outlives_us()
+            .variable("NOTIFY_SOCKET", self.listener.address())
+            .variable("LISTEN_FDS", self.kept.len().to_string());
+        // `LISTEN_PID` is missing: it can't be known before the fork
+        let names: Vec<_> = self.kept.iter().map(|(name, _)| name.as_str()).collect();
+        spawn = spawn.variable("LISTEN_FDNAMES", names.join(":"));
+        for argument in arguments {
+            spawn = spawn.argument(argument);
+        }
+        let of_protocol = |name: &OsString| {
+            let name = name.to_string_lossy();
+            name == "NOTIFY_SOCKET" || name.starts_with("LISTEN_")
+        };
+        for (name, value) in std::env::vars_os().filter(|(name, _)| !of_protocol(name)) {
+            spawn = spawn.variable(name, value);
+        }
+        for (_, fd) in &self.kept {
+            match fd.try_clone() {
+                Ok(fd) => spawn = spawn.fd(fd),
+                Err(source) => {
+                    return Err(SpawnError::new(program, "pass file descriptors", source));
+                }
+            }
+        }
+        spawn.start()
+    }
+
+    /// Does what the supervisor says until it ends. Gives its end, and how long it served if it
+    /// ever did.
+    fn attend(
+        &mut self,
+        supervisor: &mut Child,
+    ) -> Result<(ExitStatus, Option<Duration>), StandaloneError> {
+        let mut ready: Option<Instant> = None;
+        let mut told = false;
+        loop {
+            // its last words are in the socket when it has ended
+            let ended = supervisor.try_wait().map_err(StandaloneError::Wait)?;
+            self.take_signals();
+            while let Some(notification) = self.notification() {
+                self.notified(notification, supervisor.id(), &mut ready);
+            }
+            if let Some(status) = ended {
+                return Ok((status, ready.map(|ready| ready.elapsed())));
+            }
+            // Before it serves, a signal would just kill it. If it has left nothing with us, let it.
+            if self.told_to_stop && !told && (ready.is_some() || self.kept.is_empty()) {
+                told = true;
+                if let Err(error) = supervisor.signal(Signal::SIGTERM) {
+                    error!(%error, "can't tell the supervisor to stop");
+                }
+            }
+            let fds = [self.listener.as_fd(), self.signals.as_fd(), supervisor.as_fd()];
+            let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            wait(&mut fds, PollTimeout::NONE).map_err(StandaloneError::Wait)?;
+        }
+    }
+
+    fn take_signals(&mut self) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            info!(signal = signal.ssi_signo, "told to stop");
+            self.told_to_stop = true;
+        }
+    }
+
+    fn notification(&self) -> Option<Notification> {
+        match self.listener.receive() {
+            Ok(notification) => notification,
+            Err(error) => {
+                error!(%error, "can't take a notification");
+                None
+            }
+        }
+    }
+
+    fn notified(&mut self, notification: Notification, child: i32, ready: &mut Option<Instant>) {
+        let Notification { pid, uid, text, fds } = notification;
+        if pid != child && uid != 0 {
+            warn!(pid, uid, "a notification from somebody else");
+            return;
+        }
+        let has = |line| text.lines().any(|other| other == line);
+        let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored");
+        if has("READY=1") {
+            ready.get_or_insert_with(Instant::now);
+        }
+        if has("FDSTOREREMOVE=1") {
+            self.kept.retain(|(kept, _)| kept != name);
+        } else if has("FDSTORE=1") {
+            // names are joined by colons
+            let is_name = !name.is_empty() && name.len() <= 255;
+            if !is_name || name.contains(|c: char| c == ':' || !c.is_ascii_graphic()) {
+                warn!(pid, name, "file descriptors with no proper name: not kept");
+            } else if self.kept.len() + fds.len() > MAX_KEPT {
+                warn!(pid, name, "too many file descriptors: not kept");
+            } else {
+                self.kept.extend(fds.into_iter().map(|fd| (name.to_owned(), fd)));
+            }
+        }
+    }
+
+    /// Waits, but not when told to stop: then the next supervisor is to see to that.
+    fn pause(&mut self, delay: Duration) {
+        let end = Instant::now() + delay;
+        while !self.told_to_stop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            let mut fds = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            if let Err(error) = wait(&mut fds, timeout) {
+                error!(%error, "can't wait");
+                std::thread::sleep(left);
+            }
+            self.take_signals();
+        }
+        // a supervisor that does not get far must not be started in a tight loop
+        std::thread::sleep(delay.min(BACK_OFF.0));
+    }
+}
+
+fn wait(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> io::Result<()> {
+    match poll(fds, timeout) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

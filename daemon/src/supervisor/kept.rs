@@ -1,0 +1,227 @@
+//! What the supervisor before this one has left with the service manager: its fanotify groups, with
+//! the readers that wait, and the in-flight tables that say what for.
+//!
+//! The kernel matches an answer with an event by the number that the event's fd had, and takes the one
+//! that was read first (`fs/notify/fanotify/fanotify_user.c:process_access_response`). So before
+//! anything is read from a group, every number that is still owed an answer must be occupied in this
+//! process, or answered.
+//!
+//! Between the kernel's reading of an event and its entry in the table lie some microseconds (see
+//! [`Shard`](super::shard::Shard)). Nobody knows what an event that falls in between is about, not even
+//! its number, so all numbers that it may have are answered with `EAGAIN`: the reader can try again,
+//! and neither hangs nor gets zeros.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use tracing::{debug, error, info, warn};
+
+use crate::fanotify::{Answered, DenyErrno, Group, Owed, QueueKind, Verdict, answer_number};
+use crate::ids::ShardId;
+use crate::queue::inflight::{Record, Slot, Table};
+use crate::sys::{fdstore, limits};
+
+/// An event gets the lowest free number. So what was read last has one that is at most so far above
+/// the highest in the tables, unless that many other files were opened meanwhile.
+const MARGIN: i32 = 4096;
+
+/// How far to look when there is no table.
+const FAR: i32 = 1 << 16;
+
+const GROUP: &str = "group-";
+const TABLE: &str = "table-";
+
+/// The name in the store of a shard's group.
+pub fn group_name(shard: ShardId) -> String {
+    format!("{GROUP}{shard}")
+}
+
+/// The name in the store of a shard's table.
+pub fn table_name(shard: ShardId) -> String {
+    format!("{TABLE}{shard}")
+}
+
+/// Everything that was kept.
+#[derive(Debug, Default)]
+pub struct Kept {
+    shards: BTreeMap<u16, KeptShard>,
+}
+
+/// A shard whose group has never been closed.
+#[derive(Debug)]
+pub struct KeptShard {
+    pub group: Group,
+    /// `None`: it was lost, or can't be understood.
+    pub table: Option<Table>,
+    /// The readers that wait.
+    pub owed: Vec<(Slot, Record, Owed)>,
+}
+
+impl Kept {
+    /// Takes it back. To be called once, before this process opens anything else.
+    pub fn take_back() -> io::Result<Self> {
+        let begin = Instant::now();
+        let mut groups = BTreeMap::new();
+        let mut tables = BTreeMap::new();
+        for (name, fd) in fdstore::take()? {
+            match (number_after(&name, GROUP), number_after(&name, TABLE)) {
+                (Some(shard), _) => drop(groups.insert(shard, fd)),
+                (_, Some(shard)) => drop(tables.insert(shard, fd)),
+                _ => warn!(name, "a file descriptor that nobody here knows"),
+            }
+        }
+        let mut kept = Self::default();
+        for (shard, fd) in groups {
+            if let Some(taken) = KeptShard::take_back(ShardId(shard), fd, tables.remove(&shard)) {
+                kept.shards.insert(shard, taken);
+            }
+        }
+        // the group was closed, so nobody waits for what they list
+        for shard in tables.into_keys() {
+            forget(&table_name(ShardId(shard)));
+        }
+        kept.sweep();
+        if !kept.shards.is_empty() {
+            let owed: usize = kept.shards.values().map(|shard| shard.owed.len()).sum();
+            info!(
+                shards = kept.shards.len(),
+                waiting = owed,
+                micros = begin.elapsed().as_micros() as u64,
+                "taken over from a supervisor that died"
+            );
+        }
+        Ok(kept)
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.shards.is_empty()
+    }
+
+    /// How many shards there were: pools are assigned by that.
+    #[must_use]
+    pub fn count(&self) -> Option<u16> {
+        Some(self.shards.last_key_value()?.0.saturating_add(1))
+    }
+
+    /// The shards that were never without their group.
+    #[must_use]
+    pub fn ids(&self) -> HashSet<ShardId> {
+        self.shards.keys().copied().map(ShardId).collect()
+    }
+
+    #[must_use]
+    pub fn take(&mut self, shard: ShardId) -> Option<KeptShard> {
+        self.shards.remove(&shard.0)
+    }
+
+    /// Answers what is in no table.
+    fn sweep(&self) {
+        let limit = limits::open_files().map_or(u64::MAX, |limit| limit.soft);
+        let limit = i32::try_from(limit).unwrap_or(i32::MAX);
+        let tables = self.shards.values().map(|shard| shard.table.as_ref());
+        let highest = tables.map(|table| table.map_or(FAR, Table::highest_number)).max();
+        let end = highest.unwrap_or(0).saturating_add(MARGIN).min(limit);
+        for (id, shard) in &self.shards {
+            shard.sweep(ShardId(*id), end);
+        }
+    }
+}
+
+impl KeptShard {
+    fn take_back(id: ShardId, group: OwnedFd, table: Option<OwnedFd>) -> Option<Self> {
+        let group = match Group::from_owned_fd(group) {
+            Ok(group) if group.kind() == QueueKind::Stock => group,
+            other => {
+                error!(shard = %id, group = ?other.map(|group| group.kind()), "this is no group of ours");
+                forget(&group_name(id));
+                return None;
+            }
+        };
+        let table = match table.map(Table::open) {
+            Some(Ok(table)) => Some(table),
+            lost => {
+                let error = lost.and_then(Result::err).map(|error| error.to_string());
+                error!(shard = %id, error, "the table of those who wait is lost: they get EAGAIN");
+                forget(&table_name(id));
+                None
+            }
+        };
+        let (records, corrupt) = table.as_ref().map(Table::inherit).unwrap_or_default();
+        if corrupt > 0 {
+            warn!(shard = %id, corrupt, "events whose entry was not finished: they get EAGAIN");
+        }
+        let channel = group.channel();
+        let mut table = table;
+        let mut owed = Vec::with_capacity(records.len());
+        for (slot, record) in records {
+            match Owed::new(&channel, record.number) {
+                Ok(number) if number.is_occupied() => owed.push((slot, record, number)),
+                // Something else has the number, and may let it go at any time; or there are too many.
+                other => {
+                    error!(shard = %id, number = record.number, error = ?other.err(), "can't occupy a number");
+                    deny(id, &group, record.number);
+                    if let Some(table) = &mut table {
+                        table.free(slot);
+                    }
+                }
+            }
+        }
+        Some(Self { group, table, owed })
+    }
+
+    fn sweep(&self, id: ShardId, end: i32) {
+        let known: HashSet<i32> = self.owed.iter().map(|(_, record, _)| record.number).collect();
+        let unknown = (0..end).filter(|number| !known.contains(number));
+        let found = unknown.filter(|number| deny(id, &self.group, *number)).count();
+        if found > 0 {
+            warn!(shard = %id, found, "events that were in no table: their readers got EAGAIN");
+        } else {
+            debug!(shard = %id, end, "no event was missed");
+        }
+    }
+}
+
+/// True where somebody waited.
+fn deny(shard: ShardId, group: &Group, number: i32) -> bool {
+    use std::os::fd::AsFd;
+    match answer_number(group.as_fd(), number, Verdict::Deny(DenyErrno::Eagain)) {
+        Ok(answered) => answered == Answered::Delivered,
+        Err(error) => {
+            error!(%shard, %error, "can't answer for a supervisor that died");
+            false
+        }
+    }
+}
+
+fn number_after(name: &str, prefix: &str) -> Option<u16> {
+    name.strip_prefix(prefix)?.parse().ok()
+}
+
+/// Has the manager close something.
+pub fn forget(name: &str) {
+    if let Err(error) = fdstore::remove(name) {
+        error!(name, %error, "can't tell the service manager to close what it keeps");
+    }
+}
+
+/// Has the manager keep a shard's fds.
+pub fn keep(name: &str, fd: std::os::fd::BorrowedFd<'_>) {
+    if let Err(error) = fdstore::store(name, fd) {
+        error!(name, %error, "can't leave a file descriptor with the service manager: \
+            readers would get zeros if this process was killed");
+    }
+}
+
+/// A clean stop: nothing is mounted.
+pub fn forget_all(shards: impl IntoIterator<Item = ShardId>) {
+    for shard in shards {
+        forget(&group_name(shard));
+        forget(&table_name(shard));
+    }
+}
+
+#[cfg(test)]
+mod root_tests;

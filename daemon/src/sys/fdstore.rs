@@ -1,0 +1,99 @@
+//! File descriptors that outlive this process, in the service manager's keeping: systemd's
+//! (`FileDescriptorStoreMax=`, see systemd.service(5)) or that of our own parent
+//! ([`standalone`](crate::standalone)). Without a manager, nothing here does anything.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
+
+use super::limits;
+use super::notify;
+
+/// The first fd that a manager passes (`SD_LISTEN_FDS_START`).
+const FIRST_FD: RawFd = 3;
+
+/// Where fds that were taken back go, if the limit is not in the way: far from the numbers that the
+/// kernel gives to events, some of which are to be occupied.
+const OUT_OF_THE_WAY: u64 = 1 << 14;
+
+/// The variables of the protocol. Our children are not the manager's business.
+const VARIABLES: [&str; 5] =
+    ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+
+/// `NOTIFY_SOCKET`, as it was at the start.
+static MANAGER: OnceLock<Option<OsString>> = OnceLock::new();
+
+/// The fds that the manager has kept for us, with their names, in its order. They are moved to high
+/// numbers, so that the low ones are free. Also raises the limit of open files.
+///
+/// To be called once, at the very start of the process: before there are other threads, and before
+/// anything else is opened.
+pub fn take() -> io::Result<Vec<(String, OwnedFd)>> {
+    let limit = limits::raise_open_files()?.soft;
+    let variable = |name: &str| std::env::var(name).ok();
+    let ours = match variable("LISTEN_PID").map(|pid| pid.parse::<u32>()) {
+        // A parent that can't know our pid, like ours, passes none.
+        None => true,
+        Some(pid) => pid == Ok(std::process::id()),
+    };
+    let count = variable("LISTEN_FDS").and_then(|count| count.parse::<RawFd>().ok());
+    let count = count.filter(|_| ours).unwrap_or(0).max(0);
+    let names = variable("LISTEN_FDNAMES").unwrap_or_default();
+    let manager = std::env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty());
+    MANAGER.get_or_init(|| manager);
+    for name in VARIABLES {
+        // SAFETY: by this function's contract there is no other thread that could read them.
+        unsafe { std::env::remove_var(name) };
+    }
+    let lowest = RawFd::try_from(OUT_OF_THE_WAY.min(limit / 2)).unwrap_or(0);
+    let mut names = names.split(':');
+    let mut kept = Vec::new();
+    for number in (FIRST_FD..).take(usize::try_from(count).unwrap_or(0)) {
+        let name = names.next().unwrap_or_default().to_owned();
+        // SAFETY: fcntl(2) on a number; where that is no open fd it says so.
+        let moved = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, lowest) };
+        if moved < 0 {
+            let error = io::Error::last_os_error();
+            return Err(io::Error::new(error.kind(), format!("file descriptor {number}: {error}")));
+        }
+        // SAFETY: the manager has passed the one to us, so it is nobody else's, and fcntl has just
+        // opened the other. The one is closed, the other kept.
+        let (_, moved) = unsafe { (OwnedFd::from_raw_fd(number), OwnedFd::from_raw_fd(moved)) };
+        kept.push((name, moved));
+    }
+    Ok(kept)
+}
+
+/// There is a manager that keeps fds.
+#[must_use]
+pub fn is_there() -> bool {
+    manager().is_some()
+}
+
+fn manager() -> Option<&'static OsString> {
+    MANAGER.get()?.as_ref()
+}
+
+/// Tells the manager something, such as `READY=1`.
+pub fn notify(message: &str) -> io::Result<()> {
+    send(message, &[])
+}
+
+fn send(message: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    match manager() {
+        Some(address) => notify::send(address, message, fds),
+        None => Ok(()),
+    }
+}
+
+/// Has the manager keep a copy of an fd until it is [removed](remove), whatever becomes of us.
+/// `FDPOLL=0`: it is not to drop what epoll(7) calls hung up.
+pub fn store(name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+    send(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), &[fd])
+}
+
+/// Has the manager close all that it keeps by this name.
+pub fn remove(name: &str) -> io::Result<()> {
+    send(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[])
+}

@@ -1,0 +1,245 @@
+//! A supervisor that is killed costs nobody an error: readers wait for the next one and get their bytes.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use hydrant_api::QueueEvent;
+use hydrant_tests::access::Kind;
+use hydrant_tests::daemon::alive;
+use hydrant_tests::process::until;
+use hydrant_tests::proxy::Quality;
+use hydrant_tests::reader::{End, access, end, expect_right, start};
+use hydrant_tests::repository::{Random, lonely};
+use hydrant_tests::world::{Setting, World};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+fn world(name: &str, quality: Quality) -> Result<World> {
+    World::with(name, Setting { proxy: Some(quality), ..Setting::default() })
+}
+
+/// The queue once `readers` processes wait, each for one thing or several, and all events are `wanted`.
+fn queue(
+    world: &World,
+    readers: usize,
+    wanted: impl Fn(&QueueEvent) -> bool,
+) -> Result<Vec<QueueEvent>> {
+    until("the queue is as it should be", Duration::from_secs(20), || {
+        let queue = world.daemon.admin().queue().ok()?;
+        let waiting: BTreeSet<i32> = queue.iter().map(|event| event.process.pid).collect();
+        (waiting.len() == readers && queue.iter().all(&wanted)).then_some(queue)
+    })
+    .with_context(|| format!("{:#?}", world.daemon.admin().queue()))
+}
+
+/// The next supervisor's pid, once it serves.
+fn successor(world: &World, of: Pid) -> Result<Pid> {
+    until("the next supervisor serves", Duration::from_secs(20), || {
+        let pid = Pid::from_raw(world.daemon.status().ok()?.pid);
+        (pid != of).then_some(pid)
+    })
+    .with_context(|| world.daemon.log_tail(40))
+}
+
+/// A reader, in `read` or in a page fault, waits for a stalled origin while the supervisor is killed, twice.
+/// Others come after that, whose events must not be taken for those before. All get the right bytes.
+#[test]
+#[ignore = "needs root"]
+fn root_killed_supervisor_costs_nobody_an_error() -> Result<()> {
+    let world = world("restart-held", Quality::default())?;
+    let repository = lonely(30, 200_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..30)?;
+    let kinds = [Kind::Read, Kind::MmapShared, Kind::MmapExec, Kind::Splice, Kind::IoUring];
+    let begin = |files: &[(PathBuf, PathBuf)]| -> Result<Vec<_>> {
+        kinds
+            .into_iter()
+            .cycle()
+            .zip(files)
+            .map(|(kind, (file, truth))| start(kind, file, truth))
+            .collect()
+    };
+    world.proxy()?.hold();
+    let mut readers = begin(&files[..10])?;
+    let before = queue(&world, 10, |event| event.state == "in_flight")?;
+    for round in 0..2 {
+        let killed = world.daemon.kill_supervisor()?;
+        let at = Instant::now();
+        successor(&world, killed)?;
+        println!("serves again after {:?}", at.elapsed());
+        let restored = queue(&world, readers.len(), |event| event.state == "in_flight")?;
+        for event in &before {
+            let again = restored.iter().find(|other| other.id == event.id);
+            let again = again.with_context(|| format!("lost: {event:?} of {restored:?}"))?;
+            ensure!(
+                again.path == event.path && again.process.pid == event.process.pid,
+                "{again:?}"
+            );
+            ensure!(again.attempts > event.attempts && again.age_ms > event.age_ms, "{again:?}");
+        }
+        let more = 10 * (round + 1);
+        readers.extend(begin(&files[more..more + 10])?);
+        queue(&world, readers.len(), |_| true)?;
+    }
+    world.proxy()?.heal();
+    for (n, reader) in readers.into_iter().enumerate() {
+        let got = end(&reader.wait()?)?;
+        ensure!(got == End::Right, "reader {n}: {got:?}\n{}", world.daemon.log_tail(60));
+    }
+    queue(&world, 0, |_| true)?;
+    Ok(())
+}
+
+/// A reader that is killed just after the supervisor is in nobody's way afterwards.
+#[test]
+#[ignore = "needs root"]
+fn root_killed_reader_and_supervisor() -> Result<()> {
+    let world = world("restart-reader", Quality::default())?;
+    let repository = lonely(4, 200_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..4)?;
+    world.proxy()?.hold();
+    let killed_reader = start(Kind::Read, &files[0].0, &files[0].1)?;
+    let reader = start(Kind::Pread, &files[1].0, &files[1].1)?;
+    queue(&world, 2, |event| event.state == "in_flight")?;
+    let supervisor = world.daemon.kill_supervisor()?;
+    drop(killed_reader);
+    successor(&world, supervisor)?;
+    world.proxy()?.heal();
+    let got = end(&reader.wait()?)?;
+    ensure!(got == End::Right, "{got:?}");
+    // the dead reader's event is not in the way of others
+    queue(&world, 0, |_| true)?;
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::MmapPrivate, file, truth))
+}
+
+/// Supervisors killed again and again, some before they serve, under readers that compare every byte.
+/// `HYDRANT_TEST_KILLS`: how often; 20 times otherwise.
+#[test]
+#[ignore = "needs root"]
+fn root_killed_supervisors_under_load() -> Result<()> {
+    const READERS: usize = 8;
+    let kills = std::env::var("HYDRANT_TEST_KILLS").ok().and_then(|kills| kills.parse().ok());
+    let kills: usize = kills.unwrap_or(20);
+    let quality = Quality { delay: Duration::from_millis(5), bytes_per_second: Some(40 << 20) };
+    let world = world("restart-load", quality)?;
+    let repository = lonely(4000, 20_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..4000)?;
+    let (over, reads) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let kinds = [Kind::Read, Kind::MmapPrivate, Kind::Sendfile, Kind::Pread];
+    let read_on = |mine: &[(PathBuf, PathBuf)]| -> Result<()> {
+        // once all is fetched again, from the beginning
+        for (n, (file, truth)) in mine.iter().enumerate().cycle() {
+            if over.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let kind = kinds[n % kinds.len()];
+            let got = access(kind, file, truth)?;
+            ensure!(got == End::Right, "{kind:?} of {}: {got:?}", file.display());
+            reads.fetch_add(1, Ordering::Relaxed);
+        }
+        bail!("no files")
+    };
+    let mut random = Random::new(7);
+    let mut restarts = Vec::new();
+    let result = thread::scope(|scope| {
+        let readers: Vec<_> =
+            files.chunks(files.len() / READERS).map(|mine| scope.spawn(|| read_on(mine))).collect();
+        let killing = (0..kills).try_for_each(|n| {
+            thread::sleep(Duration::from_millis(50 + random.below(200) as u64));
+            let mut killed = world.daemon.kill_supervisor()?;
+            if n % 4 == 3 {
+                // and the next before it has taken over
+                until("there is another", Duration::from_secs(10), || {
+                    world.daemon.supervisor().filter(|pid| *pid != killed)
+                })?;
+                thread::sleep(Duration::from_millis(random.below(20) as u64));
+                killed = world.daemon.kill_supervisor()?;
+            }
+            let at = Instant::now();
+            successor(&world, killed)?;
+            restarts.push(at.elapsed());
+            Ok(())
+        });
+        over.store(true, Ordering::Relaxed);
+        let all =
+            readers.into_iter().map(|reader| reader.join().unwrap_or_else(|_| bail!("panic")));
+        killing.and(all.collect::<Result<Vec<()>>>().map(drop))
+    });
+    result.with_context(|| world.daemon.log_tail(100))?;
+    restarts.sort_unstable();
+    let (middle, last) = (restarts[kills / 2], restarts[kills - 1]);
+    let reads = reads.into_inner();
+    println!("{reads} reads during {kills} restarts: median {middle:?}, longest {last:?}");
+    Ok(())
+}
+
+/// From the kill to the next reader's bytes: of a file that is there, and of one that has to be fetched.
+#[test]
+#[ignore = "needs root"]
+fn root_restarts_are_short() -> Result<()> {
+    let world = world("restart-time", Quality::default())?;
+    let repository = lonely(60, 20_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..60)?;
+    let mut times = Vec::new();
+    for (file, truth) in &files[..20] {
+        thread::sleep(Duration::from_millis(250));
+        let killed = world.daemon.kill_supervisor()?;
+        let at = Instant::now();
+        expect_right(Kind::Read, file, truth)?;
+        times.push(at.elapsed());
+        successor(&world, killed)?;
+    }
+    times.sort_unstable();
+    println!("from kill to bytes: median {:?}, longest {:?}", times[10], times[19]);
+    ensure!(times[19] < Duration::from_secs(5), "{times:?}");
+    Ok(())
+}
+
+/// The parent alone is killed: nobody notices, and the supervisor can be told to stop.
+#[test]
+#[ignore = "needs root"]
+fn root_killed_parent_does_no_harm() -> Result<()> {
+    let mut world = world("restart-parent", Quality::default())?;
+    let repository = lonely(6, 200_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..6)?;
+    world.proxy()?.hold();
+    let reader = start(Kind::Read, &files[0].0, &files[0].1)?;
+    queue(&world, 1, |event| event.state == "in_flight")?;
+    let supervisor = Pid::from_raw(world.daemon.status()?.pid);
+    kill(world.daemon.parent()?, Signal::SIGKILL)?;
+    ensure!(reader.still_runs_after(Duration::from_millis(300)), "it ended by itself");
+    ensure!(alive(supervisor), "the supervisor died with its parent");
+    world.proxy()?.heal();
+    let got = end(&reader.wait()?)?;
+    ensure!(got == End::Right, "{got:?}");
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::MmapPrivate, file, truth))?;
+    world.daemon.forget_parent();
+    world.daemon.stop()?;
+    ensure!(!alive(supervisor), "it did not stop");
+    Ok(())
+}
+
+/// A clean stop after a restart: all is unmounted, nothing is left running, and the next start is a plain one.
+#[test]
+#[ignore = "needs root"]
+fn root_stop_after_a_restart() -> Result<()> {
+    let mut world = world("restart-stop", Quality::default())?;
+    let repository = lonely(4, 200_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..4)?;
+    let killed = world.daemon.kill_supervisor()?;
+    successor(&world, killed)?;
+    expect_right(Kind::Read, &files[0].0, &files[0].1)?;
+    world.daemon.stop()?;
+    ensure!(fs_err::read_dir(&tree)?.next().is_none(), "still mounted");
+    world.daemon.start()?;
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::Pread, file, truth))
+}
