@@ -47,7 +47,8 @@ pub struct Pending {
     pub strikes: u32,
     /// When it was given to the present worker; `None` while it waits.
     pub dispatched: Option<Duration>,
-    /// When a worker was heard of it last: its arrival, its dispatch, [`Broker::keeps_waiting`].
+    /// When it was heard of last: read, or taken over from another supervisor, given to a worker,
+    /// or named by one ([`Broker::keeps_waiting`]).
     pub heard: Duration,
     /// What keeps it, as a worker said last.
     pub reason: Option<String>,

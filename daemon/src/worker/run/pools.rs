@@ -424,9 +424,10 @@ impl<F: Fetch> PoolState<F> {
             }
         }
         let extents = self.pool.extents(segment).map_err(failed)?;
-        let pack = Arc::clone(&self.pool.segment(segment).map_err(failed)?.data);
+        let of = self.pool.segment(segment).map_err(failed)?;
+        let (pack, frame) = (Arc::clone(&of.data), Arc::clone(&of.frame));
         self.cache.written(segment, &pack);
-        let composition = Composition { pack, extents, holes, contents };
+        let composition = Composition { pack, extents, frame, holes, contents };
         let slow = shared.slow.clone();
         tokio::task::spawn_blocking(move || {
             let result = composition.write().map_err(|error| {
