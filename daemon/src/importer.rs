@@ -13,7 +13,7 @@
 //! 5. [`Importer::write_manifest`].
 //!
 //! Content that was fetched goes to the builder beside the manifest (see
-//! [`contents`](crate::builder::contents)).
+//! [`contents`]).
 
 pub mod attributes;
 mod collect;
@@ -38,6 +38,8 @@ use crate::object::ObjectId;
 use crate::source::{Fetch, FetchError, Sink};
 
 pub use attributes::ATTRIBUTES;
+#[cfg(test)]
+pub(crate) use run::local_blob;
 pub use run::{FDS, Fds, main};
 
 use collect::Collector;

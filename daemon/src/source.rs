@@ -37,6 +37,11 @@ pub trait Sink: Send {
     fn spool(&mut self) -> io::Result<File>;
     /// So many bytes have just come in from the origin. Also the sign that it is not stalled.
     fn received(&mut self, bytes: u64);
+    /// So many bytes of a request's body have gone out, compressed if it was. Told again for one that
+    /// is sent again.
+    fn sent(&mut self, bytes: u64) {
+        let _ = bytes;
+    }
 }
 
 /// Why a request failed. Objects that were handed over before stay valid.

@@ -1,6 +1,6 @@
 //! The supervisor: root, small, no network, parses no remote bytes.
 //!
-//! It owns the fanotify groups (one a [shard](shard)), the marks, the mounts, the catalog and the
+//! It owns the fanotify groups (one a shard), the marks, the mounts, the catalog and the
 //! workers, and answers on the admin socket. What it knows of a tree is in the catalog; what is
 //! present in a segment, only the segment's file tells.
 
@@ -8,6 +8,7 @@ mod clone;
 mod git;
 mod import;
 mod kept;
+mod known;
 mod mounts;
 mod origins;
 mod prefetch;

@@ -32,6 +32,14 @@ fn same_as_plain(world: &World, repository: &Repository) -> Result<(PathBuf, Pat
 
 fn nothing_fetched(world: &World, repository: &Repository, tree: &Path) -> Result<()> {
     status_is_empty(world, tree)?;
+    only_eager(world, repository)?;
+    let counters = world.daemon.status()?.counters;
+    ensure!(counters.content_bytes == 0, "content was fetched: {counters:?}");
+    Ok(())
+}
+
+/// That since the last look nothing was fetched but what every clone needs at once.
+fn only_eager(world: &World, repository: &Repository) -> Result<()> {
     let blobs = repository.blobs(MAIN)?;
     let fetched = world.fetched_blobs(repository, &[MAIN])?;
     for id in &fetched {
@@ -39,8 +47,6 @@ fn nothing_fetched(world: &World, repository: &Repository, tree: &Path) -> Resul
         let eager = blobs.iter().any(|(other, path)| other == id && is_eager(path));
         ensure!(eager, "{id} was fetched: {:?}", blobs.iter().find(|(other, _)| other == id));
     }
-    let counters = world.daemon.status()?.counters;
-    ensure!(counters.content_bytes == 0, "content was fetched: {counters:?}");
     Ok(())
 }
 
@@ -143,7 +149,28 @@ fn root_servers_that_offer_less() -> Result<()> {
         world.clone_url(&world.url(name), &lazy, &["--history=none"])?;
         tree::same(&plain, &lazy)?;
         status_is_empty(&world, &lazy)?;
+        if name == "no-sizes" {
+            lazy_from_the_second_time_on(&world, &repository, name, &plain)?;
+        }
     }
+    Ok(())
+}
+
+/// What had to be fetched for its size is not fetched again, neither to clone nor to read.
+fn lazy_from_the_second_time_on(
+    world: &World,
+    repository: &Repository,
+    name: &str,
+    plain: &Path,
+) -> Result<()> {
+    ensure!(only_eager(world, repository).is_err(), "the server has told sizes");
+    let again = world.path(&format!("again-{name}"));
+    world.clone_url(&world.url(name), &again, &["--history=none"])?;
+    only_eager(world, repository)?;
+    tree::same(plain, &again)?;
+    status_is_empty(world, &again)?;
+    let fetched = world.fetched_blobs(repository, &[MAIN])?;
+    ensure!(fetched.is_empty(), "fetched again: {fetched:?}");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use rusqlite::{OptionalExtension, params};
 use super::records::{kind_text, signed};
 use super::{Catalog, CatalogError, NewPool, NewSegment, Pool, Segment, sequence};
 use crate::ids::{PoolId, SegmentId};
+use crate::object::HashKind;
 
 impl Catalog {
     /// The owner's pool for this URL and kind of hash, made where there is none. Where there is
@@ -51,6 +52,23 @@ impl Catalog {
             };
             let query = format!("SELECT {} FROM pools WHERE id = ?1", Pool::COLUMNS);
             t.query_row(&query, [id], Pool::from_row)
+        })
+        .await
+    }
+
+    /// The owner's pool for this URL and kind of hash, if there is one.
+    pub async fn find_pool(
+        &self,
+        url: String,
+        uid: u32,
+        hash: HashKind,
+    ) -> Result<Option<Pool>, CatalogError> {
+        self.run("find a pool", move |t| {
+            let query = format!(
+                "SELECT {} FROM pools WHERE url = ?1 AND owner_uid = ?2 AND hash = ?3",
+                Pool::COLUMNS
+            );
+            t.query_row(&query, params![url, uid, hash.name()], Pool::from_row).optional()
         })
         .await
     }

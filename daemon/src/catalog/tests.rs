@@ -141,7 +141,13 @@ async fn a_pool_is_one_users() {
     let again = catalog.pool_for(again).await.unwrap();
     assert_eq!(again, Pool { environment, ..alice.clone() });
     let other = NewPool { hash: HashKind::Sha256, ..pool_of(ALICE) };
-    assert_ne!(catalog.pool_for(other).await.unwrap().id, alice.id);
+    let other = catalog.pool_for(other).await.unwrap();
+    assert_ne!(other.id, alice.id);
+    let find = |uid, hash| catalog.find_pool(alice.url.clone(), uid, hash);
+    assert_eq!(find(ALICE.uid, HashKind::Sha1).await.unwrap().unwrap().id, alice.id);
+    assert_eq!(find(ALICE.uid, HashKind::Sha256).await.unwrap().unwrap().id, other.id);
+    assert_eq!(find(BOB.uid, HashKind::Sha1).await.unwrap().unwrap().id, bob.id);
+    assert_eq!(find(BOB.uid, HashKind::Sha256).await.unwrap(), None);
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use crate::sys::seqpacket::Seqpacket;
 use crate::worker::sandbox::{self, SandboxSpec};
 
 /// How many fds an importer is started with.
-pub const FDS: usize = 10;
+pub const FDS: usize = 11;
 
 /// What an importer is given, in the order of its fds from 3 on.
 #[derive(Debug)]
@@ -37,6 +37,8 @@ pub struct Fds {
     pub tree: OwnedFd,
     /// `git cat-file --batch-all-objects`: id, type and size of what is in the repository already.
     pub local: OwnedFd,
+    /// The same of what the pool has already.
+    pub known: OwnedFd,
     /// The attributes of all paths, once they have been asked for.
     pub attributes: OwnedFd,
     /// Files to be written: two packs for the repository, the manifest, the ids of what is in the
@@ -55,6 +57,7 @@ impl From<[OwnedFd; FDS]> for Fds {
             spool,
             tree,
             local,
+            known,
             attributes,
             eager_pack,
             converted_pack,
@@ -67,6 +70,7 @@ impl From<[OwnedFd; FDS]> for Fds {
             spool,
             tree,
             local,
+            known,
             attributes,
             eager_pack,
             converted_pack,
@@ -84,6 +88,7 @@ impl From<Fds> for [OwnedFd; FDS] {
             fds.spool,
             fds.tree,
             fds.local,
+            fds.known,
             fds.attributes,
             fds.eager_pack,
             fds.converted_pack,
@@ -132,7 +137,7 @@ async fn import(
         anyhow::bail!("the supervisor sent no job");
     };
     anyhow::ensure!(version == wire::VERSION, "the supervisor is of another version");
-    let OriginSpec::Git(origin) = origin;
+    let OriginSpec::Git(origin) = *origin;
     let listing = Listing::read(origin.hash, BufReader::new(File::from(fds.tree)))?;
     let names = u64::from(listing.len());
     let blobs = listing.blobs();
@@ -143,11 +148,15 @@ async fn import(
     };
     let contents = BufWriter::new(File::from(fds.contents));
     let mut importer = Importer::new(listing, contents, Spool::new(make));
-    for line in BufReader::new(File::from(fds.local)).split(b'\n') {
-        if let Some((key, size)) = local_blob(&line?) {
-            importer.know(&key, size);
+    for list in [fds.local, fds.known] {
+        for line in BufReader::new(File::from(list)).split(b'\n') {
+            if let Some((key, size)) = local_blob(&line?) {
+                importer.know(&key, size);
+            }
         }
     }
+    // in no pool, as it needs no place
+    importer.know(&ObjectId::of_blob(origin.hash, b""), 0);
     let source = RepositoryOrigin::new(origin, limits, supervisor, tree, blobs)?;
 
     let mut eager_pack = File::from(fds.eager_pack);
@@ -174,6 +183,7 @@ async fn import(
         importer.write_manifest(&revision, BufWriter::new(File::from(fds.manifest)))?;
     contents.flush().context("can't write what was fetched")?;
     let outcome = source.outcome();
+    let outcome = outcome.unwrap_or_else(|| ("known before".to_owned(), None));
     Ok(Imported {
         names,
         fetched_files: sizes.fetched,
@@ -184,7 +194,7 @@ async fn import(
 }
 
 /// `<id> blob <size>`
-fn local_blob(line: &[u8]) -> Option<(ObjectId, u64)> {
+pub(crate) fn local_blob(line: &[u8]) -> Option<(ObjectId, u64)> {
     let mut words = line.split(|b| *b == b' ');
     let key = ObjectId::from_hex(words.next()?).ok()?;
     let is_blob = words.next()? == b"blob";
@@ -198,7 +208,8 @@ struct RepositoryOrigin {
     tree: ObjectId,
     /// All blobs of the tree, in the order of its listing.
     blobs: Vec<ObjectId>,
-    outcome: Mutex<(String, Option<String>)>,
+    /// How the sizes became known, and advice; nothing when they were not asked for.
+    outcome: Mutex<Option<(String, Option<String>)>>,
 }
 
 impl RepositoryOrigin {
@@ -215,7 +226,7 @@ impl RepositoryOrigin {
         Ok(Self { source, tree, blobs, outcome: Mutex::default() })
     }
 
-    fn outcome(self) -> (String, Option<String>) {
+    fn outcome(self) -> Option<(String, Option<String>)> {
         self.outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -235,7 +246,7 @@ impl Origin for RepositoryOrigin {
         let query = SizesQuery { tree: Some(self.tree), entries: &self.blobs, known: &known };
         let outcome = self.source.sizes(&query).await?;
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) =
-            (outcome.how.to_owned(), outcome.advice);
+            Some((outcome.how.to_owned(), outcome.advice));
         Ok(outcome.known)
     }
 

@@ -47,8 +47,36 @@ pub struct Pending {
     pub strikes: u32,
     /// When it was given to the present worker; `None` while it waits.
     pub dispatched: Option<Duration>,
+    /// When it was heard of last: read, or taken over from another supervisor, given to a worker,
+    /// or named by one ([`Broker::keeps_waiting`]).
+    pub heard: Duration,
     /// What keeps it, as a worker said last.
     pub reason: Option<String>,
+}
+
+impl Pending {
+    /// What is wrong at `now`, if an event may be kept without a word for `patience`, and for
+    /// `longest` at most.
+    #[must_use]
+    pub fn overdue(&self, now: Duration, patience: Duration, longest: Duration) -> Option<Overdue> {
+        if now.saturating_sub(self.heard) > patience {
+            Some(Overdue::Silent)
+        } else if now.saturating_sub(self.arrived) > longest {
+            Some(Overdue::Endless)
+        } else {
+            None
+        }
+    }
+}
+
+/// Why an event has waited long enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overdue {
+    /// Nothing was heard of it. A worker that has it is stuck: it answers by the deadline, with
+    /// an errno if need be.
+    Silent,
+    /// There was progress all the time, and no end.
+    Endless,
 }
 
 /// An event that has come to its end: give the kernel this answer.
@@ -91,6 +119,7 @@ impl Broker {
             attempts: 0,
             strikes: 0,
             dispatched: None,
+            heard: now,
             reason: None,
         };
         self.restored(event, pending);
@@ -116,6 +145,7 @@ impl Broker {
         {
             pending.attempts += 1;
             pending.dispatched = Some(now);
+            pending.heard = now;
         }
     }
 
@@ -132,11 +162,12 @@ impl Broker {
     }
 
     /// The worker says what keeps an event.
-    pub fn keeps_waiting(&mut self, event: EventId, reason: String) {
+    pub fn keeps_waiting(&mut self, event: EventId, reason: String, now: Duration) {
         if let Some(pending) = self.pending.get_mut(&event)
             && pending.dispatched.is_some()
         {
             pending.reason = Some(reason);
+            pending.heard = now;
         }
     }
 
@@ -311,6 +342,30 @@ mod tests {
         dispatch(&mut broker);
         assert!(broker.answered(event, Verdict::Allow, None).is_some());
         assert!(broker.answered(event, Verdict::Allow, None).is_none(), "twice");
+    }
+
+    #[test]
+    fn who_is_heard_of_is_not_overdue() {
+        let (patience, longest) = (150 * T, 1800 * T);
+        let mut broker = Broker::new();
+        let event = arrive(&mut broker);
+        let at =
+            |broker: &Broker, n: u32| broker.get(event).unwrap().overdue(n * T, patience, longest);
+        assert_eq!(at(&broker, 151), None);
+        assert_eq!(at(&broker, 152), Some(Overdue::Silent), "no worker took it");
+        broker.keeps_waiting(event, "not the worker's".into(), 100 * T);
+        assert_eq!(at(&broker, 152), Some(Overdue::Silent));
+        broker.dispatched(event, 140 * T);
+        assert_eq!(at(&broker, 290), None);
+        assert_eq!(at(&broker, 291), Some(Overdue::Silent));
+        broker.keeps_waiting(event, "42 MB have come".into(), 290 * T);
+        assert_eq!(at(&broker, 440), None);
+        assert_eq!(at(&broker, 441), Some(Overdue::Silent));
+        for n in 300..=1801 {
+            broker.keeps_waiting(event, "more has come".into(), n * T);
+            assert_eq!(at(&broker, n), None);
+        }
+        assert_eq!(at(&broker, 1802), Some(Overdue::Endless));
     }
 
     #[derive(Debug, Clone)]

@@ -4,7 +4,7 @@
 //! says who is owed an answer, and it can be read while it is written (`hydrant queue`). One process
 //! writes at a time; the others must be able to trust a record to be whole, and nothing else.
 //!
-//! Memory, in 64-bit words of the machine's byte order: a header of [`SLOT_WORDS`], then slots of as many.
+//! Memory, in 64-bit words of the machine's byte order: a header of 16, then slots of as many.
 //!
 //! | word | header | slot |
 //! |---|---|---|

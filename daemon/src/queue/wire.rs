@@ -5,6 +5,8 @@
 //! (with the brokered queue; the kernel's queue fd takes its place otherwise). The supervisor takes
 //! the worker's word for nothing that could hurt others: it checks every number it gets.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::fanotify::Verdict;
@@ -114,7 +116,7 @@ pub enum ToImporter {
     /// The first message: what is to be imported.
     Job {
         version: u32,
-        origin: OriginSpec,
+        origin: Box<OriginSpec>,
         limits: Limits,
         commit: ObjectId,
         tree: ObjectId,
@@ -229,10 +231,14 @@ impl std::fmt::Debug for Credential {
     }
 }
 
+/// The longest that a reader waits for bytes that keep coming.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(30 * 60);
+
 /// How long a reader may wait, and how hard an origin may be pressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// A reader gets its bytes or an errno after this many seconds.
+    /// A reader gets its bytes or an errno after this many seconds without a byte for it
+    /// ([`LONGEST_WAIT`] at most).
     pub deadline_secs: u64,
     /// No byte of a response for so long: the request is given up and tried again.
     pub stall_secs: u64,

@@ -1,7 +1,7 @@
 //! The extent index of a segment: which object lies where.
 //!
 //! A file of its own beside the segment, written once and never changed: a header of
-//! [`HEADER_LEN`] bytes, records of one length sorted by offset, then the paths that the records
+//! 48 bytes, records of one length sorted by offset, then the paths that the records
 //! name. All numbers are little-endian. The header carries a CRC-32 of all that follows it.
 
 use std::io::{self, Read, Write};

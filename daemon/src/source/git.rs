@@ -2,7 +2,7 @@
 //!
 //! Any object can be asked for by its id (in C git's version 2 no configuration is needed for
 //! that), so a blob is one request and one answer on a connection that is kept open. The answer is
-//! a pack, which [`pack`] takes apart as it arrives.
+//! a pack, which is taken apart as it arrives.
 
 mod capabilities;
 mod fetch;

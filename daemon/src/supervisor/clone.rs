@@ -208,12 +208,14 @@ impl<'a> Clone<'a> {
         let spec = GitOrigin { hash: head.commit.kind(), transport };
 
         self.progress.step("sizes");
+        let known = supervisor.known(&self.request.url, self.owner.uid, spec.hash).await?;
         let job = import::Job {
             store: &supervisor.store,
             access: &access,
             origin: spec.clone(),
             limits: supervisor.limits(),
             head: &head,
+            known,
             directory: self.directory.clone(),
         };
         let import = import::import(job, |_, done, total| {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! git ls-tree ──────────────┐
+//! the pool's sizes ─────────┤
 //! git cat-file (what is     ├─▶ importer ──▶ manifest ──▶ builder ──▶ image, segments
 //!   in the repository) ─────┤     │  ▲
 //! git check-attr ───────────┘     │  └── sizes, objects: the origin
@@ -16,11 +17,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 
 use tokio::process::{Child, Command};
 use tracing::{info, warn};
 
 use super::git::{self, Git, GitError, Head};
+use super::known::Known;
 use super::origins::Access;
 use super::store::Store;
 use super::worker::ENVIRONMENT;
@@ -72,11 +75,13 @@ impl Import {
 /// What an import is about.
 #[derive(Debug)]
 pub struct Job<'a> {
-    pub store: &'a Store,
+    pub store: &'a Arc<Store>,
     pub access: &'a Access,
     pub origin: GitOrigin,
     pub limits: Limits,
     pub head: &'a Head,
+    /// What the pool has already.
+    pub known: Known,
     /// An existing directory for the manifest.
     pub directory: PathBuf,
 }
@@ -211,6 +216,7 @@ pub async fn import(
         spool,
         tree: ends.tree,
         local: ends.local,
+        known: job.known.list(job.store).map_err(io("can't make a pipe"))?,
         attributes: ends.attributes,
         eager_pack: create("eager.pack")?,
         converted_pack: create("converted.pack")?,
@@ -229,7 +235,7 @@ pub async fn import(
         importer.start().map_err(io_other).map_err(io("can't start the importer"))?;
     let message = ToImporter::Job {
         version: wire::VERSION,
-        origin: OriginSpec::Git(job.origin.clone()),
+        origin: Box::new(OriginSpec::Git(job.origin.clone())),
         limits: job.limits,
         commit: job.head.commit,
         tree: job.head.tree,

@@ -118,12 +118,10 @@ impl Supervisor {
             let mut runs = Vec::new();
             for segment in wanted {
                 let extents = store.extents(pool, segment)?;
-                let mut record = 0;
-                for extent in extents.iter() {
+                for (record, extent) in (0..).zip(extents.iter()) {
                     if is_below(extents.path(&extent), &inside) {
                         extend(&mut runs, segment, record);
                     }
-                    record += 1;
                 }
             }
             Ok::<_, crate::segment::extents::ExtentsError>(runs)

@@ -31,11 +31,12 @@ use super::store::Store;
 use super::worker::{Event, Exit, Worker};
 use crate::fanotify::{self, AsyncChannel, DenyErrno, FileId, Group, PermissionEvent, Verdict};
 use crate::ids::{EventId, PoolId, SegmentId, ShardId};
-use crate::queue::broker::{Answer, Broker, Death, Pending};
+use crate::queue::broker::{Answer, Broker, Death, Overdue, Pending};
 use crate::queue::decide::{Decision, decide};
 use crate::queue::inflight::{self, DEFAULT_CAPACITY, Slot, Table, TableError};
 use crate::queue::wire::{
-    Counters as FetchCounters, FromQueue, FromWorker, Limits, OriginSpec, ToQueue, ToWorker,
+    Counters as FetchCounters, FromQueue, FromWorker, LONGEST_WAIT, Limits, OriginSpec, ToQueue,
+    ToWorker,
 };
 use crate::range::ByteRange;
 use crate::segment::presence;
@@ -375,8 +376,8 @@ impl Shard {
             Wake::Command(Some(command)) => self.command(command),
             Wake::Command(None) => self.stopping = true,
             Wake::Events(events) => self.events(events),
-            Wake::Worker(Event::Queue(message)) => self.from_queue(message),
-            Wake::Worker(Event::Control(message)) => self.from_worker(message),
+            Wake::Worker(Event::Queue(message)) => self.queue_message(message),
+            Wake::Worker(Event::Control(message)) => self.worker_message(message),
             Wake::Worker(Event::Writable | Event::HungUp) => {}
             Wake::Worker(Event::Broken(why)) => self.kill_worker(&why),
             Wake::Worker(Event::Ended(exit)) => self.worker_ended(&exit),
@@ -433,14 +434,16 @@ impl Shard {
             self.answer(Waiter::Event(event), Verdict::Deny(DenyErrno::Eio));
             return None;
         };
+        let now = Self::now();
         let pending = Pending {
             segment: id,
             range: range.clamp(segment.size).to_blocks(),
             pid: event.pid(),
-            arrived: Self::now(),
+            arrived: now,
             attempts: 0,
             strikes: 0,
             dispatched: None,
+            heard: now,
             reason: None,
         };
         let number = self.table.next_event();
@@ -563,7 +566,7 @@ impl Shard {
         }
     }
 
-    fn from_queue(&mut self, message: FromQueue) {
+    fn queue_message(&mut self, message: FromQueue) {
         match message {
             FromQueue::Answer { event, verdict, reason } => {
                 match self.broker.answered(event, verdict, reason) {
@@ -571,28 +574,33 @@ impl Shard {
                     None => debug!(shard = %self.id, %event, "an answer that nobody waits for"),
                 }
             }
-            FromQueue::Waiting { event, reason } => self.broker.keeps_waiting(event, reason),
+            FromQueue::Waiting { event, reason } => {
+                self.broker.keeps_waiting(event, reason, Self::now());
+            }
         }
     }
 
     fn tick(&mut self) {
         let now = Self::now();
-        let patience = |shard: &Self, pending: &Pending| {
-            let pool = shard.segments.get(&pending.segment).map(|segment| segment.pool);
-            let limits = pool.and_then(|pool| shard.pools.get(&pool)).map(|pool| pool.limits);
-            Duration::from_secs(limits.unwrap_or_default().deadline_secs) + GRACE
+        let overdue = |pending: &Pending| {
+            let pool = self.segments.get(&pending.segment).map(|segment| segment.pool);
+            let limits = pool.and_then(|pool| self.pools.get(&pool)).map(|pool| pool.limits);
+            let deadline = Duration::from_secs(limits.unwrap_or_default().deadline_secs);
+            pending.overdue(now, deadline + GRACE, LONGEST_WAIT.max(deadline) + GRACE)
         };
         let overdue: Vec<_> = self
             .broker
             .older_than(now.saturating_sub(GRACE))
-            .filter(|(_, pending)| now.saturating_sub(pending.arrived) > patience(self, pending))
-            .map(|(event, pending)| (event, pending.dispatched.is_some()))
+            .filter_map(|(event, pending)| {
+                Some((event, overdue(pending)?, pending.dispatched.is_some()))
+            })
             .collect();
-        if overdue.iter().any(|(_, in_flight)| *in_flight) {
-            // a worker answers by the deadline, with an errno if need be; this one is stuck
-            self.kill_worker("it is silent past the deadline");
-        }
-        for (event, _) in overdue {
+        for (event, why, in_flight) in overdue {
+            match (why, in_flight) {
+                (Overdue::Silent, true) => self.kill_worker("it is silent past the deadline"),
+                (Overdue::Endless, true) => self.cancel(event),
+                (_, false) => {}
+            }
             let answer = self.broker.deny(event, DenyErrno::Eio, "no answer by the deadline");
             answer.into_iter().for_each(|answer| self.finish(answer));
         }
@@ -654,7 +662,7 @@ impl Shard {
         self.schedule_restart(worker.age());
     }
 
-    fn from_worker(&mut self, message: FromWorker) {
+    fn worker_message(&mut self, message: FromWorker) {
         match message {
             FromWorker::Ready { version } if version == crate::queue::wire::VERSION => {
                 self.worker_ready = true;
@@ -827,7 +835,7 @@ impl Shard {
         self.introduce();
     }
 
-    fn to_running_worker(&mut self, message: ToWorker, fds: Vec<OwnedFd>) {
+    fn to_running_worker(&self, message: ToWorker, fds: Vec<OwnedFd>) {
         if let Some(worker) = self.worker.as_ref().filter(|worker| worker.is_running()) {
             worker.control().send(message, fds);
         }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::range::ByteRange;
 use crate::segment::extents::Extents;
@@ -19,6 +19,8 @@ pub struct Composition {
     pub pack: Arc<File>,
     /// The extents of the pack.
     pub extents: Arc<Extents>,
+    /// Its frame, once one has been made.
+    pub frame: Arc<OnceLock<Frame>>,
     /// What is to be written: whole blocks within the pack.
     pub holes: Vec<ByteRange>,
     /// For each entry that has a byte in a hole, in order: its record, and where its content is.
@@ -37,6 +39,14 @@ impl Composition {
             }
         }
         Ok(())
+    }
+
+    fn frame(&self) -> Option<&Frame> {
+        if self.frame.get().is_none() {
+            // two at once make the same
+            self.frame.set(Frame::of(&self.extents)?).ok();
+        }
+        self.frame.get()
     }
 
     fn make(&self, range: ByteRange) -> io::Result<Vec<u8>> {
@@ -67,7 +77,7 @@ impl Composition {
         }
         // the last entry ends within a block whose rest is the frame's
         if Frame::is_in(&self.extents, range)
-            && let Some(frame) = Frame::of(&self.extents)
+            && let Some(frame) = self.frame()
         {
             frame.copy_to(range.offset(), &mut out);
         }
@@ -120,18 +130,19 @@ mod tests {
 
         let pack = Arc::new(tempfile::tempfile().unwrap());
         pack.set_len(size).unwrap();
+        let made_frame = Arc::default();
         let blocks: Vec<u64> = (0..size / BLOCK).collect();
         for group in blocks.chunks(7).rev() {
             let hole = ByteRange::new(group[0] * BLOCK, group.len() as u64 * BLOCK);
             let records = extents.overlapping(hole);
             let contents = contents[records].to_vec();
-            let extents = Arc::clone(&extents);
-            Composition { pack: Arc::clone(&pack), extents, holes: vec![hole], contents }
-                .write()
-                .unwrap();
+            let (pack, extents) = (Arc::clone(&pack), Arc::clone(&extents));
+            let frame: Arc<OnceLock<Frame>> = Arc::clone(&made_frame);
+            Composition { pack, extents, frame, holes: vec![hole], contents }.write().unwrap();
         }
         let mut made = vec![0; size as usize];
         pack.read_exact_at(&mut made, 0).unwrap();
         assert!(made == expected);
+        assert_eq!(made_frame.get(), Some(&frame), "kept for the next time");
     }
 }

@@ -181,6 +181,11 @@ impl Engine {
         self.schedule.failed(no, errno, reason);
     }
 
+    /// So many bytes have come for this request since its start.
+    pub fn progress(&mut self, now: Now, request: RequestId, received: u64) {
+        self.schedule.progress(now, request, received);
+    }
+
     /// A request has ended.
     pub fn finished(&mut self, now: Now, request: RequestId, outcome: &Outcome) {
         self.schedule.finished(now, request, outcome);

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use thiserror::Error;
 
@@ -21,6 +21,7 @@ use crate::object::ObjectId;
 use crate::range::ByteRange;
 use crate::segment::SegmentKind;
 use crate::segment::extents::{Extents, ExtentsError, Head, Place};
+use crate::segment::frame::Frame;
 
 pub use holes::{data_ranges, first_hole, holes};
 
@@ -72,6 +73,8 @@ pub struct Segment {
     /// The number of extents.
     pub count: u32,
     pub data: Arc<File>,
+    /// The frame of a pack, once a part of it was needed: about 100 KB, and all ids hashed.
+    pub frame: Arc<OnceLock<Frame>>,
     index: Arc<File>,
     index_len: u64,
     /// The number of the object of record 0, in a data segment.
@@ -160,6 +163,7 @@ impl Pool {
             size: head.size,
             count: head.count,
             data: Arc::new(data),
+            frame: Arc::default(),
             index: Arc::new(index),
             index_len,
             first,

@@ -6,7 +6,7 @@
 //! - in one **directory**: the second miss brings 8 more of its files, then 32, 128…;
 //! - by **name**: the third miss of a base name within two seconds (`Makefile`, `Kconfig`) brings
 //!   files of that name from anywhere, in the pool's order, in the same steps;
-//! - a [walk](walks): a reader that advances through the pool's order and leaves little out gets
+//! - a walk: a reader that advances through the pool's order and leaves little out gets
 //!   windows that grow to thousands of objects, several under way before it.
 //!
 //! Growth has to be earned: the next step comes when half of the last one has been used, which also

@@ -54,8 +54,11 @@ pub struct Plan {
     pub targets: HashMap<ObjectId, Arc<Target>>,
     /// A directory for spool files.
     pub spool: Arc<OwnedFd>,
-    /// Counts what came in, in bytes.
+    /// Counts what came in for the pool, and for this request, in bytes.
     pub received: Arc<AtomicU64>,
+    pub progress: Arc<AtomicU64>,
+    /// Counts what went out, in bytes.
+    pub sent: Arc<AtomicU64>,
     /// No byte for so long ends the request.
     pub stall: Duration,
     pub notes: UnboundedSender<Note>,
@@ -187,7 +190,12 @@ impl Sink for Filler {
 
     fn received(&mut self, bytes: u64) {
         self.plan.received.fetch_add(bytes, Ordering::Relaxed);
+        self.plan.progress.fetch_add(bytes, Ordering::Relaxed);
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(now, Ordering::Relaxed);
+    }
+
+    fn sent(&mut self, bytes: u64) {
+        self.plan.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 }

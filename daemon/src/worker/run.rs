@@ -169,8 +169,15 @@ where
                     }
                 }
                 Action::Slow(done) => self.slow(done),
-                Action::Report => self.report(),
-                Action::Wake => self.dirty.extend(self.pools.keys()),
+                Action::Report => {
+                    self.progress();
+                    self.report();
+                }
+                Action::Wake => {
+                    // A deadline may be due: it counts from the last progress.
+                    self.progress();
+                    self.dirty.extend(self.pools.keys());
+                }
             }
             self.settle();
         }
@@ -345,6 +352,13 @@ where
                 }
             }
         }
+    }
+
+    fn progress(&mut self) {
+        let now = self.now();
+        let running =
+            self.pools.iter_mut().filter_map(|(id, pool)| pool.progress(now).then_some(*id));
+        self.dirty.extend(running);
     }
 
     fn report(&mut self) {

@@ -1,8 +1,8 @@
 //! The sandbox of the processes that parse what comes from the network: worker and importer.
 //!
 //! [`enter`] gives up everything that these do not need: user, groups and capabilities, the file system
-//! but for what name resolution and TLS read ([`files`], by Landlock), and system calls
-//! ([`syscalls`], by seccomp). What they work on comes as open file descriptors.
+//! but for what name resolution and TLS read (`files`, by Landlock), and system calls
+//! (`syscalls`, by seccomp). What they work on comes as open file descriptors.
 
 mod files;
 mod syscalls;

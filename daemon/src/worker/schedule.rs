@@ -11,11 +11,13 @@
 //!   as there is a free slot. When there is none, what accumulates goes out together in the next.
 //!   Read-ahead never takes the last slot, and always gets one.
 //! - **Every wait ends**: with the object, with an error that the origin's answer stands for, or
-//!   at the event's deadline with the last reason.
+//!   at the event's deadline with the last reason. The deadline counts from the last bytes that
+//!   came for it, up to [`LONGEST_WAIT`]: a large object on a slow line is no fault.
 //! - An object that nobody waits for is not tried twice.
 
 mod dispatch;
 mod endings;
+mod progress;
 mod timers;
 
 use std::collections::{HashMap, VecDeque};
@@ -25,6 +27,7 @@ use timers::{Jitter, Timer, Timers};
 
 use crate::fanotify::DenyErrno;
 use crate::ids::EventId;
+use crate::queue::wire::LONGEST_WAIT;
 use crate::worker::ObjectNo;
 
 /// Time since the worker's start.
@@ -157,6 +160,11 @@ struct Wait {
     reason: Option<String>,
     /// Objects of one wait go out together: the reader needs them all.
     group: u64,
+    began: Now,
+    /// When bytes came for it last, or when it began.
+    heard: Now,
+    /// When it was said last that they do.
+    said: Now,
 }
 
 #[derive(Debug)]
@@ -164,6 +172,9 @@ struct Request {
     lane: Lane,
     objects: Vec<ObjectNo>,
     started: Now,
+    /// Bytes of content asked for, and bytes that have come, as far as is known.
+    size: u64,
+    received: u64,
 }
 
 /// See the module's documentation.
@@ -194,7 +205,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// `connections`: requests at the same time. `deadline`: the longest that an event waits.
+    /// `connections`: requests at the same time. `deadline`: the longest that an event waits
+    /// without progress.
     #[must_use]
     pub fn new(connections: u32, deadline: Duration, seed: u64) -> Self {
         Self {
@@ -240,7 +252,7 @@ impl Schedule {
     pub fn demand(&mut self, now: Now, waiter: Waiter, objects: &[(ObjectNo, u64)]) {
         self.next_group += 1;
         let group = self.next_group;
-        let wait = Wait { missing: 0, reason: None, group };
+        let wait = Wait { missing: 0, reason: None, group, began: now, heard: now, said: now };
         self.waits.insert(waiter, wait);
         if let Waiter::Event(event) = waiter {
             self.timers.set(now + self.deadline, Timer::Deadline(event));
@@ -330,7 +342,7 @@ impl Schedule {
     pub fn poll(&mut self, now: Now) -> Vec<Effect> {
         while let Some(timer) = self.timers.pop(now) {
             match timer {
-                Timer::Deadline(event) => self.deadline(event),
+                Timer::Deadline(event) => self.deadline(now, event),
                 Timer::Again(no) => {
                     if self.objects.get(&no).is_some_and(|o| o.state == State::BackOff) {
                         self.again(no);
@@ -345,15 +357,6 @@ impl Schedule {
             self.send_ahead(now);
         }
         std::mem::take(&mut self.effects)
-    }
-
-    fn deadline(&mut self, event: EventId) {
-        let waiter = Waiter::Event(event);
-        if let Some(wait) = self.waits.remove(&waiter) {
-            let last = wait.reason.unwrap_or_else(|| "the origin has not answered".to_owned());
-            let reason = format!("gave up after {} s: {last}", self.deadline.as_secs());
-            self.effects.push(Effect::Fail { waiter, errno: DenyErrno::Eio, reason });
-        }
     }
 
     /// A reader has waited long enough for a request that was not made for it.
@@ -398,5 +401,7 @@ impl Object {
     }
 }
 
+#[cfg(test)]
+mod progress_tests;
 #[cfg(test)]
 mod tests;

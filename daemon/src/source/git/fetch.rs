@@ -46,7 +46,11 @@ async fn request(
     let mut arguments = vec!["no-progress".to_owned(), "ofs-delta".to_owned()];
     arguments.extend(keys.iter().map(|key| format!("want {key}")));
     arguments.push("done".to_owned());
-    let mut reply = transport.command(hash, &Command { name: "fetch", arguments }).await?;
+    let mut sent = 0;
+    let command = Command { name: "fetch", arguments };
+    let reply = transport.command(hash, &command, &mut sent).await;
+    sink.sent(sent);
+    let mut reply = reply?;
     to_the_pack(&mut reply).await?;
     let mut parser = Parser::new(hash, keys, keep_raw);
     loop {

@@ -174,7 +174,7 @@ impl Http {
         ]);
         let method = Method::GET;
         let request = Request { method, url, headers, body: None, follow: true, identity: None };
-        let (url, response) = self.send(request).await?;
+        let (url, response) = self.send(request, &mut 0).await?;
         let mut base = url.clone();
         match url.path().strip_suffix("/info/refs") {
             Some(path) if url.query() == query.as_deref() => base.set_path(path),
@@ -200,7 +200,12 @@ impl Http {
         Ok(Session { base, capabilities })
     }
 
-    pub async fn command(&self, hash: HashKind, command: &Command) -> Result<Reply, FetchError> {
+    pub async fn command(
+        &self,
+        hash: HashKind,
+        command: &Command,
+        sent: &mut u64,
+    ) -> Result<Reply, FetchError> {
         let session = self.session().await?;
         check_hash(hash, &session.capabilities)?;
         let body = command.encode(hash, &session.capabilities);
@@ -220,7 +225,7 @@ impl Http {
         let method = Method::POST;
         let request =
             Request { method, url, headers, body: Some(body), follow: false, identity: None };
-        let (url, response) = match self.send(request).await {
+        let (url, response) = match self.send(request, sent).await {
             Err(e @ FetchError::Refused { .. }) => {
                 // it may have moved: the next try asks where it is
                 self.forget();
@@ -252,7 +257,7 @@ impl Http {
         let identity = theirs.then_some((&home.0, home.1.as_str()));
         let request =
             Request { method: Method::GET, url, headers, body: None, follow: true, identity };
-        let (url, mut response) = self.send(request).await?;
+        let (url, mut response) = self.send(request, &mut 0).await?;
         let zipped = response.headers().get(CONTENT_ENCODING).is_some_and(|e| e == "gzip");
         let too_long = || refused(format!("{} sends more than {limit} bytes", shown(&url)));
         let mut body = Vec::new();
@@ -279,7 +284,12 @@ impl Http {
     }
 
     /// Sends a request, with credentials when they are asked for. A status of 2xx, or an error.
-    async fn send(&self, mut request: Request<'_>) -> Result<(Url, Response), FetchError> {
+    /// Counts the bytes of each body in `sent`.
+    async fn send(
+        &self,
+        mut request: Request<'_>,
+        sent: &mut u64,
+    ) -> Result<(Url, Response), FetchError> {
         let mut redirects = 0;
         let mut named_rejected = false;
         loop {
@@ -287,7 +297,7 @@ impl Http {
             let base = repository(&request.url);
             let (whose, name) = request.identity.unwrap_or((&origin, &base));
             let ticket = self.auth.ticket(whose).await;
-            let response = self.once(&request, &origin, &ticket).await?;
+            let response = self.once(&request, &origin, &ticket, sent).await?;
             if response.status() == StatusCode::UNAUTHORIZED {
                 if named_rejected {
                     return Err(self.auth.give_up(whose, name, &ticket).await);
@@ -323,6 +333,7 @@ impl Http {
         request: &Request<'_>,
         origin: &Origin,
         ticket: &Ticket,
+        sent: &mut u64,
     ) -> Result<Response, FetchError> {
         let mut headers = request.headers.clone();
         if *origin == Origin::from(&self.home) {
@@ -334,19 +345,24 @@ impl Http {
         if let Some(value) = ticket.header() {
             headers.insert(AUTHORIZATION, value);
         }
-        let mut sent =
+        let mut message =
             self.client.request(request.method.clone(), request.url.clone()).headers(headers);
         if let Some(body) = &request.body {
-            sent = sent.body(body.clone());
+            message = message.body(body.clone());
         }
-        let again = sent.try_clone();
-        let mut result = tokio::time::timeout(self.stall, sent.send()).await;
+        let body = request.body.as_ref().map_or(0, |body| body.len() as u64);
+        let again = message.try_clone();
+        let mut result = tokio::time::timeout(self.stall, message.send()).await;
+        if !matches!(&result, Ok(Err(error)) if error.is_connect()) {
+            *sent += body;
+        }
         if let (Ok(Err(e)), Some(again)) = (&result, again)
             && !e.is_connect()
             && !e.is_timeout()
         {
             // A connection that was kept, and that the server closed just now. Asking twice is harmless.
             result = tokio::time::timeout(self.stall, again.send()).await;
+            *sent += body;
         }
         match result {
             Ok(Ok(response)) => Ok(response),

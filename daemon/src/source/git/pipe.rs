@@ -91,11 +91,12 @@ impl Pipes {
         self: &Arc<Self>,
         hash: HashKind,
         command: &Command,
+        sent: &mut u64,
     ) -> Result<Reply, FetchError> {
         let (mut exchange, capabilities) = self.exchange().await?;
         check_hash(hash, &capabilities)?;
         let request = command.encode(hash, &capabilities);
-        let written = self.write(&mut exchange.connection.stream, &request).await;
+        let written = self.write(&mut exchange.connection.stream, &request, sent).await;
         let mut reply = Reply::new(Body::Pipe(exchange), self.stall);
         match written {
             Ok(()) => Ok(reply),
@@ -108,11 +109,19 @@ impl Pipes {
     }
 
     /// Writes the request as long as the other side takes some of it now and then.
-    async fn write(&self, stream: &mut UnixStream, request: &Bytes) -> Result<(), FetchError> {
+    async fn write(
+        &self,
+        stream: &mut UnixStream,
+        request: &Bytes,
+        sent: &mut u64,
+    ) -> Result<(), FetchError> {
         let mut rest = &request[..];
         while !rest.is_empty() {
             match tokio::time::timeout(self.stall, stream.write(rest)).await {
-                Ok(Ok(n)) => rest = rest.get(n..).unwrap_or_default(),
+                Ok(Ok(n)) => {
+                    *sent += n as u64;
+                    rest = rest.get(n..).unwrap_or_default();
+                }
                 Ok(Err(e)) => {
                     return Err(retry(format!("the connection to git upload-pack broke: {e}")));
                 }

@@ -32,6 +32,7 @@ pub struct Collect {
     /// Files that were asked for.
     pub spools: usize,
     pub received: u64,
+    pub sent: u64,
 }
 
 impl Sink for Collect {
@@ -56,6 +57,10 @@ impl Sink for Collect {
 
     fn received(&mut self, bytes: u64) {
         self.received += bytes;
+    }
+
+    fn sent(&mut self, bytes: u64) {
+        self.sent += bytes;
     }
 }
 

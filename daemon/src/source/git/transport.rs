@@ -73,11 +73,16 @@ impl Transport {
     }
 
     /// Sends a command. The answer has to be read to its [`Reply::end`], else the connection it
-    /// came on is not used again.
-    pub async fn command(&self, hash: HashKind, command: &Command) -> Result<Reply, FetchError> {
+    /// came on is not used again. Adds the bytes that went out to `sent`, whatever comes of it.
+    pub async fn command(
+        &self,
+        hash: HashKind,
+        command: &Command,
+        sent: &mut u64,
+    ) -> Result<Reply, FetchError> {
         match self {
-            Self::Http(http) => http.command(hash, command).await,
-            Self::Pipe(pipes) => pipes.command(hash, command).await,
+            Self::Http(http) => http.command(hash, command, sent).await,
+            Self::Pipe(pipes) => pipes.command(hash, command, sent).await,
         }
     }
 

@@ -44,6 +44,7 @@ impl Before {
             attempts: 2,
             strikes: 1,
             dispatched: None,
+            heard: std::time::Duration::ZERO,
             reason: None,
         };
         let record = waiter::record(self.table.next_event(), event.number(), &pending, None);

@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use crate::fanotify::{self, Answered, Owed, PermissionEvent, Verdict};
 use crate::ids::{EventId, PoolId};
 use crate::queue::broker::Pending;
-use crate::queue::inflight::{Record, Slot, State};
+use crate::queue::inflight::{self, Record, Slot, State};
 use crate::segment::presence;
 use crate::supervisor::store::Store;
 
@@ -94,6 +94,7 @@ pub fn pending(record: &Record) -> Pending {
         attempts: record.attempts,
         strikes: record.strikes,
         dispatched: None,
+        heard: std::time::Duration::from_nanos(inflight::now()),
         reason: None,
     }
 }

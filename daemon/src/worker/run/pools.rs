@@ -59,6 +59,8 @@ struct Running {
     task: AbortHandle,
     lane: Lane,
     objects: Vec<ObjectNo>,
+    /// Bytes that have come.
+    progress: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -73,6 +75,7 @@ pub(super) struct PoolState<F> {
     targets: HashMap<ObjectNo, Arc<Target>>,
     counters: Counters,
     received: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
     cache: CacheDrop,
     /// What was last said of the origin.
     trouble: String,
@@ -92,6 +95,7 @@ impl<F: Fetch> PoolState<F> {
             targets: HashMap::new(),
             counters: Counters::default(),
             received: Arc::default(),
+            sent: Arc::default(),
             cache: CacheDrop::default(),
             trouble: String::new(),
         }
@@ -218,6 +222,15 @@ impl<F: Fetch> PoolState<F> {
         Ok(())
     }
 
+    /// Looks what the running requests have received. `true`: any.
+    pub(super) fn progress(&mut self, now: Now) -> bool {
+        for (request, running) in &self.running {
+            let received = running.progress.load(Ordering::Relaxed);
+            self.engine.progress(now, *request, received);
+        }
+        !self.running.is_empty()
+    }
+
     pub(super) fn poll(&mut self, now: Now) -> Vec<Effect> {
         self.engine.poll(now, &mut self.pool)
     }
@@ -246,17 +259,21 @@ impl<F: Fetch> PoolState<F> {
         }
         self.counters.requests += 1;
         tracing::debug!(pool = %self.id, request = request.0, ?lane, objects = keys.len(), "fetch");
+        let progress = Arc::default();
         let plan = Plan {
             pool: self.id,
             request,
             targets,
             spool: Arc::clone(&shared.spool),
             received: Arc::clone(&self.received),
+            progress: Arc::clone(&progress),
+            sent: Arc::clone(&self.sent),
             stall: Duration::from_secs(self.limits.stall_secs.max(1)),
             notes: shared.notes.clone(),
         };
         let task = tokio::spawn(request::run(Arc::clone(&self.source), keys, plan)).abort_handle();
-        self.running.insert(request, Running { task, lane, objects: objects.to_vec() });
+        let objects = objects.to_vec();
+        self.running.insert(request, Running { task, lane, objects, progress });
         true
     }
 
@@ -407,9 +424,10 @@ impl<F: Fetch> PoolState<F> {
             }
         }
         let extents = self.pool.extents(segment).map_err(failed)?;
-        let pack = Arc::clone(&self.pool.segment(segment).map_err(failed)?.data);
+        let of = self.pool.segment(segment).map_err(failed)?;
+        let (pack, frame) = (Arc::clone(&of.data), Arc::clone(&of.frame));
         self.cache.written(segment, &pack);
-        let composition = Composition { pack, extents, holes, contents };
+        let composition = Composition { pack, extents, frame, holes, contents };
         let slow = shared.slow.clone();
         tokio::task::spawn_blocking(move || {
             let result = composition.write().map_err(|error| {
@@ -462,6 +480,7 @@ impl<F: Fetch> PoolState<F> {
     pub(super) fn report(&mut self) -> Option<Counters> {
         let mut counters = std::mem::take(&mut self.counters);
         counters.received_bytes = self.received.swap(0, Ordering::Relaxed);
+        counters.sent_bytes = self.sent.swap(0, Ordering::Relaxed);
         (counters != Counters::default()).then_some(counters)
     }
 

@@ -37,6 +37,7 @@ async fn a_reader_gets_its_bytes() {
     }
     assert_eq!((s.counters.requests, s.counters.objects), (2, 3));
     assert_eq!((s.counters.content_bytes, s.counters.received_bytes), (9106, 9106));
+    assert_eq!(s.counters.sent_bytes, 3, "one for each key");
     // what is there needs nobody
     s.event(3, 1, ByteRange::new(0, 16384)).await;
     assert_eq!(s.answer().await, (3, Verdict::Allow));
@@ -153,6 +154,24 @@ async fn a_stalled_origin_is_given_up_and_the_deadline_holds() {
     s.event(2, 1, ByteRange::new(0, BLOCK)).await;
     assert_eq!(s.answer().await, (2, EIO));
     assert!(s.reason.starts_with("gave up after 3 s: the origin has sent nothing"), "{}", s.reason);
+    s.stop().await;
+}
+
+#[tokio::test]
+async fn a_slow_line_is_no_fault() {
+    let setup = Setup::new(&[10, 20]);
+    let limits = Limits { stall_secs: 1, deadline_secs: 1, connections: 1, ..quiet() };
+    let mut s = Supervisor::start(&setup, limits).await;
+    setup.source.fault(Fault::Slow(45));
+    s.event(1, 1, ByteRange::new(0, BLOCK)).await;
+    s.event(2, 1, ByteRange::new(BLOCK, BLOCK)).await;
+    assert_eq!(s.answers(2).await, [(1, Verdict::Allow), (2, Verdict::Allow)]);
+    let told = |event, with: &str| {
+        s.waiting.iter().any(|(of, reason)| *of == event && reason.contains(with))
+    };
+    assert!(told(1, "bytes have come, for 10 bytes of content"), "{:?}", s.waiting);
+    assert!(told(2, "in line"), "{:?}", s.waiting);
+    setup.assert_present(&[true, true]);
     s.stop().await;
 }
 

@@ -171,13 +171,15 @@ impl Schedule {
     fn send(&mut self, now: Now, lane: Lane, objects: Vec<ObjectNo>) {
         self.next_request += 1;
         let request = RequestId(self.next_request);
+        let mut size = 0;
         for no in &objects {
             if let Some(object) = self.objects.get_mut(no) {
                 object.requests.push(request);
+                size += object.size;
             }
         }
-        let started = now;
-        self.requests.insert(request, Request { lane, objects: objects.clone(), started });
+        let running = Request { lane, objects: objects.clone(), started: now, size, received: 0 };
+        self.requests.insert(request, running);
         self.effects.push(Effect::Send { request, lane, objects });
     }
 }

@@ -40,7 +40,8 @@ async fn chunk(
 ) -> Result<Vec<(ObjectId, u64)>, FetchError> {
     let mut arguments = vec!["size".to_owned()];
     arguments.extend(ids.iter().map(|id| format!("oid {id}")));
-    let mut reply = transport.command(hash, &Command { name: "object-info", arguments }).await?;
+    let mut reply =
+        transport.command(hash, &Command { name: "object-info", arguments }, &mut 0).await?;
     let mut asked: HashSet<ObjectId> = ids.into_iter().collect();
     let mut sizes = Vec::with_capacity(asked.len());
     let mut attributes = false;

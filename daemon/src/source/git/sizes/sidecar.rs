@@ -95,7 +95,7 @@ pub(in crate::source::git) async fn fetch(
 /// What a ref points to: the command `ls-refs`.
 async fn find(inner: &Inner, name: &str) -> Result<Option<ObjectId>, FetchError> {
     let command = Command { name: "ls-refs", arguments: vec![format!("ref-prefix {name}")] };
-    let mut reply = inner.transport.command(inner.hash, &command).await?;
+    let mut reply = inner.transport.command(inner.hash, &command, &mut 0).await?;
     let mut found = None;
     loop {
         match reply.packet().await? {

@@ -49,14 +49,17 @@ async fn renewed_when_it_expires() {
     let (_repo, server, keyring, id) =
         setup(&[credential("me", "good"), credential("me", "better")]).await;
     let source = source(&server, &keyring);
-    fetch_all(&source, &[id]).await;
+    let mut sent = fetch_all(&source, &[id]).await.sent;
     // an hour later
     server.needs(Some(&basic("better")));
     let fetches = (0..10).map(|_| fetch_all(&source, std::slice::from_ref(&id)));
-    futures_util::future::join_all(fetches).await;
+    let fetched = futures_util::future::join_all(fetches).await;
+    sent += fetched.iter().map(|got| got.sent).sum::<u64>();
     let first = (server.url(), None);
     let second = (server.url(), Some(credential("me", "good")));
     assert_eq!(keyring.asked(), [first, second], "ten readers, one question");
+    let bodies: usize = server.seen().iter().map(|seen| seen.body_len).sum();
+    assert_eq!(sent, bodies as u64, "also those that were refused");
 }
 
 #[tokio::test]

@@ -36,7 +36,8 @@ async fn one_get_then_one_post_for_each_fetch() {
     let (first, second) = (&ids[..1], &ids[1..]);
     let got = fetch_all(&source, first).await;
     assert!(got.received > 100);
-    fetch_all(&source, second).await;
+    let first_sent = got.sent;
+    let zipped = fetch_all(&source, second).await;
     // asked for twice in one request: given once
     let (got, result) = collect(&source, &[ids[3], ids[3]]).await;
     result.unwrap();
@@ -58,6 +59,9 @@ async fn one_get_then_one_post_for_each_fetch() {
     assert!(!seen[1].headers.contains_key("content-encoding"));
     assert_eq!(seen[2].headers["content-encoding"], "gzip");
     assert!(seen[2].body_len < 29 * 50, "{}", seen[2].body_len);
+    assert!(first_sent > 100);
+    let told = [first_sent, zipped.sent].map(|bytes| bytes as usize);
+    assert_eq!(told, [seen[1].body_len, seen[2].body_len]);
 }
 
 #[tokio::test]

@@ -79,7 +79,8 @@ async fn command_after_command_on_one_connection() {
         for id in &ids {
             fetch_all(&source, std::slice::from_ref(id)).await;
         }
-        fetch_all(&source, &ids).await;
+        let sent = fetch_all(&source, &ids).await.sent;
+        assert!(sent > 40 * ("0032want \n".len() + hash.id_len() * 2) as u64, "{sent}");
         let known = HashMap::new();
         let query = SizesQuery { tree: None, entries: &ids, known: &known };
         let sizes = source.sizes(&query).await.unwrap();

@@ -42,6 +42,8 @@ pub(super) enum Fault {
     /// No room for what came.
     Full,
     Stall,
+    /// A byte every 100 ms, so many times, then what was asked for.
+    Slow(u32),
     AskTransport,
     AskCredential,
 }
@@ -100,6 +102,7 @@ impl Fetch for Connection {
             state.requests.push(keys.to_vec());
             (state.faults.pop_front().or(state.always), state.delay)
         };
+        sink.sent(keys.len() as u64);
         tokio::time::sleep(delay).await;
         let wrong = || FetchError::Wrong { message: "another object".into() };
         let retry = |message: &str| FetchError::Retry { message: message.into(), after: None };
@@ -124,6 +127,12 @@ impl Fetch for Connection {
                 return Err(FetchError::Sink(std::io::Error::from_raw_os_error(libc::ENOSPC)));
             }
             Some(Fault::Stall) => std::future::pending().await,
+            Some(Fault::Slow(bytes)) => {
+                for _ in 0..bytes {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    sink.received(1);
+                }
+            }
             Some(Fault::AskTransport) => {
                 let error = self.upcalls.need_transport().await.unwrap_err();
                 return Err(FetchError::Refused { message: error.0 });
@@ -342,6 +351,7 @@ impl Supervisor {
                 self.counters.objects += counters.objects;
                 self.counters.content_bytes += counters.content_bytes;
                 self.counters.received_bytes += counters.received_bytes;
+                self.counters.sent_bytes += counters.sent_bytes;
             }
             if wanted(&message) {
                 return message;
