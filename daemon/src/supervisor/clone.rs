@@ -10,10 +10,11 @@ use std::time::Instant;
 use hydrant_api::{CloneRequest, ErrorCode, History, Owner, Summary, path_from_text};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tracing::{info, warn};
 
-use super::git::{Git, GitError, Remote};
+use super::git::{self, Git, GitError, Remote};
 use super::import::{self, ImportError};
 use super::origins::Access;
 use super::queue::milliseconds;
@@ -165,7 +166,7 @@ impl<'a> Clone<'a> {
         if self.request.history == History::Background {
             supervisor.fetch_history(mount.id, self.git.clone());
         }
-        info!(mount = %mount.id, url = self.request.url, revision, directory = %target.path.display(),
+        info!(mount = %mount.id, url = git::for_display(&self.request.url), revision, directory = %target.path.display(),
             files = built.files, "cloned");
         Ok(Summary {
             files: built.files + built.symlinks + built.converted,
@@ -350,8 +351,14 @@ impl<'a> Clone<'a> {
         }
         let install = || {
             let mut from = fs::File::open(&path)?;
-            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
-            let to = beneath(detached.root(), ".git/index", flags)?;
+            // whatever is there, such as a link or a FIFO of the owner's, is not written to
+            let git = beneath(detached.root(), ".git", OFlag::O_DIRECTORY)?;
+            match unlinkat(&git, "index", UnlinkatFlags::NoRemoveDir) {
+                Ok(()) | Err(nix::Error::ENOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+            let to = beneath(&git, "index", flags)?;
             std::os::unix::fs::fchown(&to, Some(self.owner.uid), Some(self.owner.gid))?;
             io::copy(&mut from, &mut fs::File::from(to))?;
             fs::remove_file(&path)
@@ -377,21 +384,39 @@ impl<'a> Clone<'a> {
     /// Leaves nothing behind.
     async fn undo(&self) {
         let supervisor = self.supervisor;
-        lock(&supervisor.live).remove(&self.mount);
+        if let Ok(mounts) = supervisor.catalog.mounts().await
+            && let Some(mount) = mounts.iter().find(|mount| mount.id == self.mount)
+            && let Err(error) = supervisor.take_down(mount).await
+        {
+            // served as long as it is there
+            warn!(%error, "can't unmount what a clone has mounted");
+            return;
+        }
         if let Err(error) = supervisor.catalog.remove_mount(self.mount).await {
             warn!(%error, "can't take back a mount's record");
         }
         supervisor.collect_garbage().await;
-        if let Err(error) = fs::remove_dir_all(&self.directory)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = remove_tree(self.directory.clone()).await {
             warn!(%error, directory = %self.directory.display(), "can't remove what a clone left");
         }
     }
 }
 
+/// Removes a directory with all that is in it, which may take its time.
+pub(super) async fn remove_tree(directory: PathBuf) -> io::Result<()> {
+    let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(directory)).await;
+    match removed.map_err(io::Error::other)? {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
 /// Opens a path below a directory that its owner may have changed at any time.
-fn beneath(directory: impl AsFd, path: &str, flags: OFlag) -> io::Result<OwnedFd> {
+pub(super) fn beneath(
+    directory: impl AsFd,
+    path: impl AsRef<Path>,
+    flags: OFlag,
+) -> io::Result<OwnedFd> {
     let mode = if flags.contains(OFlag::O_CREAT) {
         Mode::from_bits_truncate(0o644)
     } else {
@@ -401,7 +426,7 @@ fn beneath(directory: impl AsFd, path: &str, flags: OFlag) -> io::Result<OwnedFd
         .flags(flags | OFlag::O_CLOEXEC)
         .mode(mode)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    Ok(openat2(directory.as_fd(), path, how)?)
+    Ok(openat2(directory.as_fd(), path.as_ref(), how)?)
 }
 
 /// git's own progress, such as `Receiving objects:  42% (123/290)`.

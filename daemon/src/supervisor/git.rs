@@ -5,11 +5,13 @@
 //! `git upload-pack`. The supervisor reads none of what comes from the origin: such output goes to
 //! files or straight on to an unprivileged process.
 
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use thiserror::Error;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
 use crate::importer::attributes;
@@ -34,6 +36,9 @@ pub(super) const CONFIG: [&str; 5] = [
 /// configuration, all that it has may be read by whoever can read its files.
 pub const LOCAL_UPLOAD_PACK: &str = "git -c uploadpack.allowFilter=true \
     -c uploadpack.allowAnySHA1InWant=true -c transfer.advertiseObjectInfo=true upload-pack";
+
+/// So many bytes of what a command says are kept.
+const MESSAGES: usize = 8192;
 
 /// A git command that failed.
 #[derive(Debug, Error)]
@@ -126,6 +131,13 @@ pub struct Git {
 fn program(git: &Git, name: &str) -> Result<Command, GitError> {
     let start = |source| GitError::Start { source };
     let directory = fs_err::File::open(&git.directory).map_err(start)?.into_parts().0;
+    // The path may lead through directories of the user's. A process of theirs in what they could
+    // not reach themselves would see what is below it.
+    let owner = directory.metadata().map_err(start)?.uid();
+    if git.user.uid != 0 && owner != git.user.uid {
+        let message = format!("{} belongs to another user", git.directory.display());
+        return Err(start(io::Error::new(io::ErrorKind::PermissionDenied, message)));
+    }
     let environment: Vec<_> =
         git.environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
     user::command(name, &git.user, &environment, directory.into()).map_err(start)
@@ -483,19 +495,38 @@ pub(super) async fn run(
         command.stdin(Stdio::piped());
     }
     let mut child = command.spawn().map_err(|source| GitError::Start { source })?;
-    let stdin = child.stdin.take();
+    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    let read = async {
+        let mut output = Vec::new();
+        if let Some(mut stdout) = stdout {
+            stdout.read_to_end(&mut output).await?;
+        }
+        Ok(output)
+    };
+    let errors = last_of(child.stderr.take());
     let feed = async {
         if let (Some(mut stdin), Some(input)) = (stdin, input) {
             // a command that doesn't read it all says why by itself
             stdin.write_all(input).await.ok();
         }
     };
-    let (output, ()) = tokio::join!(child.wait_with_output(), feed);
+    let (output, errors, ()) = tokio::join!(read, errors, feed);
     let output = output.map_err(|source| GitError::Start { source })?;
-    if output.status.success() {
-        return Ok(output.stdout);
+    let status = child.wait().await.map_err(|source| GitError::Start { source })?;
+    if status.success() { Ok(output) } else { Err(failure(args, &errors, status)) }
+}
+
+/// Reads a stream of messages to its end and keeps the last of them: origins have a say in how much
+/// git and ssh print.
+pub(super) async fn last_of(stream: Option<impl AsyncRead + Unpin>) -> String {
+    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
+    let Some(mut stream) = stream else { return String::new() };
+    while let Ok(length @ 1..) = stream.read(&mut buffer).await {
+        kept.extend_from_slice(buffer.get(..length).unwrap_or_default());
+        let surplus = kept.len().saturating_sub(MESSAGES);
+        kept.drain(..surplus);
     }
-    Err(failure(args, &String::from_utf8_lossy(&output.stderr), output.status))
+    String::from_utf8_lossy(&kept).into_owned()
 }
 
 async fn run_with_progress(
@@ -509,25 +540,28 @@ async fn run_with_progress(
     if let Some(stderr) = child.stderr.take() {
         let mut stderr = BufReader::new(stderr);
         let mut line = Vec::new();
-        loop {
-            line.clear();
+        while let Ok(chunk) = stderr.fill_buf().await {
             // progress is rewritten in place with carriage returns
-            match stderr.read_until(b'\r', &mut line).await {
-                Ok(0) | Err(_) => break,
-                Ok(_) => {}
+            let end = chunk.iter().position(|byte| matches!(byte, b'\r' | b'\n'));
+            let (taken, last) = (end.map_or(chunk.len(), |end| end + 1), chunk.is_empty());
+            let room = MESSAGES.saturating_sub(line.len());
+            line.extend(chunk.iter().take(taken.min(room)));
+            stderr.consume(taken);
+            if end.is_none() && !last {
+                continue;
             }
-            for part in String::from_utf8_lossy(&line).split(['\r', '\n']) {
-                let part = part.trim();
-                if part.is_empty() {
-                    continue;
-                }
-                if part.contains('%') || part.starts_with("remote: ") {
-                    progress(part);
-                } else if errors.len() < 8192 {
-                    errors.push_str(part);
-                    errors.push('\n');
-                }
+            let text = String::from_utf8_lossy(&line);
+            let part = text.trim();
+            if part.contains('%') || part.starts_with("remote: ") {
+                progress(part);
+            } else if !part.is_empty() && errors.len() < MESSAGES {
+                errors.push_str(part);
+                errors.push('\n');
             }
+            if last {
+                break;
+            }
+            line.clear();
         }
     }
     let status = child.wait().await.map_err(|source| GitError::Start { source })?;
@@ -578,6 +612,19 @@ fn without_credential(text: &str) -> (String, Option<Credential>) {
     (text.to_owned(), None)
 }
 
+/// A URL as others may see it: without user and password, either of which may be a token.
+pub(super) fn for_display(text: &str) -> String {
+    let parsed = url::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    let Some(mut url) = parsed.filter(|url| !url.username().is_empty() || url.password().is_some())
+    else {
+        return text.to_owned();
+    };
+    // neither fails for a URL with a host
+    url.set_username("").ok();
+    url.set_password(None).ok();
+    url.into()
+}
+
 fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -625,5 +672,27 @@ mod tests {
         assert_eq!((&credential.username[..], &credential.password[..]), ("me", "p@ss"));
         assert!(!format!("{credential:?}").contains("p@ss"));
         assert_eq!(without_credential("https://me@h/x"), ("https://me@h/x".into(), None));
+        for url in ["https://me:p%40ss@h/x", "https://ghp_token@h/x", "https://:p@h/x"] {
+            assert_eq!(for_display(url), "https://h/x");
+        }
+        for url in ["https://h", "me@h:x.git", "/srv/me:x@y", "ssh://me@h/x"] {
+            assert_eq!(for_display(url), url);
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_have_a_bound() {
+        let mut command = Command::new("sh");
+        let script = "yes remote: x | head -c 1000000 >&2; echo 50% >&2; echo fatal: y >&2; exit 1";
+        command.args(["-c", script]).stderr(Stdio::piped());
+        let mut lines = 0;
+        let error = run_with_progress(command, "clone", &mut |_| lines += 1).await.unwrap_err();
+        assert!(lines > 1000, "{lines}");
+        assert_eq!(error.to_string(), "`git clone` failed: fatal: y");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo out; yes | head -c 1000000 >&2; echo fatal: z >&2; exit 1"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let error = run(command, &["x"], None).await.unwrap_err().to_string();
+        assert!(error.ends_with("fatal: z") && error.len() < 2 * MESSAGES, "{}", error.len());
     }
 }

@@ -20,6 +20,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::git::{self, Git, GitError, Head};
@@ -89,7 +90,8 @@ pub struct Job<'a> {
 /// The gits around an importer.
 #[derive(Debug, Default)]
 struct Gits {
-    children: Vec<(&'static str, Child)>,
+    /// With what reads their messages.
+    children: Vec<(&'static str, Child, JoinHandle<String>)>,
     /// Where the list of attributes goes.
     attributes: Option<OwnedFd>,
 }
@@ -125,8 +127,10 @@ impl Gits {
     }
 
     fn spawn(&mut self, name: &'static str, mut command: Command) -> Result<(), GitError> {
-        let child = command.spawn().map_err(|source| GitError::Start { source })?;
-        self.children.push((name, child));
+        let mut child = command.spawn().map_err(|source| GitError::Start { source })?;
+        // at once: a git that can't say what is wrong with a tree would wait, and the importer for it
+        let errors = tokio::spawn(git::last_of(child.stderr.take()));
+        self.children.push((name, child, errors));
         Ok(())
     }
 
@@ -147,12 +151,11 @@ impl Gits {
 
     /// Waits for all of them.
     async fn wait(self) -> Result<(), ImportError> {
-        for (name, child) in self.children {
-            let output =
-                child.wait_with_output().await.map_err(|source| GitError::Start { source })?;
-            if !output.status.success() {
-                let stderr = String::from_utf8_lossy(&output.stderr);
-                let message = format!("{}: {}", output.status, stderr.trim());
+        for (name, mut child, errors) in self.children {
+            let status = child.wait().await.map_err(|source| GitError::Start { source })?;
+            if !status.success() {
+                let stderr = errors.await.unwrap_or_default();
+                let message = format!("{status}: {}", stderr.trim());
                 return Err(GitError::Failed { command: name.into(), message }.into());
             }
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
-use super::git::{Git, Remote};
+use super::git::{self, Git, Remote};
 use crate::ids::PoolId;
 use crate::queue::wire::Credential;
 
@@ -76,11 +76,10 @@ impl Access {
         url: &str,
         rejected: Option<&Credential>,
     ) -> Result<Option<Credential>, String> {
-        // a process that was taken over must not learn the passwords of other hosts
-        if !same_host(url, &self.url) {
-            return Err(format!("{url} is not the pool's origin"));
-        }
-        let asked = self.git.credential(url, rejected);
+        let Some(url) = on_host(url, &self.url) else {
+            return Err(format!("{url:?} is not the pool's origin"));
+        };
+        let asked = self.git.credential(&url, rejected);
         match tokio::time::timeout(HELPER_PATIENCE, asked).await {
             Ok(result) => result.map_err(|error| error.to_string()),
             Err(_) => Err("the credential helper did not answer".into()),
@@ -88,11 +87,12 @@ impl Access {
     }
 }
 
-fn same_host(one: &str, other: &str) -> bool {
-    match (url::Url::parse(one), url::Url::parse(other)) {
-        (Ok(one), Ok(other)) => one.origin() == other.origin(),
-        _ => false,
-    }
+/// `url` if it is on the same host as `origin`: a process that was taken over must not learn the
+/// passwords of other hosts. It is given as it was understood here. The text itself may have line ends,
+/// which a URL parser skips and `git credential` takes for the start of another field, such as `host=`.
+fn on_host(url: &str, origin: &str) -> Option<String> {
+    let (url, origin) = (url::Url::parse(url).ok()?, url::Url::parse(origin).ok()?);
+    (url.origin() == origin.origin()).then(|| url.into())
 }
 
 /// Runs a command with one end of a socket pair as its standard input and output.
@@ -101,16 +101,36 @@ fn connect(mut command: tokio::process::Command) -> std::io::Result<OwnedFd> {
     command.stdin(Stdio::from(OwnedFd::from(theirs.try_clone()?)));
     command.stdout(Stdio::from(OwnedFd::from(theirs)));
     command.stderr(Stdio::piped());
-    let child = command.spawn()?;
+    let mut child = command.spawn()?;
     tokio::spawn(async move {
-        match child.wait_with_output().await {
-            Ok(output) if !output.status.success() => {
-                let stderr = String::from_utf8_lossy(&output.stderr);
-                warn!(status = %output.status, stderr = stderr.trim(), "git upload-pack ended");
+        // what the origin says there has no end that can be relied on
+        let stderr = git::last_of(child.stderr.take()).await;
+        match child.wait().await {
+            Ok(status) if !status.success() => {
+                warn!(%status, stderr = stderr.trim(), "git upload-pack ended");
             }
             Ok(_) => debug!("git upload-pack ended"),
             Err(error) => warn!(%error, "git upload-pack was lost"),
         }
     });
     Ok(OwnedFd::from(ours))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_of_other_hosts_are_not_asked_for() {
+        let origin = "https://h/x.git";
+        assert_eq!(on_host("https://h/y", origin).as_deref(), Some("https://h/y"));
+        for other in ["https://other/x.git", "http://h/x.git", "https://h:1/x.git", "x"] {
+            assert_eq!(on_host(other, origin), None, "{other}");
+        }
+        // the last of two fields of a name counts for git
+        for trick in ["https://h/\nhost=other", "https://h/\r\nhost=other\n\n", "https://h/\0x"] {
+            let url = on_host(trick, origin).unwrap();
+            assert!(!url.contains(['\n', '\r', '\0']), "{url:?}");
+        }
+    }
 }

@@ -35,7 +35,9 @@ impl Supervisor {
         let store = std::sync::Arc::clone(&self.store);
         let urls: HashMap<PoolId, String> = directories
             .keys()
-            .filter_map(|pool| Some((*pool, self.origins.get(*pool)?.url)))
+            .filter_map(|pool| {
+                Some((*pool, super::git::for_display(&self.origins.get(*pool)?.url)))
+            })
             .collect();
         // reads extent indexes and /proc
         let listed = tokio::task::spawn_blocking(move || {

@@ -1,8 +1,10 @@
 //! `hydrant rm`: taking a tree away, but never what the user made without being told to.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
@@ -10,12 +12,17 @@ use std::time::Instant;
 use hydrant_api::{ErrorCode, RmRequest, Summary};
 use tracing::info;
 
+use nix::fcntl::OFlag;
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::clone::{beneath, remove_tree};
 use super::git::{Git, GitError};
 use super::queue::{milliseconds, text};
-use super::{Supervisor, internal};
+use super::target::open_directory;
+use super::{Supervisor, internal, lock};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::catalog::{Mount, Tree};
-use crate::mount::private;
+use crate::mount::{self, private};
 use crate::object::ObjectId;
 use crate::segment::SegmentKind;
 use crate::sys::user;
@@ -35,6 +42,7 @@ impl Supervisor {
         let _busy = self.begin(&mount.directory)?;
         let (tree, pool) = self.tree_of(&mount).await?;
         let git = Git { directory: mount.directory.clone(), ..self.git_of(&mount, &pool)? };
+        let was_mounted = lock(&self.live).contains_key(&mount.id);
         if !request.discard {
             self.bring_up(&mount).await?;
         }
@@ -43,8 +51,12 @@ impl Supervisor {
             self.keep(&mount, &tree, &git, progress).await?;
             message = Some(format!("{} is an ordinary repository now", mount.directory.display()));
         } else if !request.discard {
-            let changes =
-                changes(&git).await.map_err(|e| internal("can't look for changes", &e))?;
+            let changes = changes(&git, &self.git_of(&mount, &pool)?.directory, &tree).await;
+            if !was_mounted && !matches!(&changes, Ok(changes) if changes.is_empty()) {
+                // as it was
+                self.take_down(&mount).await?;
+            }
+            let changes = changes.map_err(|e| internal("can't look for changes", &e))?;
             if !changes.is_empty() {
                 return Err(refusal(&mount, &changes));
             }
@@ -58,14 +70,12 @@ impl Supervisor {
         let failed = |error| internal("can't forget the mount", &error);
         self.catalog.remove_mount(mount.id).await.map_err(failed)?;
         let upper = self.store.mount_dir(mount.id);
-        if let Err(error) = fs::remove_dir_all(&upper)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = remove_tree(upper.clone()).await {
             return Err(internal(&format!("can't remove {}", upper.display()), &error));
         }
         if !request.keep {
             // somebody else's mount point, or gone: no matter
-            fs::remove_dir(&mount.directory).ok();
+            remove_target(&mount.directory).ok();
         }
         self.collect_garbage().await;
         info!(mount = %mount.id, directory = %mount.directory.display(), keep = request.keep, "removed");
@@ -96,6 +106,15 @@ impl Supervisor {
         }
         let below = below_mount(&mount.directory)
             .map_err(|error| internal("can't reach below the mount", &error))?;
+        let cant = |error: io::Error| internal("can't copy the tree", &error);
+        if !mount::is_empty(below.as_fd()).map_err(cant)? {
+            let directory = mount.directory.display();
+            return Err(ApiError::conflict(format!("below the mount, {directory} is not empty"))
+                .with_hint(format!(
+                    "hydrant umount {directory}; empty it; hydrant mount {directory}"
+                )));
+        }
+        let again = below.try_clone().map_err(cant)?;
         progress.count(0, Some(tree.files), "files");
         let output = user::command("cp", &git.user, &[], below)
             .map_err(|error| internal("can't copy the tree", &error))?
@@ -110,6 +129,10 @@ impl Supervisor {
             return Ok(());
         }
         let stderr = String::from_utf8_lossy(&output.stderr);
+        // a part of a copy would be in the way of the next mount, and get mixed with the next copy
+        let args = [".", "-xdev", "-mindepth", "1", "-delete"];
+        let mut find = user::command("find", &git.user, &[], again).map_err(cant)?;
+        find.args(args).stdin(Stdio::null()).output().await.map_err(cant)?;
         Err(ApiError::new(ErrorCode::Internal, format!("can't copy the tree: {}", stderr.trim())))
     }
 }
@@ -137,7 +160,7 @@ fn below_mount(directory: &Path) -> io::Result<OwnedFd> {
     let name = directory.file_name().ok_or_else(|| io::Error::other("not a directory's name"))?;
     // a clone of the mount that the parent is on: without what is mounted below
     let clone = private::PrivateMount::new(parent).map_err(io::Error::other)?;
-    let flags = nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_RDONLY;
+    let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY;
     clone.open(Path::new(name), flags).map_err(|error| error.source)
 }
 
@@ -145,14 +168,15 @@ fn below_mount(directory: &Path) -> io::Result<OwnedFd> {
 async fn own_objects(git: &Git, pack: &str, objects: &[ObjectId]) -> Result<(), GitError> {
     let ids: String = objects.iter().map(|id| format!("{id}\n")).collect();
     git.output_of(&["pack-objects", "--quiet", ".git/objects/pack/pack"], ids.as_bytes()).await?;
+    let io = |source| GitError::Start { source };
+    let root = open_directory(&git.directory).map_err(io)?;
+    let packs = beneath(&root, ".git/objects/pack", OFlag::O_DIRECTORY).map_err(io)?;
     for suffix in ["keep", "idx", "rev", "promisor", "pack"] {
         let name = format!("{pack}.{suffix}");
-        let path = git.directory.join(".git/objects/pack").join(name);
         // it is gone in the user's view; the image below doesn't change
-        if let Err(source) = fs::remove_file(path)
-            && source.kind() != io::ErrorKind::NotFound
-        {
-            return Err(GitError::Start { source });
+        match unlinkat(&packs, name.as_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(nix::Error::ENOENT) => {}
+            Err(errno) => return Err(io(errno.into())),
         }
     }
     Ok(())
@@ -169,23 +193,72 @@ async fn finish_repository(git: &Git) -> Result<(), GitError> {
     Ok(())
 }
 
-/// What the user made: files that differ, commits that are nowhere else, stashes.
-async fn changes(git: &Git) -> Result<Vec<String>, GitError> {
-    let mut changes = Vec::new();
-    let status = git.output(&["status", "--porcelain", "--ignored", "-z"]).await?;
-    changes.extend(status.split(|b| *b == 0).filter(|e| !e.is_empty()).map(text));
-    for (what, args) in [
-        (
-            "commit",
-            &["log", "--format=%h %s", "--branches", "HEAD", "--not", "--remotes", "--tags"][..],
-        ),
-        ("stash", &["stash", "list", "--format=%gd %s"][..]),
-    ] {
-        let lines = git.output(args).await?;
+/// What the user made: files that differ, commits that are nowhere else, stashes. Whatever the user's
+/// configuration keeps out of sight in `git status`.
+async fn changes(git: &Git, upper: &Path, tree: &Tree) -> Result<Vec<String>, GitError> {
+    const HERE: [&str; 4] = ["--git-dir=.git", "--work-tree=.", "-c", "core.fsmonitor=false"];
+    let status = ["status", "--porcelain", "--ignored", "-z"];
+    let all = ["--untracked-files=normal", "--ignore-submodules=none"];
+    let status = git.output(&[&HERE[..], &status, &all].concat()).await?;
+    let mut changes: Vec<_> =
+        status.split(|b| *b == 0).filter(|entry| !entry.is_empty()).map(text).collect();
+
+    let listed = git.output(&[&HERE[..], &["ls-files", "-v", "-z"]].concat()).await?;
+    let written = unlooked(&listed, upper).map_err(|source| GitError::Start { source })?;
+    changes.extend(written.iter().map(|path| format!("file that git doesn't look at: {path}")));
+
+    // a commit that only a tag of the user's own leads to is nowhere else either
+    let format = "--format=%(objectname) %(*objectname)";
+    let tags = git.output(&[&HERE[..], &["for-each-ref", format, "refs/tags"]].concat()).await?;
+    let mut known = format!("^{}\n", tree.commit);
+    for line in String::from_utf8_lossy(&tags).lines() {
+        let id = line.split(' ').rfind(|id| !id.is_empty()).unwrap_or_default();
+        if ObjectId::from_hex(id.as_bytes()).is_ok() && !is_loose(git, id) {
+            known.push_str(&format!("^{id}\n"));
+        }
+    }
+    let log = ["log", "--max-count=1000", "--format=%h %s", "--branches", "--tags", "HEAD"];
+    let log = [&HERE[..], &log, &["--stdin", "--not", "--remotes"]].concat();
+    let commits = git.output_of(&log, known.as_bytes()).await?;
+    let stash = ["stash", "list", "--format=%gd %s"];
+    let stashes = git.output(&[&HERE[..], &stash].concat()).await?;
+    for (what, lines) in [("commit", commits), ("stash", stashes)] {
         let lines = lines.split(|b| *b == b'\n').filter(|line| !line.is_empty());
         changes.extend(lines.map(|line| format!("{what} {}", text(line))));
     }
     Ok(changes)
+}
+
+/// Files that have been written and that git was told to take for unchanged (`ls-files -v`:
+/// `assume-unchanged` in lower case, `skip-worktree` is `S`).
+fn unlooked(listed: &[u8], upper: &Path) -> io::Result<Vec<String>> {
+    let upper = fs::File::open(upper)?;
+    let written = |path: &[u8]| {
+        let found = beneath(&upper, Path::new(OsStr::from_bytes(path)), OFlag::O_PATH);
+        let metadata = found.and_then(|fd| fs::File::from(fd).metadata());
+        metadata.is_ok_and(|metadata| metadata.is_file())
+    };
+    let entries = listed.split(|b| *b == 0).filter_map(|entry| match entry {
+        [tag, b' ', path @ ..] if *tag == b'S' || tag.is_ascii_lowercase() => Some(path),
+        _ => None,
+    });
+    Ok(entries.filter(|path| written(path)).map(text).collect())
+}
+
+/// What comes from a promisor comes as a pack, and nothing packs what is made here (`gc.auto`).
+fn is_loose(git: &Git, id: &str) -> bool {
+    let (directory, name) = id.split_at(2);
+    let objects = git.directory.join(".git/objects");
+    objects.join(directory).join(name).symlink_metadata().is_ok()
+}
+
+/// Removes the empty directory that a tree was mounted on.
+fn remove_target(directory: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (directory.parent(), directory.file_name()) else {
+        return Ok(());
+    };
+    // without links, as when it was mounted: not in another place that its owner leads us to
+    Ok(unlinkat(open_directory(parent)?, name, UnlinkatFlags::RemoveDir)?)
 }
 
 fn refusal(mount: &Mount, changes: &[String]) -> ApiError {

@@ -27,7 +27,7 @@ impl Supervisor {
         }
         Ok(api::Mount {
             directory: path_to_text(&mount.directory),
-            url: pool.url,
+            url: super::git::for_display(&pool.url),
             revision: tree.revision,
             commit: tree.commit.to_string(),
             owner: mount.owner,

@@ -50,13 +50,7 @@ impl Target {
     }
 
     fn open(path: PathBuf, created: bool) -> Result<Self, ApiError> {
-        let how = OpenHow::new()
-            .flags(OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC)
-            .mode(Mode::empty())
-            // it was made canonical; a link that turns up now is somebody's trick
-            .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-        let fd = openat2(nix::fcntl::AT_FDCWD, &path, how)
-            .map_err(|errno| cant(&path, "be opened", &errno.into()))?;
+        let fd = open_directory(&path).map_err(|error| cant(&path, "be opened", &error))?;
         Ok(Self { path, fd, created })
     }
 
@@ -90,12 +84,30 @@ impl Target {
     }
 }
 
+/// Opens a directory by a path that was made canonical: a link that turns up now is somebody's trick.
+pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC)
+        .mode(Mode::empty())
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    Ok(openat2(nix::fcntl::AT_FDCWD, path, how)?)
+}
+
+/// As the user if the user can: a path through their directories may lead elsewhere at any time.
 async fn make(path: &Path, caller: &Caller, user: &User) -> Result<(), ApiError> {
-    if caller.is_root() {
-        std::fs::create_dir_all(path).map_err(|error| cant(path, "be made", &error))?;
-        return std::os::unix::fs::chown(path, Some(user.uid), Some(user.gid))
-            .map_err(|error| cant(path, "be given to its owner", &error));
+    let made = if user.uid == 0 { Ok(false) } else { make_as(path, user).await.map(|()| true) };
+    match made {
+        Ok(true) => Ok(()),
+        Err(error) if !caller.is_root() => Err(error),
+        Ok(false) | Err(_) => {
+            std::fs::create_dir_all(path).map_err(|error| cant(path, "be made", &error))?;
+            std::os::unix::fs::lchown(path, Some(user.uid), Some(user.gid))
+                .map_err(|error| cant(path, "be given to its owner", &error))
+        }
     }
+}
+
+async fn make_as(path: &Path, user: &User) -> Result<(), ApiError> {
     let root = std::fs::File::open("/").map_err(|error| cant(path, "be made", &error))?;
     let output = user::command("mkdir", user, &[], root.into())
         .map_err(|error| cant(path, "be made", &error))?
