@@ -28,7 +28,7 @@ use crate::segment::presence::present;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Incoming {
     /// A reader waits for `range`, in whole blocks and not empty.
-    Event { event: EventId, segment: SegmentId, range: ByteRange },
+    Event { event: EventId, segment: SegmentId, range: ByteRange, pid: i32 },
     /// A reader was just given `range`, which was there.
     Touched { segment: SegmentId, range: ByteRange },
 }
@@ -226,7 +226,12 @@ impl Inner {
         }
         let slot = self.table.claim(&record);
         self.held.insert(record.event, Held { event, slot });
-        self.ready.push_back(Incoming::Event { event: record.event, segment, range });
+        self.ready.push_back(Incoming::Event {
+            event: record.event,
+            segment,
+            range,
+            pid: record.pid,
+        });
     }
 
     /// Of several equal ones (threads of a process) the one that was read first.

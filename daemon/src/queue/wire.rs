@@ -94,7 +94,13 @@ pub enum FromWorker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToQueue {
     /// A reader waits for `range`, which is within the segment, not empty, in whole blocks.
-    Event { event: EventId, segment: SegmentId, range: ByteRange },
+    Event {
+        event: EventId,
+        segment: SegmentId,
+        range: ByteRange,
+        /// Who waits. Only to tell readers apart.
+        pid: i32,
+    },
     /// A reader was just given `range`, which was there: read-ahead pays, or a range is done.
     Touched { segment: SegmentId, range: ByteRange },
     /// Nobody waits any more: the event has been answered by the administrator.

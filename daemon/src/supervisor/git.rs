@@ -44,7 +44,7 @@ const MESSAGES: usize = 8192;
 #[derive(Debug, Error)]
 pub enum GitError {
     #[error("can't run git: {source}")]
-    Start { source: std::io::Error },
+    Start { source: io::Error },
     #[error("`git {command}` failed: {message}")]
     Failed { command: String, message: String },
     #[error("`git {command}` said something that makes no sense: {output:?}")]

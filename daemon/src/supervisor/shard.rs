@@ -552,7 +552,12 @@ impl Shard {
     fn dispatch(&mut self) {
         let now = Self::now();
         while let Some((event, pending)) = self.broker.next_to_dispatch() {
-            let message = ToQueue::Event { event, segment: pending.segment, range: pending.range };
+            let message = ToQueue::Event {
+                event,
+                segment: pending.segment,
+                range: pending.range,
+                pid: pending.pid,
+            };
             let worker = self.worker.as_mut().filter(|worker| worker.is_running());
             let Some(worker) = worker else { return };
             match worker.try_send(&message) {

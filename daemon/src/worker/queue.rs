@@ -29,8 +29,8 @@ impl Queue {
             Self::Kernel(queue) => {
                 let incoming = queue.next().await.map_err(io::Error::other)?;
                 Ok(incoming.map(|incoming| match incoming {
-                    Incoming::Event { event, segment, range } => {
-                        ToQueue::Event { event, segment, range }
+                    Incoming::Event { event, segment, range, pid } => {
+                        ToQueue::Event { event, segment, range, pid }
                     }
                     Incoming::Touched { segment, range } => ToQueue::Touched { segment, range },
                 }))

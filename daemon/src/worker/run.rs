@@ -5,6 +5,7 @@
 //! in tasks that report back through a channel, so nothing here waits for the network, and no lock
 //! is taken.
 
+mod denials;
 mod pools;
 
 use std::collections::{HashMap, HashSet};
@@ -26,6 +27,7 @@ use crate::ids::{EventId, PoolId, SegmentId};
 use crate::queue::wire::{self, FromQueue, FromWorker, Limits, OriginSpec, ToQueue, ToWorker};
 use crate::range::ByteRange;
 use crate::source::Fetch;
+use denials::Denials;
 use pools::{PoolState, Shared, Slow};
 
 /// How often counters are reported, if they have changed.
@@ -81,6 +83,7 @@ where
         pools: HashMap::new(),
         segments: HashMap::new(),
         events: HashMap::new(),
+        denials: Denials::default(),
         dirty: HashSet::new(),
         rounds: 0,
         taking_events: false,
@@ -94,6 +97,7 @@ struct Event {
     pool: PoolId,
     segment: SegmentId,
     range: ByteRange,
+    pid: i32,
     /// How often all seemed to be there and was not.
     surprises: u8,
 }
@@ -119,6 +123,7 @@ struct Worker<F, C> {
     pools: HashMap<PoolId, PoolState<F>>,
     segments: HashMap<SegmentId, PoolId>,
     events: HashMap<EventId, Event>,
+    denials: Denials,
     /// Pools to which something has happened.
     dirty: HashSet<PoolId>,
     rounds: u32,
@@ -270,11 +275,14 @@ where
 
     fn event(&mut self, message: ToQueue) {
         match message {
-            ToQueue::Event { event, segment, range } => match self.segments.get(&segment) {
+            ToQueue::Event { event, segment, range, pid } => match self.segments.get(&segment) {
                 Some(pool) => {
                     let pool = *pool;
-                    self.events.insert(event, Event { pool, segment, range, surprises: 0 });
-                    self.look(event);
+                    self.events.insert(event, Event { pool, segment, range, pid, surprises: 0 });
+                    match self.denials.find(self.started.elapsed(), pid, segment, range) {
+                        Some((errno, reason)) => self.deny(event, errno, reason),
+                        None => self.look(event),
+                    }
                 }
                 None => {
                     let reason = format!("segment {segment} is not attached");
@@ -400,7 +408,9 @@ where
             }
             Effect::Ready(id) => self.ready(id),
             Effect::Deny { event, errno, reason } => {
-                if self.events.contains_key(&event) {
+                if let Some(Event { segment, range, pid, .. }) = self.events.get(&event).copied() {
+                    let wanted = (segment, state.whole_objects(segment, range));
+                    self.denials.add(self.started.elapsed(), pid, wanted, errno, &reason);
                     self.deny(event, errno, reason);
                 }
             }

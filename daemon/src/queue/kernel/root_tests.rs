@@ -40,7 +40,7 @@ pub(super) async fn next(queue: &KernelQueue) -> Incoming {
 
 pub(super) async fn next_event(queue: &KernelQueue) -> (EventId, ByteRange) {
     match next(queue).await {
-        Incoming::Event { event, segment, range } => {
+        Incoming::Event { event, segment, range, .. } => {
             assert_eq!(segment, SEGMENT);
             (event, range)
         }

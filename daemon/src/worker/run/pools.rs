@@ -101,6 +101,16 @@ impl<F: Fetch> PoolState<F> {
         }
     }
 
+    /// The range and the rest of all objects that have a byte in it.
+    pub(super) fn whole_objects(&mut self, segment: SegmentId, range: ByteRange) -> ByteRange {
+        let Ok(extents) = self.pool.extents(segment) else { return range };
+        let records = extents.overlapping(range);
+        let first = extents.get(records.start).map_or(range.offset(), |e| e.range.offset());
+        let last = records.end.checked_sub(1).and_then(|record| extents.get(record));
+        let end = last.map_or(range.end(), |extent| extent.range.end());
+        ByteRange::between(first.min(range.offset()), end.max(range.end()))
+    }
+
     /// An event. `true`: all that it needs is there already.
     pub(super) fn event(
         &mut self,

@@ -365,7 +365,9 @@ impl Supervisor {
 
     pub(super) async fn event(&self, event: u64, segment: u64, range: ByteRange) {
         let (event, segment) = (EventId(event), SegmentId(segment));
-        self.queue(&ToQueue::Event { event, segment, range }).await;
+        // each by a process of its own
+        let pid = i32::try_from(event.0).unwrap();
+        self.queue(&ToQueue::Event { event, segment, range, pid }).await;
     }
 
     pub(super) async fn answer(&mut self) -> (u64, Verdict) {
