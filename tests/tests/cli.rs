@@ -154,6 +154,43 @@ fn root_rm() -> Result<()> {
     Ok(())
 }
 
+/// What `git status` and `git log` are made to keep quiet about is a change all the same, and so is
+/// what was written while the tree was not mounted; a tree that was not mounted is not afterwards.
+#[test]
+#[ignore = "needs root"]
+fn root_rm_finds_what_git_hides() -> Result<()> {
+    let (world, _, tree) = odd_world("cli-rm-hidden")?;
+    let rm = ["rm", path_of(&tree)];
+    world.git(&tree, &["config", "status.showUntrackedFiles", "no"]).check()?;
+    fs_err::write(tree.join("mine.txt"), "mine")?;
+    refused(&world, &rm, "mine.txt")?;
+    world.daemon.check(&["umount", path_of(&tree)])?;
+    refused(&world, &rm, "mine.txt")?;
+    ensure!(mounts_below(world.scratch.path())?.is_empty(), "it is mounted again");
+    world.daemon.check(&["mount", path_of(&tree)])?;
+    fs_err::remove_file(tree.join("mine.txt"))?;
+
+    for (hide, show) in
+        [("--skip-worktree", "--no-skip-worktree"), ("--assume-unchanged", "--no-assume-unchanged")]
+    {
+        world.git(&tree, &["update-index", hide, "README.md"]).check()?;
+        fs_err::write(tree.join("README.md"), "changed")?;
+        refused(&world, &rm, "readme.md")?;
+        world.git(&tree, &["update-index", show, "README.md"]).check()?;
+        world.git(&tree, &["checkout", "README.md"]).check()?;
+    }
+
+    fs_err::write(tree.join("README.md"), "changed")?;
+    world.git(&tree, &["commit", "-qam", "only here"]).check()?;
+    world.git(&tree, &["tag", "release"]).check()?;
+    refused(&world, &rm, "only here")?;
+    world.git(&tree, &["reset", "-q", "--hard", "HEAD^"]).check()?;
+    refused(&world, &rm, "only here")?;
+    world.git(&tree, &["tag", "--delete", "release"]).check()?;
+    world.daemon.check(&rm)?;
+    Ok(())
+}
+
 /// `rm --keep` leaves an ordinary repository: nothing mounted, everything there, `git fsck` content.
 #[test]
 #[ignore = "needs root"]

@@ -99,6 +99,44 @@ fn root_unreachable_for_a_while() -> Result<()> {
     Ok(())
 }
 
+/// A slow line is no fault: a file that takes longer than the deadline, and longer than the supervisor
+/// lets a silent worker be, is read all the same, by its reader and by one that comes later.
+#[test]
+#[ignore = "needs root"]
+fn root_a_slow_line() -> Result<()> {
+    let quality = Quality { bytes_per_second: Some(40_000), ..Quality::default() };
+    let configuration = "deadline_secs = 3\nstall_secs = 2\n";
+    let setting = Setting { proxy: Some(quality), configuration, ..Setting::default() };
+    let world = World::with("faults-slow", setting)?;
+    let repository = lonely(2, 1_600_000)?;
+    let tree = world.quick(&repository)?;
+    let workers = world.daemon.workers()?;
+    let (file, truth) = file(&world, &repository, &tree, 0)?;
+    let first = start(Kind::Read, &file, &truth)?;
+    ensure!(first.still_runs_after(Duration::from_secs(10)), "the line is not slow");
+    let second = start(Kind::MmapShared, &file, &truth)?;
+    let queue = world.daemon.admin().queue()?;
+    let reason = queue.first().and_then(|event| event.reason.clone()).unwrap_or_default();
+    ensure!(reason.contains("have come, for"), "the queue says {reason:?}");
+    for reader in [first, second] {
+        let output = reader.wait()?;
+        let got = end(&output)?;
+        ensure!(
+            got == End::Right,
+            "{got:?} after {:?}\n{}",
+            output.elapsed,
+            world.daemon.log_tail(20)
+        );
+        println!("read in {:?}", output.elapsed);
+    }
+    ensure!(world.daemon.workers()? == workers, "a worker was killed");
+    let fetched = world.fetched_blobs(&repository, &[MAIN])?;
+    ensure!(fetched.len() == 1, "{} fetches", fetched.len());
+    let counters = world.daemon.status()?.counters;
+    ensure!(counters.sent_bytes > 0 && counters.requests == 1, "{counters:?}");
+    Ok(())
+}
+
 /// An origin that stays broken: an error by the deadline, the reason is told, and once it is well again the
 /// same file reads right.
 #[test]
