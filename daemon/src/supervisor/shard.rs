@@ -147,6 +147,9 @@ pub type OnComplete = Arc<dyn Fn(SegmentId) + Send + Sync>;
 pub struct ShardHandle {
     pub id: ShardId,
     commands: mpsc::UnboundedSender<Command>,
+    /// Whatever happens to the task: with the last fd of the group the kernel would let all readers
+    /// go, and show them zeros.
+    _group: Arc<Group>,
 }
 
 impl ShardHandle {
@@ -294,6 +297,7 @@ impl Shard {
             events.insert(record.event, Held { waiter: Waiter::Owed(owed), slot: Some(slot) });
         }
         let (sender, commands) = mpsc::unbounded_channel();
+        let for_handle = Arc::clone(&group);
         let shard = Self {
             id,
             group,
@@ -326,13 +330,16 @@ impl Shard {
         };
         tokio::spawn(async move {
             let end = tokio::spawn(shard.run()).await;
-            if end.is_err_and(|error| error.is_panic()) && fdstore::is_there() {
-                // the next supervisor takes over; without a manager that would let all readers go
-                error!(shard = %id, "a fault in the shard: ending the supervisor");
-                std::process::abort();
+            if end.is_err_and(|error| error.is_panic()) {
+                if fdstore::is_there() {
+                    // the next supervisor takes over; without a manager that would let all readers go
+                    error!(shard = %id, "a fault in the shard: ending the supervisor");
+                    std::process::abort();
+                }
+                error!(shard = %id, "a fault in the shard: who reads what is missing waits from now on");
             }
         });
-        Ok(ShardHandle { id, commands: sender })
+        Ok(ShardHandle { id, commands: sender, _group: for_handle })
     }
 
     async fn run(mut self) {
@@ -591,7 +598,8 @@ impl Shard {
             let pool = self.segments.get(&pending.segment).map(|segment| segment.pool);
             let limits = pool.and_then(|pool| self.pools.get(&pool)).map(|pool| pool.limits);
             let deadline = Duration::from_secs(limits.unwrap_or_default().deadline_secs);
-            pending.overdue(now, deadline + GRACE, LONGEST_WAIT.max(deadline) + GRACE)
+            let longest = LONGEST_WAIT.max(deadline).saturating_add(GRACE);
+            pending.overdue(now, deadline.saturating_add(GRACE), longest)
         };
         let overdue: Vec<_> = self
             .broker
@@ -970,12 +978,12 @@ impl Shard {
 }
 
 fn add(sum: &mut FetchCounters, more: &FetchCounters) {
-    sum.requests += more.requests;
-    sum.retries += more.retries;
-    sum.objects += more.objects;
-    sum.read_ahead_objects += more.read_ahead_objects;
-    sum.content_bytes += more.content_bytes;
-    sum.received_bytes += more.received_bytes;
-    sum.sent_bytes += more.sent_bytes;
-    sum.rejected_objects += more.rejected_objects;
+    sum.requests = sum.requests.saturating_add(more.requests);
+    sum.retries = sum.retries.saturating_add(more.retries);
+    sum.objects = sum.objects.saturating_add(more.objects);
+    sum.read_ahead_objects = sum.read_ahead_objects.saturating_add(more.read_ahead_objects);
+    sum.content_bytes = sum.content_bytes.saturating_add(more.content_bytes);
+    sum.received_bytes = sum.received_bytes.saturating_add(more.received_bytes);
+    sum.sent_bytes = sum.sent_bytes.saturating_add(more.sent_bytes);
+    sum.rejected_objects = sum.rejected_objects.saturating_add(more.rejected_objects);
 }

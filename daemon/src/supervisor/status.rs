@@ -86,23 +86,23 @@ impl Supervisor {
                 longest_wait_ms: longest,
             });
             let sums = &snapshot.counters;
-            counters.events += sums.events;
-            counters.answered_present += sums.answered_present;
-            counters.answered_fetched += sums.answered_fetched;
-            counters.denied += sums.denied;
-            counters.requeued += sums.requeued;
-            counters.waiting += snapshot.events.len() as u64;
+            add(&mut counters.events, sums.events);
+            add(&mut counters.answered_present, sums.answered_present);
+            add(&mut counters.answered_fetched, sums.answered_fetched);
+            add(&mut counters.denied, sums.denied);
+            add(&mut counters.requeued, sums.requeued);
+            add(&mut counters.waiting, snapshot.events.len() as u64);
             counters.longest_wait_ms =
                 counters.longest_wait_ms.max(milliseconds(sums.longest_wait)).max(longest);
             for fetched in snapshot.fetched.values() {
-                counters.requests += fetched.requests;
-                counters.retries += fetched.retries;
-                counters.objects += fetched.objects;
-                counters.read_ahead_objects += fetched.read_ahead_objects;
-                counters.content_bytes += fetched.content_bytes;
-                counters.received_bytes += fetched.received_bytes;
-                counters.sent_bytes += fetched.sent_bytes;
-                counters.rejected_objects += fetched.rejected_objects;
+                add(&mut counters.requests, fetched.requests);
+                add(&mut counters.retries, fetched.retries);
+                add(&mut counters.objects, fetched.objects);
+                add(&mut counters.read_ahead_objects, fetched.read_ahead_objects);
+                add(&mut counters.content_bytes, fetched.content_bytes);
+                add(&mut counters.received_bytes, fetched.received_bytes);
+                add(&mut counters.sent_bytes, fetched.sent_bytes);
+                add(&mut counters.rejected_objects, fetched.rejected_objects);
             }
         }
         Ok(api::Status {
@@ -116,4 +116,9 @@ impl Supervisor {
             counters,
         })
     }
+}
+
+/// The numbers are a worker's, which may say anything.
+fn add(sum: &mut u64, more: u64) {
+    *sum = sum.saturating_add(more);
 }
