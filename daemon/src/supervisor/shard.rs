@@ -14,7 +14,7 @@
 
 pub(super) mod waiter;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -46,6 +46,20 @@ use waiter::{Held, Waiter};
 /// How long after the readers' deadline a silent worker is given up.
 const GRACE: Duration = Duration::from_secs(30);
 
+const GONE: &str = "its tree is not mounted any more";
+
+/// How long to wait after events could not be read.
+const READ_PAUSE: Duration = Duration::from_millis(100);
+
+/// A worker that has not greeted us by then is stuck.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A worker that lived for less ended as soon as it was started.
+const QUICK_DEATH: Duration = Duration::from_secs(2);
+
+/// So many quick deaths in a row, and nobody waits for the next worker.
+const TOO_MANY_DEATHS: u32 = 5;
+
 /// What others ask of a shard.
 #[derive(Debug)]
 pub enum Command {
@@ -66,7 +80,7 @@ pub enum Command {
         pool: PoolId,
         reply: oneshot::Sender<()>,
     },
-    /// The mark of a complete segment is not needed.
+    /// The segment was complete once, so its mark may not be needed.
     Unmark {
         segment: SegmentId,
     },
@@ -98,6 +112,8 @@ pub enum Command {
     /// From the shard's own tasks: a segment said to be complete was checked.
     Checked {
         segment: SegmentId,
+        /// See [`Segment::attachment`].
+        attachment: u64,
         complete: io::Result<bool>,
     },
 }
@@ -173,8 +189,29 @@ struct Segment {
     pool: PoolId,
     size: u64,
     marked: bool,
+    /// Tells one service of the segment from the next: it may have been emptied in between, and what
+    /// was found out before counts for nothing.
+    attachment: u64,
+    check: Check,
+    /// The worker could not take it. The next one, or the next [`Command::Attach`], tries again.
+    refused: bool,
     /// Told once the worker has the segment.
     waiting_for_worker: Vec<oneshot::Sender<Result<(), String>>>,
+}
+
+/// Whether a segment's completeness is being checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Check {
+    No,
+    UnderWay,
+    /// It was said to be complete again meanwhile.
+    Again,
+}
+
+#[derive(Debug)]
+struct Prefetch {
+    pool: PoolId,
+    reply: oneshot::Sender<Result<(), String>>,
 }
 
 #[derive(Debug)]
@@ -194,21 +231,26 @@ pub struct Shard {
     table: Table,
     /// Since [`Command::Serve`].
     serving: bool,
+    /// After an error: it may be there to stay.
+    read_again_at: Option<tokio::time::Instant>,
     /// It has greeted us.
     worker_ready: bool,
     files: HashMap<FileId, SegmentId>,
     segments: HashMap<SegmentId, Segment>,
-    /// Segments that are not served any more, but may be marked.
-    detached: HashSet<SegmentId>,
+    /// Segments that are not served any more, but may be marked: their sizes in bytes.
+    detached: HashMap<SegmentId, u64>,
+    attachments: u64,
     pools: HashMap<PoolId, Pool>,
     worker: Option<Worker>,
     /// When to start the next worker, and how long to wait after the one after that.
     restart_at: Option<tokio::time::Instant>,
     backoff: Duration,
+    /// Workers in a row that ended soon, or could not be started.
+    quick_deaths: u32,
     worker_deaths: u64,
     /// A worker that we killed ourselves, for its silence.
     killed: bool,
-    prefetches: HashMap<u64, oneshot::Sender<Result<(), String>>>,
+    prefetches: HashMap<u64, Prefetch>,
     next_request: u64,
     counters: Counters,
     fetched: HashMap<PoolId, FetchCounters>,
@@ -230,6 +272,17 @@ struct Claimed {
     /// Of its segment, in bytes.
     size: u64,
     slot: Option<Slot>,
+}
+
+impl Segment {
+    /// Tells who waits for the worker that it doesn't have the segment.
+    fn refuse(&mut self, why: &str) {
+        for reply in self.waiting_for_worker.drain(..) {
+            // nobody else would ask a worker to take it
+            self.refused = true;
+            reply.send(Err(why.to_owned())).ok();
+        }
+    }
 }
 
 impl Drop for Shard {
@@ -306,14 +359,17 @@ impl Shard {
             events,
             table,
             serving: false,
+            read_again_at: None,
             worker_ready: false,
             files: HashMap::new(),
             segments: HashMap::new(),
-            detached: HashSet::new(),
+            detached: HashMap::new(),
+            attachments: 0,
             pools: HashMap::new(),
             worker: None,
             restart_at: Some(tokio::time::Instant::now()),
             backoff: Duration::ZERO,
+            quick_deaths: 0,
             worker_deaths: 0,
             killed: false,
             prefetches: HashMap::new(),
@@ -370,10 +426,17 @@ impl Shard {
                 (None, None) => std::future::pending().await,
             }
         };
+        let (channel, read_again_at) = (&self.channel, self.read_again_at);
+        let events = async {
+            if let Some(at) = read_again_at {
+                tokio::time::sleep_until(at).await;
+            }
+            channel.read().await
+        };
         tokio::select! {
             command = self.commands.recv() => Wake::Command(command),
             wake = worker => wake,
-            events = self.channel.read(), if self.serving => Wake::Events(events),
+            events = events, if self.serving => Wake::Events(events),
             _ = tick.tick() => Wake::Tick,
         }
     }
@@ -400,6 +463,7 @@ impl Shard {
     // ---- events ----
 
     fn events(&mut self, events: Result<Option<Vec<fanotify::Event>>, fanotify::Error>) {
+        self.read_again_at = None;
         match events {
             Ok(Some(events)) => {
                 let claimed: Vec<_> =
@@ -410,7 +474,10 @@ impl Shard {
                 error!(shard = %self.id, "the group is gone");
                 self.stopping = true;
             }
-            Err(error) => error!(shard = %self.id, %error, "can't read events"),
+            Err(error) => {
+                error!(shard = %self.id, %error, "can't read events");
+                self.read_again_at = Some(tokio::time::Instant::now() + READ_PAUSE);
+            }
         }
     }
 
@@ -435,10 +502,8 @@ impl Shard {
         let segment = event.file_id().ok().and_then(|file| self.files.get(&file).copied());
         let known = segment.and_then(|segment| Some((segment, self.segments.get(&segment)?)));
         let (Some((id, segment)), Some(range)) = (known, event.range()) else {
-            let detached = segment.is_some_and(|segment| self.detached.contains(&segment));
-            let range = event.range().map(|range| range.to_string());
-            error!(shard = %self.id, pid = event.pid(), detached, range, "an event for what is not served");
-            self.answer(Waiter::Event(event), Verdict::Deny(DenyErrno::Eio));
+            let detached = segment.and_then(|segment| self.detached.get(&segment).copied());
+            self.not_served(event, detached);
             return None;
         };
         let now = Self::now();
@@ -456,6 +521,22 @@ impl Shard {
         let number = self.table.next_event();
         let slot = self.table.claim(&waiter::record(number, event.number(), &pending, None));
         Some(Claimed { number, event, pending, size: segment.size, slot })
+    }
+
+    /// Somebody reads a segment that no worker fills: they get what is there. `size`: of a segment
+    /// that was served.
+    fn not_served(&mut self, event: PermissionEvent, size: Option<u64>) {
+        let decision =
+            size.map(|size| decide(event.range(), size, |range| presence::present(&event, range)));
+        if let Some(Ok(Decision::Allow | Decision::Touched(_))) = decision {
+            self.counters.answered_present += 1;
+            self.answer(Waiter::Event(event), Verdict::Allow);
+            return;
+        }
+        let range = event.range().map(|range| range.to_string());
+        let detached = size.is_some();
+        error!(shard = %self.id, pid = event.pid(), detached, range, "an event for what is not served");
+        self.answer(Waiter::Event(event), Verdict::Deny(DenyErrno::Eio));
     }
 
     fn permission_event(&mut self, claimed: Claimed) {
@@ -608,6 +689,12 @@ impl Shard {
                 Some((event, overdue(pending)?, pending.dispatched.is_some()))
             })
             .collect();
+        if let Some(worker) = self.worker.as_ref()
+            && !self.worker_ready
+            && worker.age() > START_PATIENCE
+        {
+            self.kill_worker("it is stuck at its start");
+        }
         for (event, why, in_flight) in overdue {
             match (why, in_flight) {
                 (Overdue::Silent, true) => self.kill_worker("it is silent past the deadline"),
@@ -639,11 +726,18 @@ impl Shard {
 
     /// The first restart is at once; one that fails soon waits longer and longer.
     fn schedule_restart(&mut self, lived: Duration) {
-        self.backoff = if lived > Duration::from_secs(2) {
-            Duration::ZERO
+        if lived > QUICK_DEATH {
+            self.quick_deaths = 0;
+            self.backoff = Duration::ZERO;
         } else {
-            (self.backoff * 2).clamp(Duration::from_millis(20), Duration::from_secs(5))
-        };
+            self.quick_deaths = self.quick_deaths.saturating_add(1);
+            self.backoff =
+                (self.backoff * 2).clamp(Duration::from_millis(20), Duration::from_secs(5));
+        }
+        if self.quick_deaths >= TOO_MANY_DEATHS {
+            let why = "the workers end as soon as they are started: see the log";
+            self.segments.values_mut().for_each(|segment| segment.refuse(why));
+        }
         self.restart_at = Some(tokio::time::Instant::now() + self.backoff);
     }
 
@@ -669,7 +763,7 @@ impl Shard {
         }
         let left: Vec<_> = self.events.keys().copied().collect();
         left.into_iter().for_each(|event| self.note(event));
-        for (_, reply) in self.prefetches.drain() {
+        for (_, Prefetch { reply, .. }) in self.prefetches.drain() {
             reply.send(Err("the worker ended".into())).ok();
         }
         self.schedule_restart(worker.age());
@@ -685,11 +779,7 @@ impl Shard {
                 self.kill_worker(&format!("it speaks version {version} of the protocol"));
             }
             FromWorker::Attached { segment, result } => {
-                if let Some(segment) = self.segments.get_mut(&segment) {
-                    for reply in segment.waiting_for_worker.drain(..) {
-                        reply.send(result.clone()).ok();
-                    }
-                }
+                self.attached(segment, result);
             }
             FromWorker::NeedTransport { request, pool } => {
                 let Some(control) = self.worker.as_ref().map(Worker::control) else { return };
@@ -723,7 +813,7 @@ impl Shard {
             }
             FromWorker::Complete { segment } => self.check_complete(segment),
             FromWorker::PrefetchDone { request, result } => {
-                if let Some(reply) = self.prefetches.remove(&request) {
+                if let Some(Prefetch { reply, .. }) = self.prefetches.remove(&request) {
                     reply.send(result).ok();
                 }
             }
@@ -737,6 +827,23 @@ impl Shard {
                     warn!(shard = %self.id, %pool, message, "trouble with the origin");
                     self.trouble.insert(pool, message);
                 }
+            }
+        }
+    }
+
+    fn attached(&mut self, id: SegmentId, result: Result<(), String>) {
+        let Some(segment) = self.segments.get_mut(&id) else { return };
+        match result {
+            Ok(()) => {
+                segment.refused = false;
+                for reply in segment.waiting_for_worker.drain(..) {
+                    reply.send(Ok(())).ok();
+                }
+            }
+            Err(why) => {
+                error!(shard = %self.id, segment = %id, why, "the worker can't take a segment");
+                segment.refused = true;
+                segment.refuse(&why);
             }
         }
     }
@@ -765,6 +872,10 @@ impl Shard {
         worker.set_running();
         for (id, error) in failed {
             error!(shard = %self.id, segment = %id, %error, "can't open a segment for the worker");
+            if let Some(segment) = self.segments.get_mut(&id) {
+                segment.refused = true;
+                segment.refuse(&format!("can't open segment {id} for the worker: {error}"));
+            }
         }
     }
 
@@ -782,16 +893,25 @@ impl Shard {
                 self.detach(pool);
                 reply.send(()).ok();
             }
-            Command::Unmark { segment } => self.unmark(segment),
+            // the catalog may be wrong, and the file can't be
+            Command::Unmark { segment } => self.check_complete(segment),
             Command::Prefetch { segment, first, count, reply } => {
-                self.next_request += 1;
-                let request = self.next_request;
-                if self.worker.as_ref().is_some_and(Worker::is_running) {
-                    self.prefetches.insert(request, reply);
-                    let message = ToWorker::Prefetch { request, segment, first, count };
-                    self.to_running_worker(message, Vec::new());
-                } else {
-                    reply.send(Err("there is no worker at the moment".into())).ok();
+                let pool = self.segments.get(&segment).map(|segment| segment.pool);
+                let running = self.worker.as_ref().is_some_and(Worker::is_running);
+                match (pool, running) {
+                    (Some(pool), true) => {
+                        self.next_request += 1;
+                        let request = self.next_request;
+                        self.prefetches.insert(request, Prefetch { pool, reply });
+                        let message = ToWorker::Prefetch { request, segment, first, count };
+                        self.to_running_worker(message, Vec::new());
+                    }
+                    (Some(_), false) => {
+                        reply.send(Err("there is no worker at the moment".into())).ok();
+                    }
+                    (None, _) => {
+                        reply.send(Err(GONE.into())).ok();
+                    }
                 }
             }
             Command::Snapshot { reply } => {
@@ -819,7 +939,9 @@ impl Shard {
                 self.stop();
                 reply.send(()).ok();
             }
-            Command::Checked { segment, complete } => self.checked(segment, complete),
+            Command::Checked { segment, attachment, complete } => {
+                self.checked(segment, attachment, complete);
+            }
         }
     }
 
@@ -838,10 +960,7 @@ impl Shard {
             let answer = match (served, present) {
                 (true, true) => self.broker.found_present(event),
                 (true, false) => None,
-                (false, _) => {
-                    let reason = "its tree is not mounted any more";
-                    self.broker.deny(event, DenyErrno::Eagain, reason)
-                }
+                (false, _) => self.broker.deny(event, DenyErrno::Eagain, GONE),
             };
             answer.into_iter().for_each(|answer| self.finish(answer));
         }
@@ -872,7 +991,19 @@ impl Shard {
                     }
                 }
             }
-            if segment.waiting_for_worker.is_empty() {
+            if segment.refused {
+                // readers of another mount may wait for it, so it stays where it is
+                match self.store.open_for_worker(pool, id) {
+                    Ok(fds) => {
+                        segment.refused = false;
+                        segment.waiting_for_worker.push(reply);
+                        self.to_running_worker(ToWorker::Segment { pool, segment: id }, fds);
+                    }
+                    Err(error) => {
+                        reply.send(Err(format!("can't open segment {id}: {error}"))).ok();
+                    }
+                }
+            } else if segment.waiting_for_worker.is_empty() {
                 reply.send(Ok(())).ok();
             } else {
                 segment.waiting_for_worker.push(reply);
@@ -886,7 +1017,16 @@ impl Shard {
                 self.files.insert(file.id, id);
                 self.detached.remove(&id);
                 let waiting_for_worker = vec![reply];
-                let segment = Segment { pool, size: file.size, marked: true, waiting_for_worker };
+                self.attachments += 1;
+                let segment = Segment {
+                    pool,
+                    size: file.size,
+                    marked: true,
+                    attachment: self.attachments,
+                    check: Check::No,
+                    refused: false,
+                    waiting_for_worker,
+                };
                 self.segments.insert(id, segment);
                 self.to_running_worker(ToWorker::Segment { pool, segment: id }, fds);
             }
@@ -901,9 +1041,13 @@ impl Shard {
     fn detach(&mut self, pool: PoolId) {
         self.pools.remove(&pool);
         self.trouble.remove(&pool);
-        self.detached
-            .extend(self.segments.iter().filter(|(_, s)| s.pool == pool).map(|(id, _)| *id));
-        self.segments.retain(|_, segment| segment.pool != pool);
+        for (id, mut segment) in self.segments.extract_if(|_, segment| segment.pool == pool) {
+            segment.refuse(GONE);
+            self.detached.insert(id, segment.size);
+        }
+        for (_, prefetch) in self.prefetches.extract_if(|_, prefetch| prefetch.pool == pool) {
+            prefetch.reply.send(Err(GONE.into())).ok();
+        }
         self.to_running_worker(ToWorker::Detach { pool }, Vec::new());
     }
 
@@ -919,26 +1063,38 @@ impl Shard {
         }
     }
 
-    /// The worker says that a segment is complete: look for ourselves, make it durable.
+    /// The worker or the catalog says that a segment is complete: look for ourselves, make it
+    /// durable. Once at a time.
     fn check_complete(&mut self, id: SegmentId) {
-        let Some(segment) = self.segments.get(&id) else { return };
-        let (pool, size) = (segment.pool, segment.size);
+        let Some(segment) = self.segments.get_mut(&id) else { return };
+        if segment.check != Check::No {
+            segment.check = Check::Again;
+            return;
+        }
+        segment.check = Check::UnderWay;
+        let (pool, size, attachment) = (segment.pool, segment.size, segment.attachment);
         let (store, own) = (Arc::clone(&self.store), self.own.clone());
         tokio::task::spawn_blocking(move || {
             let complete = store.sync_if_complete(pool, id, size);
             if let Some(own) = own.upgrade() {
-                own.send(Command::Checked { segment: id, complete }).ok();
+                own.send(Command::Checked { segment: id, attachment, complete }).ok();
             }
         });
     }
 
-    fn checked(&mut self, id: SegmentId, complete: io::Result<bool>) {
+    fn checked(&mut self, id: SegmentId, attachment: u64, complete: io::Result<bool>) {
+        let Some(segment) = self.segments.get_mut(&id) else { return };
+        if segment.attachment != attachment {
+            return;
+        }
+        let again = std::mem::replace(&mut segment.check, Check::No) == Check::Again;
         match complete {
             Ok(true) => {
                 self.unmark(id);
                 (self.on_complete)(id);
                 debug!(shard = %self.id, segment = %id, "complete");
             }
+            Ok(false) if again => self.check_complete(id),
             Ok(false) => warn!(shard = %self.id, segment = %id, "said to be complete, but is not"),
             Err(error) => error!(shard = %self.id, segment = %id, %error, "can't make it durable"),
         }
