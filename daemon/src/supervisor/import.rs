@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
@@ -27,15 +28,21 @@ use super::git::{self, Git, GitError, Head};
 use super::known::Known;
 use super::origins::Access;
 use super::store::Store;
-use super::worker::ENVIRONMENT;
+use super::worker::{ENVIRONMENT, Exit, cut};
 use crate::ids::ShardId;
 use crate::importer::{self, Fds};
 use crate::queue::wire::{self, FromImporter, GitOrigin, Imported, Limits, OriginSpec, ToImporter};
 use crate::sys::seqpacket::{self, Seqpacket};
-use crate::sys::spawn::{Role, Spawn};
+use crate::sys::spawn::{Child as Importer, Role, Spawn};
 
 /// The scratch directory that importers share; no shard has this number.
 const IMPORTERS: ShardId = ShardId(u16::MAX);
+
+/// An importer asks for a transport or a credential now and then, when a connection was lost.
+const MAX_UPCALLS: u32 = 1000;
+
+/// An importer that has said its last word ends within this time.
+const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// An import that failed.
 #[derive(Debug, thiserror::Error)]
@@ -197,6 +204,18 @@ async fn hear(control: &Seqpacket) -> Result<Option<FromImporter>, ImportError> 
     wire::decode(bytes).map(Some).map_err(|error| io(io::Error::other(error)))
 }
 
+/// Waits for the end of an importer that has nothing more to do, or sees to it.
+async fn end(importer: &mut Importer) -> Exit {
+    if let Ok(status) = tokio::time::timeout(END_PATIENCE, importer.wait()).await {
+        return Exit::from(status);
+    }
+    warn!(pid = importer.id(), "killing an importer that goes on after its end");
+    if let Err(error) = importer.kill() {
+        return Exit::from(Err(error));
+    }
+    Exit::from(importer.wait().await)
+}
+
 /// Runs an importer to its end. `progress` is told what it is doing.
 pub async fn import(
     job: Job<'_>,
@@ -246,11 +265,18 @@ pub async fn import(
         conversion: job.access.git.conversion().await?,
     };
     tell(&control, &message, &[]).await?;
+    let mut upcalls = 0;
     let imported = loop {
         let Some(message) = hear(&control).await? else {
-            let status = importer.wait().await.map_err(io("can't wait for the importer"))?;
-            return Err(ImportError::Ended(status.to_string()));
+            return Err(ImportError::Ended(end(&mut importer).await.description));
         };
+        if let FromImporter::NeedTransport { .. } | FromImporter::NeedCredential { .. } = message {
+            upcalls += 1;
+            if upcalls > MAX_UPCALLS {
+                let message = "the importer had to reach the origin too often".into();
+                return Err(ImportError::Origin { message, hint: None });
+            }
+        }
         match message {
             FromImporter::NeedTransport { request } => {
                 let opened = job.access.transport();
@@ -273,14 +299,18 @@ pub async fn import(
                 gits.attributes = None;
                 tell(&control, &ToImporter::Attributes { listed: attributes }, &[]).await?;
             }
-            FromImporter::Progress { step, done, total } => progress(&step, done, total),
-            FromImporter::Done(imported) => break imported,
+            FromImporter::Progress { step, done, total } => progress(&cut(step), done, total),
+            FromImporter::Done(imported) => {
+                let (sizes, advice) = (cut(imported.sizes), imported.advice.map(cut));
+                break Imported { sizes, advice, ..imported };
+            }
             FromImporter::Failed { message, hint } => {
+                let (message, hint) = (cut(message), hint.map(cut));
                 return Err(ImportError::Origin { message, hint });
             }
         }
     };
-    importer.wait().await.map_err(io("can't wait for the importer"))?;
+    end(&mut importer).await;
     gits.wait().await?;
     index_pack(&job.access.git, &path("converted.pack")).await?;
     info!(

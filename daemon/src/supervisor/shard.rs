@@ -21,14 +21,14 @@ use std::sync::Arc;
 
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, error, info, warn};
 
 use super::kept::{self, KeptShard};
 use super::origins::Origins;
 use super::store::Store;
-use super::worker::{Event, Exit, Worker};
+use super::worker::{Control, Event, Exit, Upcall, Worker, cut};
 use crate::fanotify::{self, AsyncChannel, DenyErrno, FileId, Group, PermissionEvent, Verdict};
 use crate::ids::{EventId, PoolId, SegmentId, ShardId};
 use crate::queue::broker::{Answer, Broker, Death, Overdue, Pending};
@@ -662,13 +662,13 @@ impl Shard {
     fn queue_message(&mut self, message: FromQueue) {
         match message {
             FromQueue::Answer { event, verdict, reason } => {
-                match self.broker.answered(event, verdict, reason) {
+                match self.broker.answered(event, verdict, reason.map(cut)) {
                     Some(answer) => self.finish(answer),
                     None => debug!(shard = %self.id, %event, "an answer that nobody waits for"),
                 }
             }
             FromQueue::Waiting { event, reason } => {
-                self.broker.keeps_waiting(event, reason, Self::now());
+                self.broker.keeps_waiting(event, cut(reason), Self::now());
             }
         }
     }
@@ -779,54 +779,80 @@ impl Shard {
                 self.kill_worker(&format!("it speaks version {version} of the protocol"));
             }
             FromWorker::Attached { segment, result } => {
-                self.attached(segment, result);
+                self.attached(segment, result.map_err(cut));
             }
             FromWorker::NeedTransport { request, pool } => {
-                let Some(control) = self.worker.as_ref().map(Worker::control) else { return };
+                let (control, permit) = match self.upcall(pool) {
+                    Some((control, Ok(permit))) => (control, permit),
+                    Some((control, Err(why))) => {
+                        let result = Err(why);
+                        control.send(ToWorker::Transport { request, result }, Vec::new());
+                        return;
+                    }
+                    None => return,
+                };
                 let origins = Arc::clone(&self.origins);
-                let served = self.pools.contains_key(&pool);
                 tokio::spawn(async move {
-                    let result = if served {
-                        origins.transport(pool)
-                    } else {
-                        Err("not a pool of this worker".into())
-                    };
-                    let (result, fds) = match result {
+                    let (result, fds) = match origins.transport(pool) {
                         Ok(fd) => (Ok(()), vec![fd]),
                         Err(error) => (Err(error), Vec::new()),
                     };
-                    control.send(ToWorker::Transport { request, result }, fds);
+                    control.answer(permit, ToWorker::Transport { request, result }, fds);
                 });
             }
             FromWorker::NeedCredential { request, pool, url, rejected } => {
-                let Some(control) = self.worker.as_ref().map(Worker::control) else { return };
+                let (control, permit) = match self.upcall(pool) {
+                    Some((control, Ok(permit))) => (control, permit),
+                    Some((control, Err(why))) => {
+                        let result = Err(why);
+                        control.send(ToWorker::Credential { request, result }, Vec::new());
+                        return;
+                    }
+                    None => return,
+                };
                 let origins = Arc::clone(&self.origins);
-                let served = self.pools.contains_key(&pool);
                 tokio::spawn(async move {
-                    let result = if served {
-                        origins.credential(pool, &url, rejected.as_ref()).await
-                    } else {
-                        Err("not a pool of this worker".into())
-                    };
-                    control.send(ToWorker::Credential { request, result }, Vec::new());
+                    let result = origins.credential(pool, &url, rejected.as_ref()).await;
+                    control.answer(permit, ToWorker::Credential { request, result }, Vec::new());
                 });
             }
             FromWorker::Complete { segment } => self.check_complete(segment),
             FromWorker::PrefetchDone { request, result } => {
                 if let Some(Prefetch { reply, .. }) = self.prefetches.remove(&request) {
-                    reply.send(result).ok();
+                    reply.send(result.map_err(cut)).ok();
                 }
+            }
+            FromWorker::Report { pool, .. } | FromWorker::Trouble { pool, .. }
+                if !self.pools.contains_key(&pool) =>
+            {
+                debug!(shard = %self.id, %pool, "the worker speaks of a pool that it doesn't serve");
             }
             FromWorker::Report { pool, counters } => {
                 add(self.fetched.entry(pool).or_default(), &counters)
             }
             FromWorker::Trouble { pool, message } => {
+                let message = cut(message);
                 if message.is_empty() {
                     self.trouble.remove(&pool);
                 } else {
                     warn!(shard = %self.id, %pool, message, "trouble with the origin");
                     self.trouble.insert(pool, message);
                 }
+            }
+        }
+    }
+
+    /// Whether the worker may have what it asks for.
+    fn upcall(&mut self, pool: PoolId) -> Option<(Control, Result<OwnedSemaphorePermit, String>)> {
+        let served = self.pools.contains_key(&pool);
+        let worker = self.worker.as_mut()?;
+        let control = worker.control();
+        match worker.upcall(served) {
+            Upcall::Granted(permit) => Some((control, Ok(permit))),
+            Upcall::Refused(why) => Some((control, Err(why))),
+            Upcall::OutOfOrder => {
+                self.kill_worker("it asks for ever more transports and credentials");
+                None
             }
         }
     }

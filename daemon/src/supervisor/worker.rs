@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, error};
 
 use super::store::Store;
@@ -19,6 +19,25 @@ use crate::sys::spawn::{Child, Role, Spawn};
 
 /// A worker that has closed its sockets ends by itself within this time.
 const HANG_UP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a worker may ask for at the same time. Each is a process, or two fds that it has not taken yet.
+const MAX_UPCALLS: usize = 64;
+
+/// A worker that was refused so often in a row and asks on is out of order.
+const MAX_REFUSED_UPCALLS: u32 = 10_000;
+
+/// The longest text from an unprivileged process that is kept, in bytes.
+const MAX_TEXT: usize = 1000;
+
+/// Cuts a text that an unprivileged process sent.
+#[must_use]
+pub fn cut(mut text: String) -> String {
+    let end = (0..=MAX_TEXT.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or(0));
+    // what was truncated may be most of a message's length
+    text.shrink_to_fit();
+    text
+}
 
 /// What a worker may know of our environment: where the system's certificates are, and what to log.
 pub const ENVIRONMENT: [&str; 3] = ["SSL_CERT_FILE", "SSL_CERT_DIR", "RUST_LOG"];
@@ -64,13 +83,37 @@ pub enum Event {
 /// The control socket's sending side. Messages go out in the order in which they were given.
 #[derive(Debug, Clone)]
 pub struct Control {
-    messages: mpsc::UnboundedSender<(ToWorker, Vec<OwnedFd>)>,
+    messages: mpsc::UnboundedSender<Outgoing>,
+}
+
+/// A message that waits for the worker to take it.
+#[derive(Debug)]
+struct Outgoing {
+    message: ToWorker,
+    fds: Vec<OwnedFd>,
+    /// Of the upcall that this is the answer to.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Whether a worker may have what it asks for.
+#[derive(Debug)]
+pub enum Upcall {
+    Granted(OwnedSemaphorePermit),
+    /// To be answered with this error.
+    Refused(String),
+    /// It does nothing but ask.
+    OutOfOrder,
 }
 
 impl Control {
     /// Sends a message with its fds; a worker that has ended gets none.
     pub fn send(&self, message: ToWorker, fds: Vec<OwnedFd>) {
-        self.messages.send((message, fds)).ok();
+        self.messages.send(Outgoing { message, fds, permit: None }).ok();
+    }
+
+    /// Answers an upcall, which is over once the worker has taken the message.
+    pub fn answer(&self, permit: OwnedSemaphorePermit, message: ToWorker, fds: Vec<OwnedFd>) {
+        self.messages.send(Outgoing { message, fds, permit: Some(permit) }).ok();
     }
 }
 
@@ -82,6 +125,8 @@ pub struct Worker {
     started: Instant,
     control: Arc<Seqpacket>,
     control_sender: Control,
+    upcalls: Arc<Semaphore>,
+    refused_upcalls: u32,
     queue: Seqpacket,
     control_buffer: Vec<u8>,
     queue_buffer: Vec<u8>,
@@ -110,10 +155,10 @@ impl Worker {
         let pid = child.id();
         let control = Arc::new(Seqpacket::new(control)?);
         let queue = Seqpacket::new(queue)?;
-        let (messages, mut outgoing) = mpsc::unbounded_channel::<(ToWorker, Vec<OwnedFd>)>();
+        let (messages, mut outgoing) = mpsc::unbounded_channel::<Outgoing>();
         let socket = Arc::clone(&control);
         tokio::spawn(async move {
-            while let Some((message, fds)) = outgoing.recv().await {
+            while let Some(Outgoing { message, fds, permit }) = outgoing.recv().await {
                 let Ok(bytes) = wire::encode(&message) else { continue };
                 let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
                 if let Err(error) = socket.send(&bytes, &fds).await {
@@ -121,6 +166,7 @@ impl Worker {
                     debug!(pid, %error, "can't send to the worker");
                     return;
                 }
+                drop(permit);
             }
         });
         let control_sender = Control { messages };
@@ -131,6 +177,8 @@ impl Worker {
             started: Instant::now(),
             control,
             control_sender,
+            upcalls: Arc::new(Semaphore::new(MAX_UPCALLS)),
+            refused_upcalls: 0,
             queue,
             control_buffer: vec![0; wire::MAX_MESSAGE],
             queue_buffer: vec![0; wire::MAX_MESSAGE],
@@ -152,6 +200,23 @@ impl Worker {
     #[must_use]
     pub fn control(&self) -> Control {
         self.control_sender.clone()
+    }
+
+    /// To be called for each upcall. `served`: it is about a pool that the worker serves.
+    pub fn upcall(&mut self, served: bool) -> Upcall {
+        if served && let Ok(permit) = Arc::clone(&self.upcalls).try_acquire_owned() {
+            self.refused_upcalls = 0;
+            return Upcall::Granted(permit);
+        }
+        self.refused_upcalls = self.refused_upcalls.saturating_add(1);
+        if self.refused_upcalls > MAX_REFUSED_UPCALLS {
+            return Upcall::OutOfOrder;
+        }
+        Upcall::Refused(if served {
+            "too many requests of this worker are under way".into()
+        } else {
+            "not a pool of this worker".into()
+        })
     }
 
     #[must_use]
@@ -217,4 +282,18 @@ async fn receive<T: DeserializeOwned>(
     let Some(received) = socket.recv(buffer).await? else { return Ok(None) };
     let bytes = buffer.get(..received.length).unwrap_or_default();
     wire::decode(bytes).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(cut("short".into()), "short");
+        assert_eq!(cut("x".repeat(MAX_TEXT)).len(), MAX_TEXT);
+        assert_eq!(cut("x".repeat(MAX_TEXT + 1)).len(), MAX_TEXT);
+        // three bytes each
+        assert_eq!(cut("\u{20ac}".repeat(MAX_TEXT)), "\u{20ac}".repeat(MAX_TEXT / 3));
+    }
 }
