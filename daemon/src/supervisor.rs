@@ -22,7 +22,7 @@ mod store;
 mod target;
 mod worker;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -35,7 +35,7 @@ pub use run::run;
 use crate::admin::ApiError;
 use crate::catalog::Catalog;
 use crate::config::Config;
-use crate::ids::{MountId, PoolId, ShardId};
+use crate::ids::{PoolId, ShardId};
 use crate::queue::wire::Limits;
 use origins::Origins;
 use shard::ShardHandle;
@@ -56,7 +56,7 @@ pub struct Supervisor {
     /// The directories that an operation is working on.
     busy: Mutex<HashSet<std::path::PathBuf>>,
     /// What is mounted at the moment.
-    live: Mutex<HashMap<MountId, mounts::Live>>,
+    live: Mutex<mounts::LiveMounts>,
     /// Pools that a clone is adding to.
     cloning: Mutex<Vec<PoolId>>,
     stop: watch::Sender<bool>,

@@ -121,10 +121,19 @@ impl Daemon {
 
     /// Kills every process of the daemon at once, as a power cut would.
     pub fn kill(&mut self) {
-        for pid in self.pids() {
-            let _ = kill(pid, Signal::SIGKILL);
+        let mut pids = self.pids();
+        // the parent may have just started another supervisor; and who is killed takes a moment to end
+        for _ in 0..1000 {
+            for pid in &pids {
+                let _ = kill(*pid, Signal::SIGKILL);
+            }
+            self.process = None;
+            pids = self.pids();
+            if pids.is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
-        self.process = None;
     }
 
     /// The process that [`start`](Self::start) started: the supervisor's parent.

@@ -31,14 +31,21 @@ impl Catalog {
                 .prepare("SELECT name, value FROM meta WHERE name IN ('boot_id', 'clean')")?
                 .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
                 .collect::<Result<_, _>>()?;
-            t.execute(
-                "INSERT OR REPLACE INTO meta (name, value) VALUES ('boot_id', ?1)",
-                [boot_id],
-            )?;
+            let last =
+                LastRun { boot_id: meta.remove("boot_id"), clean: meta.contains_key("clean") };
+            if !last.may_have_lost_writes(&boot_id) {
+                set_boot(t, &boot_id)?;
+            }
             t.execute("DELETE FROM meta WHERE name = 'clean'", [])?;
-            Ok(LastRun { boot_id: meta.remove("boot_id"), clean: meta.contains_key("clean") })
+            Ok(last)
         })
         .await
+    }
+
+    /// What may have been lost has been seen to. Until then every start sees to it anew.
+    pub async fn recovered(&self, boot_id: &str) -> Result<(), CatalogError> {
+        let boot_id = boot_id.to_owned();
+        self.run("note the recovery", move |t| set_boot(t, &boot_id)).await
     }
 
     /// Ends the run: everything that was written to segments is synced.
@@ -49,4 +56,9 @@ impl Catalog {
         })
         .await
     }
+}
+
+fn set_boot(t: &rusqlite::Transaction<'_>, boot_id: &str) -> rusqlite::Result<()> {
+    t.execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('boot_id', ?1)", [boot_id])?;
+    Ok(())
 }

@@ -55,13 +55,13 @@ struct Prepared<'a> {
 }
 
 /// Keeps a pool's files from being taken for garbage.
-struct Cloning<'a> {
+pub(super) struct Cloning<'a> {
     supervisor: &'a Supervisor,
     pool: PoolId,
 }
 
 impl<'a> Cloning<'a> {
-    fn begin(supervisor: &'a Supervisor, pool: PoolId) -> Self {
+    pub(super) fn begin(supervisor: &'a Supervisor, pool: PoolId) -> Self {
         lock(&supervisor.cloning).push(pool);
         Self { supervisor, pool }
     }
@@ -106,7 +106,7 @@ impl Supervisor {
         let git = Git {
             user,
             environment: request.environment.clone(),
-            directory: directory.join("upper"),
+            directory: self.store.upper_dir(mount),
         };
         let clone = Clone { supervisor: self, request, owner, git, mount, directory, progress };
         match clone.run(&target).await {
@@ -142,7 +142,8 @@ impl<'a> Clone<'a> {
             directory: target.path.clone(),
             read_only: self.request.read_only,
             owner: self.owner,
-            mounted: true,
+            // not before it is all there
+            mounted: false,
             pack: built.pack.as_ref().map(|pack| pack.name.clone()),
             history: history.into(),
         };
@@ -155,6 +156,7 @@ impl<'a> Clone<'a> {
         let writable = Mount { read_only: false, ..mount.clone() };
         let detached = supervisor.make_mount(&writable, &tree, &pool).await?;
         self.write_index(builder, &detached).await?;
+        supervisor.set_mounted(&mount, true).await?;
         supervisor.attach_mount(&mount, &tree, detached, target.fd.as_fd())?;
         if converted > 0 {
             self.write_converted(&target.path, converted).await;
@@ -178,14 +180,18 @@ impl<'a> Clone<'a> {
     }
 
     fn make_directories(&self) -> io::Result<()> {
-        // others may not look in; the owner's own group passes, to reach `upper`
-        fs::DirBuilder::new().mode(0o710).create(&self.directory)?;
-        chown(&self.directory, Some(0), Some(self.owner.gid))?;
-        for (name, mode) in [("work", 0o700), ("pack", 0o700)] {
-            fs::DirBuilder::new().mode(mode).create(self.directory.join(name))?;
+        let make = |path: &Path, mode| fs::DirBuilder::new().mode(mode).create(path);
+        let give = |path: &Path| chown(path, Some(self.owner.uid), Some(self.owner.gid));
+        make(&self.directory, 0o711)?;
+        for name in ["work", "pack"] {
+            make(&self.directory.join(name), 0o700)?;
         }
-        fs::DirBuilder::new().mode(0o755).create(&self.git.directory)?;
-        chown(&self.git.directory, Some(self.owner.uid), Some(self.owner.gid))
+        // only the owner gets to `upper`, whose own mode is the tree's
+        let owner = self.supervisor.store.owner_dir(self.mount);
+        make(&owner, 0o700)?;
+        give(&owner)?;
+        make(&self.git.directory, 0o755)?;
+        give(&self.git.directory)
     }
 
     /// Metadata, manifest, image, segments: all but the mount.

@@ -4,7 +4,7 @@
 //! worker has them, they are marked), *then* mount. And back: unmount, and leave the marks where
 //! they are as long as somebody, such as a container with mounts of its own, may still see the tree.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use std::time::Duration;
 use hydrant_api::{ErrorCode, UmountRequest, path_from_text};
 use tracing::{error, info, warn};
 
+use super::clone::Cloning;
 use super::git::{Git, Remote};
 use super::origins::Access;
 use super::shard::Command;
@@ -34,6 +35,14 @@ pub struct Live {
     pub directory: PathBuf,
 }
 
+/// All trees that are mounted.
+#[derive(Debug, Default)]
+pub struct LiveMounts {
+    pub mounts: HashMap<MountId, Live>,
+    /// The daemon is about to end: there are no new ones.
+    pub stopping: bool,
+}
+
 /// A tree's mount that has no place yet, and what it shows.
 #[derive(Debug)]
 pub struct Detached {
@@ -50,6 +59,12 @@ fn ours(upper: &Path) -> impl Fn(&MountPoint) -> bool + use<> {
     // as the kernel shows it
     let upper = fs::canonicalize(upper).unwrap_or_else(|_| upper.to_owned());
     move |mount| mount.is_hydrant() && mount.upper.as_deref() == Some(&upper)
+}
+
+/// Where the tree is mounted whose changes are in `upper`.
+fn find(upper: &Path) -> Option<PathBuf> {
+    let ours = ours(upper);
+    mount::mounts().ok()?.into_iter().find(ours).map(|mount| mount.path)
 }
 
 type Attached = tokio::sync::oneshot::Receiver<Result<(), String>>;
@@ -108,7 +123,13 @@ fn clear_leftover(directory: &Path, upper: &Path) -> Result<(), ApiError> {
             error!(directory = %directory.display(), ?pids,
                 "the daemon was killed while this tree was in use: processes that go on using it \
                  may have read zeros; end them");
-            mount::unmount(directory, Unmount::Lazy, &ours).map_err(cant)
+            mount::unmount(directory, Unmount::Lazy, &ours).map_err(cant)?;
+            // a second overlay on the same `upper` beside the first would damage it
+            Err(ApiError::conflict(format!(
+                "{} was in use when the daemon was killed, by the processes {pids:?}",
+                directory.display()
+            ))
+            .with_hint("end them, then `hydrant mount` it"))
         }
         result => result.map_err(cant),
     }
@@ -168,7 +189,7 @@ impl Supervisor {
         let image = store.root().join("trees").join(&tree.image);
         let devices: Vec<_> =
             tree.segments.iter().map(|id| store.data_path(pool.id, *id)).collect();
-        let (upper, work) = (directory.join("upper"), directory.join("work"));
+        let (upper, work) = (store.upper_dir(mount.id), directory.join("work"));
         let (read_only, restricted) = (mount.read_only, mount.owner.uid != 0);
         // mounting reads the image
         let made = tokio::task::spawn_blocking(move || {
@@ -215,12 +236,16 @@ impl Supervisor {
         detached: Detached,
         target: BorrowedFd<'_>,
     ) -> Result<(), ApiError> {
+        let mut live = lock(&self.live);
+        if live.stopping {
+            return Err(ApiError::conflict("Hydrant is stopping"));
+        }
         detached
             .mount
             .attach(target)
             .map_err(|error| internal("can't attach the mount", &error))?;
-        let live = Live { pool: tree.pool, directory: mount.directory.clone() };
-        lock(&self.live).insert(mount.id, live);
+        let this = Live { pool: tree.pool, directory: mount.directory.clone() };
+        live.mounts.insert(mount.id, this);
         Ok(())
     }
 
@@ -238,16 +263,25 @@ impl Supervisor {
 
     /// Mounts a tree whose files are there.
     pub(super) async fn bring_up(&self, mount: &Mount) -> Result<(), ApiError> {
-        if lock(&self.live).contains_key(&mount.id) {
+        if lock(&self.live).mounts.contains_key(&mount.id) {
             return Ok(());
         }
         let (tree, pool) = self.tree_of(mount).await?;
+        let _in_use = Cloning::begin(self, pool.id);
         self.introduce_origin(mount, &pool)?;
         if self.is_guarded(mount, tree.pool) {
             self.adopt(mount, &tree, &pool)?;
         } else {
-            clear_leftover(&mount.directory, &self.store.upper_dir(mount.id))?;
-            let target = Target::existing(&mount.directory)?;
+            let upper = self.store.upper_dir(mount.id);
+            clear_leftover(&mount.directory, &upper)?;
+            if let Some(elsewhere) = find(&upper) {
+                return Err(ApiError::conflict(format!(
+                    "the tree is still mounted, at {}",
+                    elsewhere.display()
+                ))
+                .with_hint("unmount it there first: two mounts of one tree would damage it"));
+            }
+            let target = Target::existing(&mount.directory, mount.owner).await?;
             let detached = self.make_mount(mount, &tree, &pool).await?;
             self.attach_mount(mount, &tree, detached, target.fd.as_fd())?;
         }
@@ -271,7 +305,8 @@ impl Supervisor {
     fn adopt(&self, mount: &Mount, tree: &Tree, pool: &Pool) -> Result<(), ApiError> {
         let replies = self.attach_segments(tree, pool)?;
         let (id, directory) = (mount.id, mount.directory.clone());
-        lock(&self.live).insert(id, Live { pool: tree.pool, directory: directory.clone() });
+        let live = Live { pool: tree.pool, directory: directory.clone() };
+        lock(&self.live).mounts.insert(id, live);
         tokio::spawn(async move {
             if let Err(error) = all_attached(replies).await {
                 error!(mount = %id, directory = %directory.display(), %error,
@@ -322,7 +357,7 @@ impl Supervisor {
         self.describe(&Mount { mounted: true, ..mount }).await
     }
 
-    async fn set_mounted(&self, mount: &Mount, mounted: bool) -> Result<(), ApiError> {
+    pub(super) async fn set_mounted(&self, mount: &Mount, mounted: bool) -> Result<(), ApiError> {
         let set = self.catalog.set_mounted(mount.id, mounted).await;
         set.map_err(|error| internal("can't note it in the catalog", &error))
     }
@@ -354,24 +389,28 @@ impl Supervisor {
 
     /// Unmounts a tree that nobody uses.
     pub(super) async fn take_down(&self, mount: &Mount) -> Result<(), ApiError> {
-        if !lock(&self.live).contains_key(&mount.id) {
+        if !lock(&self.live).mounts.contains_key(&mount.id) {
             return Ok(());
         }
-        let path = mount.directory.clone();
-        let ours = ours(&self.store.upper_dir(mount.id));
+        let upper = self.store.upper_dir(mount.id);
+        // a directory above it may have been renamed
+        let path = find(&upper).unwrap_or_else(|| mount.directory.clone());
+        let ours = ours(&upper);
         // writes back what is dirty in `upper`
         let result =
             tokio::task::spawn_blocking(move || mount::unmount(&path, Unmount::Idle, ours)).await;
         let shown = mount.directory.display();
         match result.map_err(|error| internal("can't unmount", &error))? {
-            Ok(()) | Err(UnmountError::NotOurs { .. }) => {}
+            Ok(()) => {}
+            // the user has unmounted it
+            Err(UnmountError::NotOurs { .. }) if find(&upper).is_none() => {}
             Err(error @ UnmountError::Busy { .. }) => {
                 return Err(ApiError::conflict(format!("{shown} is in use: {error}"))
                     .with_hint("end the processes that work in it, or leave the directory"));
             }
             Err(error) => return Err(internal(&format!("can't unmount {shown}"), &error)),
         }
-        lock(&self.live).remove(&mount.id);
+        lock(&self.live).mounts.remove(&mount.id);
         info!(mount = %mount.id, directory = %mount.directory.display(), "unmounted");
         Ok(())
     }
@@ -432,7 +471,8 @@ impl Supervisor {
 
     /// Removes the files that no tree refers to any more. Pools in use are left for another time.
     pub(super) async fn collect_garbage(&self) {
-        let mut busy: Vec<PoolId> = lock(&self.live).values().map(|live| live.pool).collect();
+        let mut busy: Vec<PoolId> =
+            lock(&self.live).mounts.values().map(|live| live.pool).collect();
         busy.extend(lock(&self.cloning).iter());
         let garbage = match self.catalog.take_garbage(busy).await {
             Ok(garbage) => garbage,

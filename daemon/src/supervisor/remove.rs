@@ -3,13 +3,13 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
 
-use hydrant_api::{ErrorCode, RmRequest, Summary};
+use hydrant_api::{RmRequest, Summary};
 use tracing::info;
 
 use nix::fcntl::OFlag;
@@ -42,7 +42,7 @@ impl Supervisor {
         let _busy = self.begin(&mount.directory)?;
         let (tree, pool) = self.tree_of(&mount).await?;
         let git = Git { directory: mount.directory.clone(), ..self.git_of(&mount, &pool)? };
-        let was_mounted = lock(&self.live).contains_key(&mount.id);
+        let was_mounted = lock(&self.live).mounts.contains_key(&mount.id);
         if !request.discard {
             self.bring_up(&mount).await?;
         }
@@ -104,37 +104,42 @@ impl Supervisor {
                 .await
                 .map_err(|e| internal("can't pack the objects", &e))?;
         }
-        let below = below_mount(&mount.directory)
-            .map_err(|error| internal("can't reach below the mount", &error))?;
         let cant = |error: io::Error| internal("can't copy the tree", &error);
-        if !mount::is_empty(below.as_fd()).map_err(cant)? {
-            let directory = mount.directory.display();
-            return Err(ApiError::conflict(format!("below the mount, {directory} is not empty"))
-                .with_hint(format!(
-                    "hydrant umount {directory}; empty it; hydrant mount {directory}"
-                )));
-        }
-        let again = below.try_clone().map_err(cant)?;
-        progress.count(0, Some(tree.files), "files");
-        let output = user::command("cp", &git.user, &[], below)
-            .map_err(|error| internal("can't copy the tree", &error))?
-            .args(["--archive", "--reflink=auto", "--"])
-            .arg(mount.directory.join("."))
-            .arg(".")
-            .stdin(Stdio::null())
-            .output()
-            .await
+        // nobody can change it once it is unmounted; we go on reading through a mount of our own
+        let tree_mount = private::PrivateMount::new(&mount.directory)
             .map_err(|error| internal("can't copy the tree", &error))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        // a part of a copy would be in the way of the next mount, and get mixed with the next copy
-        let args = [".", "-xdev", "-mindepth", "1", "-delete"];
-        let mut find = user::command("find", &git.user, &[], again).map_err(cant)?;
-        find.args(args).stdin(Stdio::null()).output().await.map_err(cant)?;
-        Err(ApiError::new(ErrorCode::Internal, format!("can't copy the tree: {}", stderr.trim())))
+        self.take_down(mount).await?;
+        progress.count(0, Some(tree.files), "files");
+        let copied = copy_to(&tree_mount, &mount.directory, git).await;
+        drop(tree_mount);
+        let Err(error) = copied else { return Ok(()) };
+        self.bring_up(mount).await?;
+        Err(cant(error))
     }
+}
+
+/// Copies a tree to an empty directory, as the user. A failure leaves it empty.
+async fn copy_to(tree: &private::PrivateMount, directory: &Path, git: &Git) -> io::Result<()> {
+    let target = open_directory(directory)?;
+    if !mount::is_empty(target.as_fd())? {
+        let message = format!("below the mount, {} is not empty", directory.display());
+        return Err(io::Error::other(message));
+    }
+    let root = tree.as_fd().try_clone_to_owned()?;
+    let output = user::command("cp", &git.user, &[], root)?
+        .args(["--archive", "--reflink=auto", "--", "."])
+        .arg(directory)
+        .stdin(Stdio::null())
+        .output()
+        .await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    // a part of a copy would be in the way of the next mount, and get mixed with the next copy
+    let args = [".", "-xdev", "-mindepth", "1", "-delete"];
+    let mut find = user::command("find", &git.user, &[], target)?;
+    find.args(args).stdin(Stdio::null()).output().await?;
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
 impl Supervisor {
@@ -152,16 +157,6 @@ impl Supervisor {
         }
         Ok(objects)
     }
-}
-
-/// The empty directory that a tree is mounted on.
-fn below_mount(directory: &Path) -> io::Result<OwnedFd> {
-    let parent = directory.parent().unwrap_or(Path::new("/"));
-    let name = directory.file_name().ok_or_else(|| io::Error::other("not a directory's name"))?;
-    // a clone of the mount that the parent is on: without what is mounted below
-    let clone = private::PrivateMount::new(parent).map_err(io::Error::other)?;
-    let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY;
-    clone.open(Path::new(name), flags).map_err(|error| error.source)
 }
 
 /// Gives the repository a pack of its own for what the existence pack stands for: these objects.

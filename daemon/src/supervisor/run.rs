@@ -1,6 +1,6 @@
 //! The supervisor's life: start, serve, stop.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -33,6 +33,7 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "hydrantd must be started as root");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let _lock = InstanceLock::take(&directories)?;
     let files = limits::raise_open_files().context("can't raise the limit of open files")?;
     let user = not_in_group(worker_user(&config)?, config.socket_group.as_deref())?;
@@ -67,7 +68,7 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         shards,
         kept: guarded,
         busy: Mutex::new(HashSet::new()),
-        live: Mutex::new(HashMap::new()),
+        live: Mutex::default(),
         cloning: Mutex::new(Vec::new()),
         stop,
         started: Instant::now(),
@@ -81,6 +82,7 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
     tokio::select! {
         _ = terminate.recv() => info!("told to stop"),
         _ = interrupt.recv() => info!("interrupted"),
+        _ = hangup.recv() => info!("hung up"),
         _ = stopping.wait_for(|stop| *stop) => info!("asked to stop"),
     }
     notify("STOPPING=1");
@@ -145,6 +147,7 @@ async fn recover(catalog: &Catalog, store: &Store) -> anyhow::Result<()> {
             })?;
         }
     }
+    catalog.recovered(boot_id.trim()).await?;
     Ok(())
 }
 
@@ -178,6 +181,16 @@ fn start_shards(
             }
         });
     });
+    // threads of their own: whatever holds a request up does not hold up readers
+    let threads = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("shard")
+        .enable_all()
+        .build()
+        .context("can't start the shards' threads")?;
+    // lives as long as the process
+    let threads: &'static tokio::runtime::Runtime = Box::leak(Box::new(threads));
+    let _entered = threads.enter();
     (0..count)
         .map(ShardId)
         .map(|id| {
@@ -192,10 +205,12 @@ impl Supervisor {
     /// Unmounts everything, then lets the groups go: never the other way round. A tree that is in use
     /// is served until it is free.
     async fn wind_down(&self) {
+        // a clone that is not in its place by now finds no place any more
+        lock(&self.live).stopping = true;
         let mut said = HashSet::new();
         loop {
             let mounts = self.catalog.mounts().await.unwrap_or_default();
-            let live: HashSet<_> = lock(&self.live).keys().copied().collect();
+            let live: HashSet<_> = lock(&self.live).mounts.keys().copied().collect();
             if live.is_empty() {
                 break;
             }
@@ -206,11 +221,12 @@ impl Supervisor {
                     error!(directory = %mount.directory.display(), %error, "waiting for a tree to be free");
                 }
             }
-            if lock(&self.live).is_empty() {
+            if lock(&self.live).mounts.is_empty() {
                 break;
             }
             tokio::time::sleep(RETRY).await;
         }
+        self.wait_for_other_namespaces().await;
         for shard in &self.shards {
             shard.ask(|reply| Command::Stop { reply }).await;
         }
@@ -226,6 +242,37 @@ impl Supervisor {
         }
         kept::forget_all(self.shards.iter().map(|shard| shard.id));
         info!(up_secs = self.started.elapsed().as_secs(), "all trees are unmounted");
+    }
+}
+
+impl Supervisor {
+    /// A tree that is unmounted here may still be mounted in a container. Its readers would see zeros
+    /// once the groups are gone, so the groups stay until nobody has an incomplete segment open.
+    async fn wait_for_other_namespaces(&self) {
+        let pools = self.catalog.pools().await.unwrap_or_default();
+        for pool in &pools {
+            if let Ok(shard) = self.shard(pool.id) {
+                // our own workers count as users otherwise
+                shard.ask(|reply| Command::Detach { pool: pool.id, reply }).await;
+            }
+        }
+        let mut said = false;
+        let begun = Instant::now();
+        for pool in &pools {
+            let segments = self.catalog.segments(pool.id).await.unwrap_or_default();
+            for segment in segments.into_iter().filter(|segment| !segment.complete) {
+                while self.store.is_in_use(pool.id, segment.id).unwrap_or(false) {
+                    // the kernel closes the files of an unmounted tree a moment later
+                    if begun.elapsed() > RETRY && !said {
+                        said = true;
+                        error!(pool = %pool.id, segment = %segment.id,
+                            "a tree is still mounted in another mount namespace: waiting for its end; \
+                             what is not there is denied");
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
     }
 }
 

@@ -32,7 +32,7 @@ impl Supervisor {
             commit: tree.commit.to_string(),
             owner: mount.owner,
             read_only: mount.read_only,
-            mounted: lock(&self.live).contains_key(&mount.id),
+            mounted: lock(&self.live).mounts.contains_key(&mount.id),
             files: tree.files,
             tree_bytes: tree.bytes,
             present_bytes,
@@ -64,7 +64,7 @@ impl Supervisor {
     /// Where a tree of each pool is mounted.
     pub(super) async fn directories_of_pools(&self) -> HashMap<PoolId, String> {
         let live = lock(&self.live);
-        live.values().map(|live| (live.pool, path_to_text(&live.directory))).collect()
+        live.mounts.values().map(|live| (live.pool, path_to_text(&live.directory))).collect()
     }
 
     pub(super) async fn describe_daemon(&self) -> Result<api::Status, ApiError> {

@@ -5,7 +5,8 @@
 //! STATE/pools/<pool>/<segment>.data      sparse: a hole is "not fetched"
 //! STATE/pools/<pool>/<segment>.extents   which object lies where
 //! STATE/trees/<tree>.erofs               metadata of a tree
-//! STATE/mounts/<mount>/upper, work       what the user wrote
+//! STATE/mounts/<mount>/owner/upper       what the user wrote; `owner` is theirs alone
+//! STATE/mounts/<mount>/work              overlayfs' own
 //! STATE/spool/<shard>                    a worker's own scratch space
 //! ```
 //!
@@ -98,10 +99,16 @@ impl Store {
         self.root.join(format!("mounts/{mount}"))
     }
 
+    /// Where the owner, and nobody else, can reach the changes to a tree.
+    #[must_use]
+    pub fn owner_dir(&self, mount: MountId) -> PathBuf {
+        self.mount_dir(mount).join("owner")
+    }
+
     /// What the user has changed in a tree.
     #[must_use]
     pub fn upper_dir(&self, mount: MountId) -> PathBuf {
-        self.mount_dir(mount).join("upper")
+        self.owner_dir(mount).join("upper")
     }
 
     /// The scratch directory of a shard's worker, empty and the worker's own.
@@ -216,6 +223,11 @@ impl Store {
         std::fs::remove_file(data.with_extension("extents"))?;
         std::fs::remove_file(data)?;
         Ok(true)
+    }
+
+    /// Whether anybody, in whatever mount namespace, has a segment open.
+    pub fn is_in_use(&self, pool: PoolId, segment: SegmentId) -> io::Result<bool> {
+        lease::is_open_elsewhere(&self.open_private(pool, segment, "data", OFlag::O_RDONLY)?)
     }
 
     /// A segment's extent index.

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use hydrant_api::Owner;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 
@@ -40,13 +41,17 @@ impl Target {
     }
 
     /// The same for a tree that comes back to its place.
-    pub fn existing(path: &Path) -> Result<Self, ApiError> {
-        if let Err(error) = std::fs::create_dir(path)
-            && error.kind() != io::ErrorKind::AlreadyExists
+    pub async fn existing(path: &Path, owner: Owner) -> Result<Self, ApiError> {
+        let user = User::lookup(owner.uid, owner.gid).map_err(|e| cant(path, "be used", &e))?;
+        let caller = Caller { uid: owner.uid, gid: owner.gid, pid: None };
+        if let Err(error) = std::fs::symlink_metadata(path)
+            && error.kind() == io::ErrorKind::NotFound
         {
-            return Err(cant(path, "be made", &error));
+            make(path, &caller, &user).await?;
         }
-        Self::open(path.to_owned(), false)
+        let target = Self::open(path.to_owned(), false)?;
+        target.check(&caller)?;
+        Ok(target)
     }
 
     fn open(path: PathBuf, created: bool) -> Result<Self, ApiError> {

@@ -34,6 +34,8 @@ use pools::{PoolState, Shared, Slow};
 const REPORT: Duration = Duration::from_millis(500);
 /// How long written data stays in the segments' page cache, about: reports between two rounds.
 const CACHE_ROUND: u32 = 10;
+/// A denial after so long is not to be waited for again by the same access.
+const LONG_WAIT: Duration = Duration::from_secs(1);
 /// News applied before the others get their turn.
 const AT_ONCE: usize = 256;
 
@@ -98,6 +100,7 @@ struct Event {
     segment: SegmentId,
     range: ByteRange,
     pid: i32,
+    since: Now,
     /// How often all seemed to be there and was not.
     surprises: u8,
 }
@@ -278,8 +281,10 @@ where
             ToQueue::Event { event, segment, range, pid } => match self.segments.get(&segment) {
                 Some(pool) => {
                     let pool = *pool;
-                    self.events.insert(event, Event { pool, segment, range, pid, surprises: 0 });
-                    match self.denials.find(self.started.elapsed(), pid, segment, range) {
+                    let since = self.started.elapsed();
+                    self.events
+                        .insert(event, Event { pool, segment, range, pid, since, surprises: 0 });
+                    match self.denials.find(since, pid, segment, range) {
                         Some((errno, reason)) => self.deny(event, errno, reason),
                         None => self.look(event),
                     }
@@ -408,9 +413,15 @@ where
             }
             Effect::Ready(id) => self.ready(id),
             Effect::Deny { event, errno, reason } => {
-                if let Some(Event { segment, range, pid, .. }) = self.events.get(&event).copied() {
-                    let wanted = (segment, state.whole_objects(segment, range));
-                    self.denials.add(self.started.elapsed(), pid, wanted, errno, &reason);
+                if let Some(Event { segment, range, pid, since, .. }) =
+                    self.events.get(&event).copied()
+                {
+                    let now = self.started.elapsed();
+                    // what was refused at once may as well be asked again
+                    if now.saturating_sub(since) > LONG_WAIT || errno != DenyErrno::Eio {
+                        let wanted = (segment, state.whole_objects(segment, range));
+                        self.denials.add(now, pid, wanted, errno, &reason);
+                    }
                     self.deny(event, errno, reason);
                 }
             }

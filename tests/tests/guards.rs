@@ -1,0 +1,68 @@
+//! Never zeros: not either where a tree leaves its place while somebody can still see it.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use hydrant_tests::process::{Run, until};
+use hydrant_tests::repository::lonely;
+use hydrant_tests::world::World;
+
+/// A tree that is unmounted here and still mounted in another mount namespace: the daemon goes on until it
+/// is gone there too, and who reads there what has not been fetched gets an error or the right bytes.
+#[test]
+#[ignore = "needs root"]
+fn root_another_namespace_keeps_the_daemon() -> Result<()> {
+    let world = World::new("guards-namespace")?;
+    let repository = lonely(2, 300_000)?;
+    let tree = world.quick(&repository)?;
+    let (file, truth) = world.lonely_files(&repository, &tree, 0..1)?.remove(0);
+    // waits until the tree is gone outside, then reads
+    let script = r#"
+        for i in $(seq 200); do [ -e "$3" ] && break; sleep 0.05; done
+        cat "$1" >"$3.read" 2>/dev/null || { echo denied; exit; }
+        cmp -s "$3.read" "$2" && echo right || echo wrong"#;
+    let go = world.path("go");
+    let inside = Run::program(
+        "unshare",
+        &["--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+            .into_iter()
+            .map(str::to_owned)
+            .chain([&file, &truth, &go].map(|path| path.to_string_lossy().into_owned()))
+            .collect::<Vec<_>>()
+            .iter()
+            .map(String::as_str)
+            .collect::<Vec<_>>(),
+    )
+    .start()?;
+    std::thread::sleep(Duration::from_millis(300));
+    let stop = world.daemon.hydrant(&["stop"])?.start()?;
+    until("it is unmounted here", Duration::from_secs(10), || (!file.exists()).then_some(()))?;
+    fs_err::write(&go, "")?;
+    let said = inside.wait()?.text();
+    ensure!(said == "denied" || said == "right", "{said}");
+    ensure!(stop.wait()?.code() == 0, "the daemon stops when the namespace is gone");
+    Ok(())
+}
+
+/// A tree whose parent directory was renamed is found and unmounted where it is.
+#[test]
+#[ignore = "needs root"]
+fn root_a_moved_tree_is_unmounted() -> Result<()> {
+    let world = World::new("guards-moved")?;
+    let repository = lonely(2, 300_000)?;
+    let old = world.path("old");
+    fs_err::create_dir(&old)?;
+    world.serve(&repository, "moved")?;
+    let tree = old.join("tree");
+    world.clone_url(&world.url("moved"), &tree, &[])?;
+    let new = world.path("new");
+    fs_err::rename(&old, &new)?;
+    fs_err::create_dir_all(&tree)?;
+    let tree = tree.to_string_lossy().into_owned();
+    world.daemon.hydrant(&["umount", &tree])?.check()?;
+    let left = fs_err::read_dir(new.join("tree"))?.count();
+    ensure!(left == 0, "{left} names are still to be seen where it was moved to");
+    world.daemon.hydrant(&["mount", &tree])?.check()?;
+    ensure!(fs_err::read_dir(&tree)?.count() > 0);
+    Ok(())
+}
