@@ -1,0 +1,261 @@
+//! What others ask of a shard, done.
+
+use super::*;
+
+impl Shard {
+    pub(super) fn command(&mut self, command: Command) {
+        match command {
+            Command::Pool { pool, origin, limits } => {
+                let message = ToWorker::Pool { pool, origin: origin.clone(), limits };
+                self.pools.insert(pool, Pool { origin, limits });
+                self.to_running_worker(message, Vec::new());
+            }
+            Command::Attach { pool, segment, reply } => self.attach(pool, segment, reply),
+            Command::Detach { pool, reply } => {
+                self.detach(pool);
+                reply.send(()).ok();
+            }
+            // the catalog may be wrong, and the file can't be
+            Command::Unmark { segment } => self.check_complete(segment),
+            Command::Prefetch { segment, first, count, reply } => {
+                let pool = self.segments.get(&segment).map(|segment| segment.pool);
+                let running = self.worker.as_ref().is_some_and(Worker::is_running);
+                match (pool, running) {
+                    (Some(pool), true) => {
+                        self.next_request += 1;
+                        let request = self.next_request;
+                        self.prefetches.insert(request, Prefetch { pool, reply });
+                        let message = ToWorker::Prefetch { request, segment, first, count };
+                        self.to_running_worker(message, Vec::new());
+                    }
+                    (Some(_), false) => {
+                        reply.send(Err("there is no worker at the moment".into())).ok();
+                    }
+                    (None, _) => {
+                        reply.send(Err(GONE.into())).ok();
+                    }
+                }
+            }
+            Command::Snapshot { reply } => {
+                reply.send(self.snapshot()).ok();
+            }
+            Command::Serve => self.serve(),
+            Command::Retry { event, reply } => {
+                let in_flight = self.broker.retry(event);
+                if in_flight == Some(true) {
+                    self.cancel(event);
+                }
+                reply.send(in_flight.is_some()).ok();
+            }
+            Command::Deny { event, reply } => {
+                let answer = self.broker.deny(event, DenyErrno::Eio, "denied by the administrator");
+                reply.send(answer.is_some()).ok();
+                if let Some(answer) = answer {
+                    if answer.pending.dispatched.is_some() {
+                        self.cancel(event);
+                    }
+                    self.finish(answer);
+                }
+            }
+            Command::Stop { reply } => {
+                self.stop();
+                reply.send(()).ok();
+            }
+            Command::Checked { segment, attachment, complete } => {
+                self.checked(segment, attachment, complete);
+            }
+        }
+    }
+
+    pub(super) fn serve(&mut self) {
+        self.serving = true;
+        let left: Vec<_> =
+            self.broker.iter().map(|(event, pending)| (event, pending.segment)).collect();
+        for (event, segment) in left {
+            let served = self.segments.contains_key(&segment);
+            let pool = self.segments.get(&segment).map(|segment| segment.pool);
+            let held = self.events.get(&event).zip(self.broker.get(event));
+            // what its worker wrote before it ended counts
+            let present = held.is_some_and(|(held, pending)| {
+                held.waiter.is_present(&self.store, pool, pending).unwrap_or(false)
+            });
+            let answer = match (served, present) {
+                (true, true) => self.broker.found_present(event),
+                (true, false) => None,
+                (false, _) => self.broker.deny(event, DenyErrno::Eagain, GONE),
+            };
+            answer.into_iter().for_each(|answer| self.finish(answer));
+        }
+        self.introduce();
+    }
+
+    pub(super) fn to_running_worker(&self, message: ToWorker, fds: Vec<OwnedFd>) {
+        if let Some(worker) = self.worker.as_ref().filter(|worker| worker.is_running()) {
+            worker.control().send(message, fds);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, event: EventId) {
+        if let Some(worker) = self.worker.as_mut().filter(|worker| worker.is_running()) {
+            worker.try_send(&ToQueue::Cancelled { event }).ok();
+        }
+    }
+
+    pub(super) fn attach(
+        &mut self,
+        pool: PoolId,
+        id: SegmentId,
+        reply: oneshot::Sender<Result<(), String>>,
+    ) {
+        if let Some(segment) = self.segments.get_mut(&id) {
+            // another tree of the pool has it; the mark may have gone with completeness
+            if !segment.marked {
+                match self.store.mark(&self.group, pool, id) {
+                    Ok(_) => segment.marked = true,
+                    Err(error) => {
+                        reply.send(Err(format!("can't mark segment {id}: {error}"))).ok();
+                        return;
+                    }
+                }
+            }
+            if segment.refused {
+                // readers of another mount may wait for it, so it stays where it is
+                match self.store.open_for_worker(pool, id) {
+                    Ok(fds) => {
+                        segment.refused = false;
+                        segment.waiting_for_worker.push(reply);
+                        self.to_running_worker(ToWorker::Segment { pool, segment: id }, fds);
+                    }
+                    Err(error) => {
+                        reply.send(Err(format!("can't open segment {id}: {error}"))).ok();
+                    }
+                }
+            } else if segment.waiting_for_worker.is_empty() {
+                reply.send(Ok(())).ok();
+            } else {
+                segment.waiting_for_worker.push(reply);
+            }
+            return;
+        }
+        let marked = self.store.mark(&self.group, pool, id);
+        let opened = self.store.open_for_worker(pool, id);
+        match (marked, opened) {
+            (Ok(file), Ok(fds)) => {
+                self.files.insert(file.id, id);
+                self.detached.remove(&id);
+                let waiting_for_worker = vec![reply];
+                self.attachments += 1;
+                let segment = Segment {
+                    pool,
+                    size: file.size,
+                    marked: true,
+                    attachment: self.attachments,
+                    check: Check::No,
+                    refused: false,
+                    waiting_for_worker,
+                };
+                self.segments.insert(id, segment);
+                self.to_running_worker(ToWorker::Segment { pool, segment: id }, fds);
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                reply.send(Err(format!("can't take segment {id} into service: {error}"))).ok();
+            }
+        }
+    }
+
+    /// The worker lets go of the pool. The marks stay, and who still reaches a segment through a
+    /// mount elsewhere is denied what is not there: a mark goes with its file.
+    pub(super) fn detach(&mut self, pool: PoolId) {
+        self.pools.remove(&pool);
+        self.trouble.remove(&pool);
+        for (id, mut segment) in self.segments.extract_if(|_, segment| segment.pool == pool) {
+            segment.refuse(GONE);
+            self.detached.insert(id, segment.size);
+        }
+        for (_, prefetch) in self.prefetches.extract_if(|_, prefetch| prefetch.pool == pool) {
+            prefetch.reply.send(Err(GONE.into())).ok();
+        }
+        self.to_running_worker(ToWorker::Detach { pool }, Vec::new());
+    }
+
+    pub(super) fn unmark(&mut self, id: SegmentId) {
+        let Some(segment) = self.segments.get_mut(&id) else { return };
+        if segment.marked {
+            match self.store.unmark(&self.group, segment.pool, id) {
+                Ok(()) => segment.marked = false,
+                Err(error) => {
+                    error!(shard = %self.id, segment = %id, %error, "can't remove a mark")
+                }
+            }
+        }
+    }
+
+    /// The worker or the catalog says that a segment is complete: look for ourselves, make it
+    /// durable. Once at a time.
+    pub(super) fn check_complete(&mut self, id: SegmentId) {
+        let Some(segment) = self.segments.get_mut(&id) else { return };
+        if segment.check != Check::No {
+            segment.check = Check::Again;
+            return;
+        }
+        segment.check = Check::UnderWay;
+        let (pool, size, attachment) = (segment.pool, segment.size, segment.attachment);
+        let (store, own) = (Arc::clone(&self.store), self.own.clone());
+        tokio::task::spawn_blocking(move || {
+            let complete = store.sync_if_complete(pool, id, size);
+            if let Some(own) = own.upgrade() {
+                own.send(Command::Checked { segment: id, attachment, complete }).ok();
+            }
+        });
+    }
+
+    pub(super) fn checked(&mut self, id: SegmentId, attachment: u64, complete: io::Result<bool>) {
+        let Some(segment) = self.segments.get_mut(&id) else { return };
+        if segment.attachment != attachment {
+            return;
+        }
+        let again = std::mem::replace(&mut segment.check, Check::No) == Check::Again;
+        match complete {
+            Ok(true) => {
+                self.unmark(id);
+                (self.on_complete)(id);
+                debug!(shard = %self.id, segment = %id, "complete");
+            }
+            Ok(false) if again => self.check_complete(id),
+            Ok(false) => warn!(shard = %self.id, segment = %id, "said to be complete, but is not"),
+            Err(error) => error!(shard = %self.id, segment = %id, %error, "can't make it durable"),
+        }
+    }
+
+    pub(super) fn stop(&mut self) {
+        let events: Vec<_> = self.broker.iter().map(|(event, _)| event).collect();
+        for event in events {
+            let answer = self.broker.deny(event, DenyErrno::Eagain, "Hydrant stops");
+            answer.into_iter().for_each(|answer| self.finish(answer));
+        }
+        if let Some(worker) = self.worker.as_mut() {
+            worker.kill();
+        }
+        self.stopping = true;
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let pool_of = |pending: &Pending| {
+            self.segments.get(&pending.segment).map_or(PoolId(0), |segment| segment.pool)
+        };
+        Snapshot {
+            shard: self.id,
+            worker_pid: self.worker.as_ref().map(Worker::pid),
+            worker_deaths: self.worker_deaths,
+            counters: self.counters,
+            fetched: self.fetched.clone(),
+            trouble: self.trouble.clone(),
+            events: self
+                .broker
+                .iter()
+                .map(|(event, pending)| (event, pool_of(pending), pending.clone()))
+                .collect(),
+            now: Self::now(),
+        }
+    }
+}

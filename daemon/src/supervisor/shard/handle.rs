@@ -1,0 +1,126 @@
+//! The way to a shard.
+
+use super::*;
+
+/// What others ask of a shard.
+#[derive(Debug)]
+pub enum Command {
+    /// A pool that this shard serves from now on.
+    Pool {
+        pool: PoolId,
+        origin: OriginSpec,
+        limits: Limits,
+    },
+    /// A segment: it is marked, and the worker has it, when the reply comes.
+    Attach {
+        pool: PoolId,
+        segment: SegmentId,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// The pool's segments are not mounted any more.
+    Detach {
+        pool: PoolId,
+        reply: oneshot::Sender<()>,
+    },
+    /// The segment was complete once, so its mark may not be needed.
+    Unmark {
+        segment: SegmentId,
+    },
+    /// Fetch records of a segment.
+    Prefetch {
+        segment: SegmentId,
+        first: u32,
+        count: u32,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    Snapshot {
+        reply: oneshot::Sender<Snapshot>,
+    },
+    /// The segments of all trees that are mounted are attached: from now on events are read, and the
+    /// worker gets some.
+    Serve,
+    Retry {
+        event: EventId,
+        reply: oneshot::Sender<bool>,
+    },
+    Deny {
+        event: EventId,
+        reply: oneshot::Sender<bool>,
+    },
+    /// Every mount is gone: deny what is pending and end.
+    Stop {
+        reply: oneshot::Sender<()>,
+    },
+    /// From the shard's own tasks: a segment said to be complete was checked.
+    Checked {
+        segment: SegmentId,
+        /// See [`Segment::attachment`].
+        attachment: u64,
+        complete: io::Result<bool>,
+    },
+}
+
+/// What a shard is doing.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub shard: ShardId,
+    pub worker_pid: Option<i32>,
+    pub worker_deaths: u64,
+    pub counters: Counters,
+    pub fetched: HashMap<PoolId, FetchCounters>,
+    pub trouble: HashMap<PoolId, String>,
+    /// In the order in which they were read.
+    pub events: Vec<(EventId, PoolId, Pending)>,
+    /// By the clock of [`Pending::arrived`].
+    pub now: Duration,
+}
+
+/// Sums since the shard was started.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counters {
+    pub events: u64,
+    pub answered_present: u64,
+    pub answered_fetched: u64,
+    pub denied: u64,
+    pub requeued: u64,
+    pub longest_wait: Duration,
+}
+
+/// A shard that can't be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Fanotify(#[from] fanotify::Error),
+    #[error("can't except our own accesses from the watch")]
+    Ignore(#[from] io::Error),
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
+/// Told when a segment has become complete and durable.
+pub type OnComplete = Arc<dyn Fn(SegmentId) + Send + Sync>;
+
+/// The way to a shard.
+#[derive(Debug, Clone)]
+pub struct ShardHandle {
+    pub id: ShardId,
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+    /// Whatever happens to the task: with the last fd of the group the kernel would let all readers
+    /// go, and show them zeros.
+    pub(super) _group: Arc<Group>,
+}
+
+impl ShardHandle {
+    /// Sends a command; a shard that has ended drops it, and with it the reply's sender.
+    pub fn send(&self, command: Command) {
+        // the shard only ends when everything does
+        self.commands.send(command).ok();
+    }
+
+    /// Sends a command and waits for its reply; `None` when the shard has ended.
+    pub async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply));
+        answer.await.ok()
+    }
+}

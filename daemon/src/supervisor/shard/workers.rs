@@ -1,0 +1,216 @@
+//! A shard's worker: its start and its end, and what it says.
+
+use super::*;
+
+impl Shard {
+    pub(super) fn start_worker(&mut self) {
+        self.restart_at = None;
+        self.killed = false;
+        self.worker_ready = false;
+        match Worker::start(self.id, &self.store) {
+            Ok(worker) => {
+                info!(shard = %self.id, pid = worker.pid(), "worker started");
+                self.worker = Some(worker);
+            }
+            Err(error) => {
+                error!(shard = %self.id, %error, "can't start a worker");
+                self.schedule_restart(Duration::ZERO);
+            }
+        }
+    }
+
+    /// The first restart is at once; one that fails soon waits longer and longer.
+    pub(super) fn schedule_restart(&mut self, lived: Duration) {
+        if lived > QUICK_DEATH {
+            self.quick_deaths = 0;
+            self.backoff = Duration::ZERO;
+        } else {
+            self.quick_deaths = self.quick_deaths.saturating_add(1);
+            self.backoff =
+                (self.backoff * 2).clamp(Duration::from_millis(20), Duration::from_secs(5));
+        }
+        if self.quick_deaths >= TOO_MANY_DEATHS {
+            let why = "the workers end as soon as they are started: see the log";
+            self.segments.values_mut().for_each(|segment| segment.refuse(why));
+        }
+        self.restart_at = Some(tokio::time::Instant::now() + self.backoff);
+    }
+
+    pub(super) fn kill_worker(&mut self, why: &str) {
+        if let Some(worker) = self.worker.as_mut()
+            && !self.killed
+        {
+            warn!(shard = %self.id, pid = worker.pid(), why, "killing the worker");
+            self.killed = true;
+            worker.kill();
+        }
+    }
+
+    pub(super) fn worker_ended(&mut self, exit: &Exit) {
+        let Some(worker) = self.worker.take() else { return };
+        self.worker_deaths += 1;
+        let in_flight = self.broker.in_flight();
+        let death = if exit.from_outside && !self.killed { Death::Outside } else { Death::Fault };
+        warn!(shard = %self.id, pid = worker.pid(), end = %exit.description, in_flight, "worker ended");
+        self.counters.requeued += in_flight as u64;
+        for answer in self.broker.worker_died(death) {
+            self.finish(answer);
+        }
+        let left: Vec<_> = self.events.keys().copied().collect();
+        left.into_iter().for_each(|event| self.note(event));
+        for (_, Prefetch { reply, .. }) in self.prefetches.drain() {
+            reply.send(Err("the worker ended".into())).ok();
+        }
+        self.schedule_restart(worker.age());
+    }
+
+    pub(super) fn worker_message(&mut self, message: FromWorker) {
+        match message {
+            FromWorker::Ready { version } if version == crate::queue::wire::VERSION => {
+                self.worker_ready = true;
+                self.introduce();
+            }
+            FromWorker::Ready { version } => {
+                self.kill_worker(&format!("it speaks version {version} of the protocol"));
+            }
+            FromWorker::Attached { segment, result } => {
+                self.attached(segment, result.map_err(cut));
+            }
+            FromWorker::NeedTransport { request, pool } => {
+                let (control, permit) = match self.upcall(pool) {
+                    Some((control, Ok(permit))) => (control, permit),
+                    Some((control, Err(why))) => {
+                        let result = Err(why);
+                        control.send(ToWorker::Transport { request, result }, Vec::new());
+                        return;
+                    }
+                    None => return,
+                };
+                let origins = Arc::clone(&self.origins);
+                tokio::spawn(async move {
+                    let (result, fds) = match origins.transport(pool) {
+                        Ok(fd) => (Ok(()), vec![fd]),
+                        Err(error) => (Err(error), Vec::new()),
+                    };
+                    control.answer(permit, ToWorker::Transport { request, result }, fds);
+                });
+            }
+            FromWorker::NeedCredential { request, pool, url, rejected } => {
+                let (control, permit) = match self.upcall(pool) {
+                    Some((control, Ok(permit))) => (control, permit),
+                    Some((control, Err(why))) => {
+                        let result = Err(why);
+                        control.send(ToWorker::Credential { request, result }, Vec::new());
+                        return;
+                    }
+                    None => return,
+                };
+                let origins = Arc::clone(&self.origins);
+                tokio::spawn(async move {
+                    let result = origins.credential(pool, &url, rejected.as_ref()).await;
+                    control.answer(permit, ToWorker::Credential { request, result }, Vec::new());
+                });
+            }
+            FromWorker::Complete { segment } => self.check_complete(segment),
+            FromWorker::PrefetchDone { request, result } => {
+                if let Some(Prefetch { reply, .. }) = self.prefetches.remove(&request) {
+                    reply.send(result.map_err(cut)).ok();
+                }
+            }
+            FromWorker::Report { pool, .. } | FromWorker::Trouble { pool, .. }
+                if !self.pools.contains_key(&pool) =>
+            {
+                debug!(shard = %self.id, %pool, "the worker speaks of a pool that it doesn't serve");
+            }
+            FromWorker::Report { pool, counters } => {
+                add(self.fetched.entry(pool).or_default(), &counters)
+            }
+            FromWorker::Trouble { pool, message } => {
+                let message = cut(message);
+                if message.is_empty() {
+                    self.trouble.remove(&pool);
+                } else {
+                    warn!(shard = %self.id, %pool, message, "trouble with the origin");
+                    self.trouble.insert(pool, message);
+                }
+            }
+        }
+    }
+
+    /// Whether the worker may have what it asks for.
+    pub(super) fn upcall(
+        &mut self,
+        pool: PoolId,
+    ) -> Option<(Control, Result<OwnedSemaphorePermit, String>)> {
+        let served = self.pools.contains_key(&pool);
+        let worker = self.worker.as_mut()?;
+        let control = worker.control();
+        match worker.upcall(served) {
+            Upcall::Granted(permit) => Some((control, Ok(permit))),
+            Upcall::Refused(why) => Some((control, Err(why))),
+            Upcall::OutOfOrder => {
+                self.kill_worker("it asks for ever more transports and credentials");
+                None
+            }
+        }
+    }
+
+    pub(super) fn attached(&mut self, id: SegmentId, result: Result<(), String>) {
+        let Some(segment) = self.segments.get_mut(&id) else { return };
+        match result {
+            Ok(()) => {
+                segment.refused = false;
+                for reply in segment.waiting_for_worker.drain(..) {
+                    reply.send(Ok(())).ok();
+                }
+            }
+            Err(why) => {
+                error!(shard = %self.id, segment = %id, why, "the worker can't take a segment");
+                segment.refused = true;
+                segment.refuse(&why);
+            }
+        }
+    }
+
+    /// Tells a new worker all that it serves, then lets it take events.
+    pub(super) fn introduce(&mut self) {
+        if !(self.serving && self.worker_ready) {
+            return;
+        }
+        let Some(worker) = self.worker.as_mut() else { return };
+        let control = worker.control();
+        for (pool, Pool { origin, limits }) in &self.pools {
+            let message = ToWorker::Pool { pool: *pool, origin: origin.clone(), limits: *limits };
+            control.send(message, Vec::new());
+        }
+        let mut failed = Vec::new();
+        for (id, segment) in &self.segments {
+            match self.store.open_for_worker(segment.pool, *id) {
+                Ok(fds) => {
+                    control.send(ToWorker::Segment { pool: segment.pool, segment: *id }, fds)
+                }
+                Err(error) => failed.push((*id, error)),
+            }
+        }
+        control.send(ToWorker::Start, Vec::new());
+        worker.set_running();
+        for (id, error) in failed {
+            error!(shard = %self.id, segment = %id, %error, "can't open a segment for the worker");
+            if let Some(segment) = self.segments.get_mut(&id) {
+                segment.refused = true;
+                segment.refuse(&format!("can't open segment {id} for the worker: {error}"));
+            }
+        }
+    }
+}
+
+fn add(sum: &mut FetchCounters, more: &FetchCounters) {
+    sum.requests = sum.requests.saturating_add(more.requests);
+    sum.retries = sum.retries.saturating_add(more.retries);
+    sum.objects = sum.objects.saturating_add(more.objects);
+    sum.read_ahead_objects = sum.read_ahead_objects.saturating_add(more.read_ahead_objects);
+    sum.content_bytes = sum.content_bytes.saturating_add(more.content_bytes);
+    sum.received_bytes = sum.received_bytes.saturating_add(more.received_bytes);
+    sum.sent_bytes = sum.sent_bytes.saturating_add(more.sent_bytes);
+    sum.rejected_objects = sum.rejected_objects.saturating_add(more.rejected_objects);
+}
