@@ -19,27 +19,26 @@ mod workers;
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, error, info, warn};
 
 use super::kept::{self, KeptShard};
 use super::origins::Origins;
 use super::store::Store;
-use super::worker::{Control, Event, Exit, Upcall, Worker, cut};
+use super::worker::{Event, Worker, cut};
 use crate::fanotify::{self, AsyncChannel, DenyErrno, FileId, Group, PermissionEvent, Verdict};
 use crate::ids::{EventId, PoolId, SegmentId, ShardId};
-use crate::queue::broker::{Answer, Broker, Death, Overdue, Pending};
+use crate::queue::broker::{Answer, Broker, Overdue, Pending};
 use crate::queue::decide::{Decision, decide};
-use crate::queue::inflight::{self, DEFAULT_CAPACITY, Slot, Table, TableError};
+use crate::queue::inflight::{self, DEFAULT_CAPACITY, Slot, Table};
 use crate::queue::wire::{
-    Counters as FetchCounters, FromQueue, FromWorker, LONGEST_WAIT, Limits, OriginSpec, ToQueue,
-    ToWorker,
+    Counters as FetchCounters, FromQueue, LONGEST_WAIT, Limits, OriginSpec, ToQueue,
 };
 use crate::range::ByteRange;
 use crate::segment::presence;

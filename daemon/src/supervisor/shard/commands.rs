@@ -1,6 +1,18 @@
 //! What others ask of a shard, done.
 
-use super::*;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tracing::{debug, error, warn};
+
+use super::{Check, Command, GONE, Pool, Prefetch, Segment, Shard, Snapshot};
+use crate::fanotify::DenyErrno;
+use crate::ids::{EventId, PoolId, SegmentId};
+use crate::queue::broker::Pending;
+use crate::queue::wire::{ToQueue, ToWorker};
+use crate::supervisor::worker::Worker;
 
 impl Shard {
     pub(super) fn command(&mut self, command: Command) {

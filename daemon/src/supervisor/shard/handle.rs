@@ -1,6 +1,17 @@
 //! The way to a shard.
 
-use super::*;
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::fanotify::{self, Group};
+use crate::ids::{EventId, PoolId, SegmentId, ShardId};
+use crate::queue::broker::Pending;
+use crate::queue::inflight::TableError;
+use crate::queue::wire::{Counters as FetchCounters, Limits, OriginSpec};
 
 /// What others ask of a shard.
 #[derive(Debug)]

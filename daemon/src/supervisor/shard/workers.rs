@@ -1,6 +1,16 @@
 //! A shard's worker: its start and its end, and what it says.
 
-use super::*;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::{debug, error, info, warn};
+
+use super::{Pool, Prefetch, QUICK_DEATH, Shard, TOO_MANY_DEATHS};
+use crate::ids::{PoolId, SegmentId};
+use crate::queue::broker::Death;
+use crate::queue::wire::{Counters as FetchCounters, FromWorker, ToWorker};
+use crate::supervisor::worker::{Control, Exit, Upcall, Worker, cut};
 
 impl Shard {
     pub(super) fn start_worker(&mut self) {
