@@ -65,7 +65,7 @@ pub enum Command {
     /// From the shard's own tasks: a segment said to be complete was checked.
     Checked {
         segment: SegmentId,
-        /// See [`Segment::attachment`].
+        /// Which attach of the segment it was about.
         attachment: u64,
         complete: io::Result<bool>,
     },
