@@ -227,7 +227,8 @@ impl Shard {
             info!(shard = %id, event = %record.event, segment = %record.segment, range = %record.range,
                 pid = record.pid, "still waits");
             broker.restored(record.event, waiter::pending(&record));
-            events.insert(record.event, Held { waiter: Waiter::Owed(owed), slot: Some(slot) });
+            let held = Held::new(record.event, Waiter::Owed(owed), Some(slot));
+            events.insert(record.event, held);
         }
         let (sender, commands) = mpsc::unbounded_channel();
         let for_handle = Arc::clone(&group);
@@ -427,7 +428,7 @@ impl Shard {
             Ok(Decision::Fetch(range)) => {
                 debug!(shard = %self.id, event = %number, segment = %id, %range, pid = event.pid(), "waits");
                 self.broker.arrived(number, id, range, event.pid(), pending.arrived);
-                self.events.insert(number, Held { waiter: Waiter::Event(event), slot });
+                self.events.insert(number, Held::new(number, Waiter::Event(event), slot));
                 return;
             }
             Ok(Decision::Allow) => (Verdict::Allow, None),
@@ -461,7 +462,7 @@ impl Shard {
     fn note(&mut self, event: EventId) {
         let worker = self.worker.as_ref().map(Worker::pid);
         let pending = self.broker.get(event);
-        if let (Some(pending), Some(Held { waiter, slot: Some(slot) })) =
+        if let (Some(pending), Some(Held { waiter, slot: Some(slot), .. })) =
             (pending, self.events.get(&event))
         {
             self.table.update(slot, &waiter::record(event, waiter.number(), pending, worker));
@@ -485,7 +486,8 @@ impl Shard {
     }
 
     fn finish(&mut self, answer: Answer) {
-        let Some(Held { waiter, slot }) = self.events.remove(&answer.event) else { return };
+        let Some(Held { waiter, slot, span }) = self.events.remove(&answer.event) else { return };
+        let _entered = span.enter();
         let waited = Self::now().saturating_sub(answer.pending.arrived);
         self.counters.longest_wait = self.counters.longest_wait.max(waited);
         let mut verdict = answer.verdict;

@@ -25,6 +25,14 @@ pub struct Held {
     pub waiter: Waiter,
     /// `None`: the table was full.
     pub slot: Option<Slot>,
+    /// From the event's arrival to its answer.
+    pub span: tracing::Span,
+}
+
+impl Held {
+    pub fn new(event: EventId, waiter: Waiter, slot: Option<Slot>) -> Self {
+        Self { waiter, slot, span: tracing::info_span!("event", id = event.0) }
+    }
 }
 
 impl Waiter {
