@@ -316,7 +316,9 @@ impl<W: Write + Send> Importer<W> {
         }
     }
 
-    fn unknown(&self) -> Vec<ObjectId> {
+    /// The blobs whose size is not known.
+    #[must_use]
+    pub fn unknown(&self) -> Vec<ObjectId> {
         let all = self.blobs.iter().zip(&self.sizes);
         all.filter(|(_, size)| size.is_none()).map(|(key, _)| *key).collect()
     }

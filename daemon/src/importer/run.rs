@@ -160,9 +160,14 @@ async fn import(
     let source = RepositoryOrigin::new(origin, limits, supervisor, tree, blobs)?;
 
     let mut eager_pack = File::from(fds.eager_pack);
-    let files = importer.eager(&source, &mut eager_pack).await?;
+    let unknown = importer.unknown();
+    // side by side: neither needs the other
+    let (files, ()) =
+        tokio::join!(importer.eager(&source, &mut eager_pack), source.ask_sizes(&unknown));
+    let files = files?;
+    drop(unknown);
     let wanted = attributes::needs_attributes(files.iter().map(Vec::as_slice), &conversion);
-    // sizes are asked for while git takes the pack and lists attributes
+    // what is to be fetched for its size is fetched while git takes the pack and lists attributes
     supervisor.tell(&FromImporter::Eager { attributes: wanted }).await?;
     let sizes = importer.sizes(&source).await?;
     match messages.recv().await {
@@ -210,6 +215,8 @@ struct RepositoryOrigin {
     blobs: Vec<ObjectId>,
     /// How the sizes became known, and advice; nothing when they were not asked for.
     outcome: Mutex<Option<(String, Option<String>)>>,
+    /// Sizes that were asked for already.
+    told: Mutex<Option<HashMap<ObjectId, u64>>>,
 }
 
 impl RepositoryOrigin {
@@ -223,11 +230,20 @@ impl RepositoryOrigin {
         let credentials: Arc<dyn Credentials> = Arc::clone(supervisor) as _;
         let connector: Arc<dyn Connector> = Arc::clone(supervisor) as _;
         let source = GitSource::new(origin, limits, credentials, connector)?;
-        Ok(Self { source, tree, blobs, outcome: Mutex::default() })
+        Ok(Self { source, tree, blobs, outcome: Mutex::default(), told: Mutex::default() })
     }
 
     fn outcome(self) -> Option<(String, Option<String>)> {
         self.outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RepositoryOrigin {
+    /// Asks for sizes that [`Origin::sizes`] then gives. Trouble is left to that.
+    async fn ask_sizes(&self, keys: &[ObjectId]) {
+        if let Ok(sizes) = self.sizes(keys).await {
+            *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(sizes);
+        }
     }
 }
 
@@ -239,6 +255,12 @@ impl Fetch for RepositoryOrigin {
 
 impl Origin for RepositoryOrigin {
     async fn sizes(&self, keys: &[ObjectId]) -> Result<HashMap<ObjectId, u64>, FetchError> {
+        if keys.is_empty() {
+            return Ok(HashMap::new());
+        }
+        if let Some(told) = self.told.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(told);
+        }
         let wanted: std::collections::HashSet<_> = keys.iter().copied().collect();
         let known = self.blobs.iter().filter(|key| !wanted.contains(key));
         // only which ones matters
