@@ -19,7 +19,9 @@ use crate::object::ObjectId;
 use crate::queue::wire::{
     self, Credential, FromImporter, GitOrigin, Imported, Limits, OriginSpec, ToImporter,
 };
-use crate::source::git::{Connector, Credentials, GitSource, SizesQuery, load_system_roots};
+use crate::source::git::{
+    Connector, Credentials, GitSource, SizesQuery, load_system_roots, stream,
+};
 use crate::source::{Content, Fetch, FetchError, Sink};
 use crate::sys::seqpacket::Seqpacket;
 use crate::worker::sandbox::{self, SandboxSpec};
@@ -320,7 +322,10 @@ impl Supervisor {
             match message {
                 ToImporter::Transport { request, result } => {
                     let fd = received.fds.into_iter().next();
-                    let stream = result.and_then(|()| stream(fd).map_err(|e| e.to_string()));
+                    let fd = result.and_then(|()| {
+                        fd.ok_or_else(|| "the supervisor sent no socket".to_owned())
+                    });
+                    let stream = fd.and_then(|fd| stream(fd).map_err(|e| e.to_string()));
                     self.reply(request, Reply::Transport(stream));
                 }
                 ToImporter::Credential { request, result } => {
@@ -346,13 +351,6 @@ impl Supervisor {
         self.tell(&message(request)).await.map_err(|error| format!("{error:#}"))?;
         reply.await.map_err(|_| "the supervisor is gone".to_owned())
     }
-}
-
-fn stream(fd: Option<OwnedFd>) -> io::Result<UnixStream> {
-    let fd = fd.ok_or_else(|| io::Error::other("the supervisor sent no socket"))?;
-    let stream = std::os::unix::net::UnixStream::from(fd);
-    stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream)
 }
 
 impl Credentials for Supervisor {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 pub use self::capabilities::{Capabilities, ObjectInfo};
 pub use self::http::{Credentials, load_system_roots};
-pub use self::pipe::Connector;
+pub use self::pipe::{Connector, stream};
 pub use self::sizes::forge::{Forge, ForgeKind};
 pub use self::sizes::sidecar;
 pub use self::sizes::{SizesOutcome, SizesQuery};

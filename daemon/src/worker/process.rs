@@ -14,7 +14,7 @@ use super::sandbox::{self, SandboxSpec};
 use crate::ids::PoolId;
 use crate::object::ObjectId;
 use crate::queue::wire::{Credential, Limits, OriginSpec};
-use crate::source::git::{Connector, Credentials, GitSource, load_system_roots};
+use crate::source::git::{Connector, Credentials, GitSource, load_system_roots, stream};
 use crate::source::{Fetch, FetchError, Sink};
 
 /// What a worker is started with: control socket, queue, scratch directory.
@@ -90,9 +90,7 @@ impl Connector for Supervisor {
     fn connect(&self) -> BoxFuture<'_, Result<UnixStream, String>> {
         Box::pin(async move {
             let fd = self.0.need_transport().await.map_err(|error| error.to_string())?;
-            let stream = std::os::unix::net::UnixStream::from(fd);
-            let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
-            stream.map_err(|error| error.to_string())
+            stream(fd).map_err(|error| error.to_string())
         })
     }
 }

@@ -4,6 +4,7 @@
 //! connections are kept.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,13 @@ use crate::source::FetchError;
 pub trait Connector: Send + Sync {
     /// A connection on which nothing has been read or written. The error is a message.
     fn connect(&self) -> BoxFuture<'_, Result<UnixStream, String>>;
+}
+
+/// A stream socket that another process has sent, for use in a tokio runtime.
+pub fn stream(socket: OwnedFd) -> io::Result<UnixStream> {
+    let stream = std::os::unix::net::UnixStream::from(socket);
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
 }
 
 /// A connection that has not been used for so long is not used again: firewalls forget.
