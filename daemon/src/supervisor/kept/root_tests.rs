@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempDir;
 
@@ -22,17 +23,22 @@ struct Before {
     _directory: TempDir,
     /// Other tests' files get lower numbers than the events here.
     low_numbers: Vec<File>,
+    /// But another of these tests would take the numbers that this one has let go.
+    _alone: MutexGuard<'static, ()>,
 }
+
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl Before {
     fn new() -> Self {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let low_numbers = (0..300).map(|_| File::open("/dev/null").unwrap()).collect();
         let directory = directory();
         let path = sparse(directory.path(), "segment", 1 << 20);
         let group = Group::stock().unwrap();
         mark::add(&group, File::open(&path).unwrap().as_fd()).unwrap();
         let (channel, table) = (group.channel(), Table::create(16).unwrap());
-        Self { group, channel, table, path, _directory: directory, low_numbers }
+        Self { group, channel, table, path, _directory: directory, low_numbers, _alone: alone }
     }
 
     fn claim(&mut self, event: &PermissionEvent) {
