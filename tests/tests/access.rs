@@ -204,6 +204,28 @@ fn root_bind_mounts() -> Result<()> {
     Ok(())
 }
 
+/// Through an overlay that a user namespace has mounted on the tree.
+#[test]
+#[ignore = "needs root"]
+fn root_overlay_of_a_user_namespace() -> Result<()> {
+    let setup = setup(StateFs::Host)?;
+    let program = hydrant_tests::daemon::built("hydrant-access")?;
+    for (purpose, kind) in [("user-bind", "read"), ("user-bind-mmap", "mmap-shared")] {
+        let (_, truth) = setup.file(purpose)?;
+        let place = setup.world.scratch.make(&format!("overlay-{purpose}"))?;
+        let script = r#"unshare -Urm sh -euc '
+            mount -t tmpfs tmpfs "$2"; mkdir "$2/upper" "$2/work" "$2/both"
+            mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,userxattr" overlay "$2/both"
+            "$3" $5 "$2/both/$6" --truth "$4"' sh "$@""#;
+        let inside = path(purpose);
+        let arguments =
+            [&setup.tree, &place, &program, &truth, Path::new(kind), Path::new(&inside)];
+        let output = Run::shell(script, &arguments).output()?;
+        ensure!(end(&output)? == End::Right, "{purpose}: {output:?}");
+    }
+    Ok(())
+}
+
 /// Through an idmapped mount, as root and as a mapped user, where the kernel makes one of the tree.
 #[test]
 #[ignore = "needs root"]
