@@ -215,8 +215,7 @@ impl Store {
     /// Removes a segment that nobody has open. `false`: a mount in some namespace still has it, and
     /// the marks go with the name, so it stays.
     pub fn remove_unused(&self, pool: PoolId, segment: SegmentId) -> io::Result<bool> {
-        let file = self.open_private(pool, segment, "data", OFlag::O_RDONLY)?;
-        if lease::is_open_elsewhere(&file)? {
+        if self.is_in_use(pool, segment)? {
             return Ok(false);
         }
         let data = self.data_path(pool, segment);
