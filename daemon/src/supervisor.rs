@@ -9,6 +9,7 @@ mod git;
 mod import;
 mod kept;
 mod known;
+mod manager;
 mod mounts;
 mod origins;
 mod prefetch;
