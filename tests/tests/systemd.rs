@@ -248,3 +248,36 @@ fn root_systemd_socket_starts_the_daemon() -> Result<()> {
     ensure!(!container.path("/run/hydrant/hydrantd.sock").exists());
     Ok(())
 }
+
+/// As little as the service can do with. The unit's comments say what each of the rest is good for.
+#[test]
+#[ignore = "needs root"]
+fn root_systemd_hardening() -> Result<()> {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../systemd/hydrantd.service");
+    let analyze = ["security", "--offline=true", "--no-pager", "--threshold=53", unit];
+    Run::program("systemd-analyze", &analyze).check()?;
+    // nothing that gives the service mounts that nobody else sees
+    let service = Service::boot("systemd-hardening")?;
+    let container = &service.container;
+    container.systemctl(&["start", "hydrantd"])?;
+    let namespace = |pid: &str| -> Result<String> {
+        Ok(container.check(&["readlink", &format!("/proc/{pid}/ns/mnt")])?.text())
+    };
+    ensure!(namespace(&container.property("MainPID")?)? == namespace("1")?);
+    let log = container.journal(1000);
+    let complaints: Vec<_> =
+        log.lines().filter(|line| line.contains("hydrantd.service:")).collect();
+    ensure!(complaints.is_empty(), "{complaints:#?}");
+    // from a local path: git runs as its other end
+    let repository = lonely(2, 100_000)?;
+    repository.copy_to(&service.world.path("home/origin.git"))?;
+    for setting in ["transfer.advertiseObjectInfo", "uploadpack.allowFilter"] {
+        container.check(&["git", "-C", "/home/origin.git", "config", setting, "true"])?;
+    }
+    container.check(&["hydrant", "clone", "/home/origin.git", "/home/local"])?;
+    let files = service.world.lonely_files(&repository, &container.path("/home/local"), 0..2)?;
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::Read, file, truth))?;
+    container.check(&["git", "-C", "/home/local", "status"])?;
+    container.check(&["hydrant", "rm", "--keep", "/home/local"])?;
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::Read, file, truth))
+}
