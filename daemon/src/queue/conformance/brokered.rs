@@ -93,9 +93,10 @@ pub(super) fn supervise(mut line: Line) {
         let transport = GitTransport::Pipe;
         let origin = OriginSpec::Git(GitOrigin { hash: HashKind::Sha1, transport });
         shard.send(Command::Pool { pool: POOL, origin, limits: Limits::default() });
-        // the holder takes it when it is told to begin
-        let (reply, _) = oneshot::channel();
+        let (reply, attached) = oneshot::channel();
         shard.send(Command::Attach { pool: POOL, segment: SEGMENT, reply });
+        // the first holder takes it, once it is told to begin
+        tokio::spawn(async { attached.await.unwrap().expect("the segment is served") });
         shard.send(Command::Serve);
         let (reply, done) = oneshot::channel();
         shard.send(Command::Snapshot { reply });
