@@ -10,4 +10,5 @@ mod conformance;
 pub mod decide;
 pub mod inflight;
 pub mod kernel;
+pub mod quarantine;
 pub mod wire;
