@@ -9,11 +9,11 @@ use tokio::sync::oneshot;
 
 use super::line::{self, Line, Lines};
 use super::{BLOCK_LEN, BLOCKS, Holder, System, holder};
-use crate::fanotify::testing::{directory, sparse};
+use crate::fanotify::testing::{LIMIT, directory, sparse};
 use crate::ids::{PoolId, SegmentId, ShardId};
 use crate::object::HashKind;
 use crate::queue::wire::{GitOrigin, GitTransport, Limits, OriginSpec};
-use crate::supervisor::shard::{Command, Shard};
+use crate::supervisor::shard::{Command, Hooks, Shard};
 use crate::supervisor::store::{Store, WorkerUser};
 use crate::sys::limits;
 use crate::sys::spawn::{Child, STAND_IN, Spawn};
@@ -87,9 +87,15 @@ pub(super) fn supervise(mut line: Line) {
     let directory = PathBuf::from(std::env::var_os(DIRECTORY).unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let shard = runtime.block_on(async {
-        let store = Store::open(&directory, WorkerUser { uid: 0, gid: 0 }).unwrap();
+        let user = WorkerUser { uid: 0, gid: 0, without_landlock: true };
+        let store = Store::open(&directory, user).unwrap();
         let (store, origins) = (Arc::new(store), Arc::default());
-        let shard = Shard::start(ShardId(0), None, store, origins, Arc::new(|_| ())).unwrap();
+        let hooks = Hooks {
+            on_complete: Arc::new(|_| ()),
+            on_given_up: Arc::new(|given_up| panic!("{given_up:?}")),
+            on_settled: Arc::new(|_, _| ()),
+        };
+        let shard = Shard::start(ShardId(0), None, store, origins, LIMIT, hooks).unwrap();
         let transport = GitTransport::Pipe;
         let origin = OriginSpec::Git(GitOrigin { hash: HashKind::Sha1, transport });
         shard.send(Command::Pool { pool: POOL, origin, limits: Limits::default() });
