@@ -10,6 +10,7 @@ mod git;
 mod import;
 mod kept;
 mod known;
+mod manager;
 mod mounts;
 pub(crate) mod origins;
 mod prefetch;
