@@ -218,7 +218,7 @@ struct RepositoryOrigin {
     /// How the sizes became known, and advice; nothing when they were not asked for.
     outcome: Mutex<Option<(String, Option<String>)>>,
     /// Sizes that were asked for already.
-    told: Mutex<Option<HashMap<ObjectId, u64>>>,
+    told: Mutex<Option<Vec<(ObjectId, u64)>>>,
 }
 
 impl RepositoryOrigin {
@@ -256,18 +256,14 @@ impl Fetch for RepositoryOrigin {
 }
 
 impl Origin for RepositoryOrigin {
-    async fn sizes(&self, keys: &[ObjectId]) -> Result<HashMap<ObjectId, u64>, FetchError> {
+    async fn sizes(&self, keys: &[ObjectId]) -> Result<Vec<(ObjectId, u64)>, FetchError> {
         if keys.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(Vec::new());
         }
         if let Some(told) = self.told.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Ok(told);
         }
-        let wanted: std::collections::HashSet<_> = keys.iter().copied().collect();
-        let known = self.blobs.iter().filter(|key| !wanted.contains(key));
-        // only which ones matters
-        let known: HashMap<_, _> = known.map(|key| (*key, 0)).collect();
-        let query = SizesQuery { tree: Some(self.tree), entries: &self.blobs, known: &known };
+        let query = SizesQuery { tree: Some(self.tree), entries: &self.blobs, wanted: keys };
         let outcome = self.source.sizes(&query).await?;
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) =
             Some((outcome.how.to_owned(), outcome.advice));
