@@ -68,8 +68,8 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         shards,
         kept: guarded,
         busy: Mutex::new(HashSet::new()),
-        live: Mutex::default(),
-        cloning: Mutex::new(Vec::new()),
+        live: Arc::default(),
+        cloning: Arc::default(),
         stop,
         started: Instant::now(),
     });
