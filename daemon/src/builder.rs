@@ -203,7 +203,7 @@ pub fn build(job: &Job) -> Result<Builder, BuildError> {
     };
     let (nids, image_size) = std::thread::scope(|scope| {
         let (tree, placed, plan) = (&tree, &placed, plan.as_ref());
-        let pack = scope.spawn(|| write_pack(job, tree, placed, plan));
+        let pack = scope.spawn(move || write_pack(job, tree, placed, plan));
         let image = write_image(job, tree, placed, plan);
         let pack = pack.join().map_err(|_| BuildError::Tree("a thread has panicked".into()));
         let (files, nids, size) = image?;
@@ -211,7 +211,7 @@ pub fn build(job: &Job) -> Result<Builder, BuildError> {
         made.take(pack??);
         Ok::<_, BuildError>((nids, size))
     })?;
-    let durable = || {
+    let mut durable = || {
         made.settle()?;
         let dirs = [Some(job.pool.as_path()), job.image.parent()];
         let pack_dir = plan.as_ref().and(job.pack.as_ref()).map(|pack| pack.dir.as_path());
@@ -264,7 +264,7 @@ fn write_index(
 ) -> Result<(), BuildError> {
     let Owner { uid, gid } = owner;
     let shown = index::Shown { uid, gid, ino_or: job.ino_or };
-    let write = || {
+    let mut write = || {
         let file = made.create(&job.index, 0o644)?;
         let mut out = BufWriter::with_capacity(256 << 10, file);
         index::write(tree, nids, &shown, &mut out)?;

@@ -51,6 +51,7 @@ impl State {
             image: self.path("tree.erofs"),
             owner: Owner { uid: meta.uid(), gid: meta.gid() },
             pack: None,
+            index: None,
         }
     }
 
