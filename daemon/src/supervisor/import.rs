@@ -31,7 +31,7 @@ use super::store::Store;
 use super::worker::{ENVIRONMENT, Exit, cut};
 use crate::ids::ShardId;
 use crate::importer::{self, Fds, attributes};
-use crate::queue::wire::{self, FromImporter, GitOrigin, Imported, Limits, OriginSpec, ToImporter};
+use crate::queue::wire::{self, FromImporter, GitTransport, Imported, Limits, ToImporter};
 use crate::sys::seqpacket::{self, Seqpacket};
 use crate::sys::spawn::{Child as Importer, Role, Spawn};
 
@@ -85,8 +85,6 @@ impl Import {
 pub struct Job<'a> {
     pub store: &'a Arc<Store>,
     pub access: &'a Access,
-    pub origin: GitOrigin,
-    pub limits: Limits,
     pub head: &'a Head,
     /// What the pool has already.
     pub known: Known,
@@ -168,6 +166,17 @@ impl Waiting {
             attributes: attributes_in,
             directory: directory.to_owned(),
         })
+    }
+
+    /// Tells the importer where the repository is, so that it can get to know the server.
+    pub async fn introduce(
+        &self,
+        transport: &GitTransport,
+        limits: Limits,
+    ) -> Result<(), ImportError> {
+        let transport = Box::new(transport.clone());
+        let message = ToImporter::Origin { version: wire::VERSION, transport, limits };
+        tell(&self.control, &message, &[]).await
     }
 
     /// Starts the gits that list what is in the repository.
@@ -290,9 +299,6 @@ pub async fn import(
     let path = |name: &str| directory.join(name);
     job.known.list(job.store, known);
     let message = ToImporter::Job {
-        version: wire::VERSION,
-        origin: Box::new(OriginSpec::Git(job.origin.clone())),
-        limits: job.limits,
         commit: job.head.commit,
         tree: job.head.tree,
         time: job.head.commit_time,

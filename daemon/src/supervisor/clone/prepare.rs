@@ -42,12 +42,16 @@ impl<'a> Clone<'a> {
         let progress = |line: &str| git_progress(self.progress, line);
         let (cloned, way, numbers) = tokio::join!(
             self.git.clone_metadata(url, &remote, revision, shallow, progress),
-            beside.way(url),
+            async {
+                let way = beside.way(url).await?;
+                importer.introduce(&way.transport, supervisor.limits()).await?;
+                Ok(way)
+            },
             self.numbers(),
         );
         cloned.map_err(origin)?;
         let (Way { url, remote, transport }, (first_segment, tree)) =
-            (way.map_err(origin)?, numbers?);
+            (way.map_err(imported)?, numbers?);
 
         self.progress.step("sizes");
         let listing = importer.list(&self.git).map_err(imported)?;
@@ -61,8 +65,6 @@ impl<'a> Clone<'a> {
         let job = import::Job {
             store: &supervisor.store,
             access: &access,
-            origin: spec.clone(),
-            limits: supervisor.limits(),
             head: &head,
             known,
             conversion: conversion.map_err(origin)?,

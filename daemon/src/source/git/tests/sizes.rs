@@ -61,6 +61,18 @@ async fn object_info() {
 }
 
 #[tokio::test]
+async fn who_has_met_the_server_asks_at_once() {
+    let repo = repo();
+    let server = Server::new(repo.dir.path()).await;
+    let source = plain(HashKind::Sha256, server.url());
+    source.meet().await;
+    assert_eq!((server.count(Method::GET), server.count(Method::POST)), (1, 0));
+    let source = source.with_hash(HashKind::Sha1);
+    all_right(&sizes(&source, &repo).await, &repo, "object-info");
+    assert_eq!((server.count(Method::GET), server.count(Method::POST)), (1, 1));
+}
+
+#[tokio::test]
 async fn object_info_in_chunks() {
     let repo = repo();
     let server = Server::new(repo.dir.path()).await;
