@@ -5,20 +5,22 @@
 //! present in a segment, only the segment's file tells.
 
 mod clone;
+mod failed;
 mod git;
 mod import;
 mod kept;
 mod known;
+mod manager;
 mod mounts;
-mod origins;
+pub(crate) mod origins;
 mod prefetch;
 mod queue;
 mod remove;
 mod run;
 mod service;
-mod shard;
+pub(crate) mod shard;
 mod status;
-mod store;
+pub(crate) mod store;
 mod target;
 mod worker;
 

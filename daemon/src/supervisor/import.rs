@@ -148,10 +148,8 @@ impl Waiting {
             in_repository: create("in-repository")?,
             contents: create("contents")?,
         };
-        let mut importer = Spawn::role(Role::Importer)
-            .argument(format!("--uid={}", store.worker_user.uid))
-            .argument(format!("--gid={}", store.worker_user.gid))
-            .inherit(&ENVIRONMENT);
+        let arguments = store.worker_user.arguments();
+        let mut importer = Spawn::role(Role::Importer).arguments(arguments).inherit(&ENVIRONMENT);
         for fd in <[OwnedFd; importer::FDS]>::from(fds) {
             importer = importer.fd(fd);
         }
