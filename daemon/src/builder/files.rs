@@ -31,10 +31,7 @@ impl Made {
     /// Makes a file of this mode that was not there, open for reading and writing. A file that was
     /// left there by a job that did not end is removed first.
     pub fn create(&mut self, path: &Path, mode: u32) -> io::Result<File> {
-        match fs_err::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove(path)?;
         let mut options = fs_err::OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(mode);
         let file = options.open(path)?;
@@ -49,6 +46,7 @@ impl Made {
         mode: u32,
         content: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
     ) -> io::Result<()> {
+        remove(path)?;
         let mut new = path.as_os_str().to_owned();
         new.push(".new");
         let new = PathBuf::from(new);
@@ -117,6 +115,14 @@ impl Drop for Made {
     }
 }
 
+/// Removes a file that a job has left that did not end.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs_err::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Makes what was created and renamed in a directory durable.
 pub fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
@@ -159,7 +165,7 @@ mod tests {
         fs_err::write(&path, "old").unwrap();
         let mut made = Made::default();
         made.write(&path, 0o600, |out| out.write_all(b"new")).unwrap();
-        assert_eq!(fs_err::read(&path).unwrap(), b"old");
+        assert!(!path.exists());
         made.settle().unwrap();
         made.keep();
         assert_eq!(fs_err::read(&path).unwrap(), b"new");
