@@ -10,6 +10,7 @@
 pub mod access;
 pub mod admin;
 pub mod bench;
+pub mod chaos;
 pub mod daemon;
 pub mod namespace;
 pub mod process;
