@@ -254,11 +254,6 @@ impl Worker {
                 self.hung_up = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
                 Event::HungUp
             }
-            // it has ended with messages of ours unread: unix(7), `ECONNRESET`
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                self.hung_up = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
-                Event::HungUp
-            }
             Err(error) => {
                 self.hung_up = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
                 Event::Broken(format!("it sent what can't be read: {error}"))

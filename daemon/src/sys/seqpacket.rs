@@ -185,7 +185,10 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<R
             break length;
         }
         let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
+        // `ECONNRESET`, said once: the peer has ended and had not read all that we sent it. That is no
+        // fault of what it has sent, which comes next.
+        let go_on = [io::ErrorKind::Interrupted, io::ErrorKind::ConnectionReset];
+        if !go_on.contains(&error.kind()) {
             return Err(error);
         }
     };

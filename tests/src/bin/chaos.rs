@@ -106,6 +106,7 @@ fn chaos(run: Run) -> Result<ExitCode> {
         pause: Duration::from_millis(run.pause_ms),
         round_trip: Duration::from_millis(run.round_trip_ms),
         faults: !run.no_faults,
+        listed_after: Duration::from_secs(1),
         queue: run.queue,
     };
     let reports = [run::hydrant(&options)?];

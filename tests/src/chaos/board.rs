@@ -302,8 +302,14 @@ mod tests {
         let path = scratch.path().join("board");
         let board = Board::create(&path).unwrap();
         let slot = &Board::open(&path).unwrap().slots[3];
-        let access =
-            Access { tree: 2, file: 70_000, offset: 5, length: 9, how: Access::how(4, true), shard: 1 };
+        let access = Access {
+            tree: 2,
+            file: 70_000,
+            offset: 5,
+            length: 9,
+            how: Access::how(4, true),
+            shard: 1,
+        };
         assert!(board.slots[3].announced().is_none());
         slot.announce(&access);
         let seen = board.slots[3].announced().unwrap();

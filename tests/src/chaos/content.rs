@@ -117,7 +117,8 @@ mod tests {
         let content = Content { seed: 3, files: 500 };
         let all: std::collections::BTreeSet<u64> = (0..500).map(|n| content.nth(n)).collect();
         assert_eq!(all.len(), 500);
-        let paths: std::collections::BTreeSet<String> = all.iter().map(|n| content.path(*n)).collect();
+        let paths: std::collections::BTreeSet<String> =
+            all.iter().map(|n| content.path(*n)).collect();
         assert_eq!(paths.len(), 500);
         let bytes: u64 = (0..10_000).map(|file| content.size(file)).sum();
         assert!((15_000..30_000).contains(&(bytes / 10_000)), "{}", bytes / 10_000);

@@ -54,8 +54,7 @@ impl Crew {
     ) -> Result<Self> {
         let readers = (0..count).map(|_| None).collect();
         let taken = vec![0; count];
-        let mut crew =
-            Self { board, program, orders, readers, taken, harvest: Harvest::default() };
+        let mut crew = Self { board, program, orders, readers, taken, harvest: Harvest::default() };
         (0..count).try_for_each(|slot| crew.send(slot, 0))?;
         Ok(crew)
     }
@@ -70,7 +69,9 @@ impl Crew {
         command.args(["--limit-secs", &limit.as_secs().to_string()]);
         command.stdin(Stdio::null());
         let reader = leash(command)?;
-        self.board.slots[slot].pid.store(u64::from(reader.pid().as_raw().unsigned_abs()), Ordering::SeqCst);
+        self.board.slots[slot]
+            .pid
+            .store(u64::from(reader.pid().as_raw().unsigned_abs()), Ordering::SeqCst);
         self.readers[slot] = Some(reader);
         Ok(())
     }

@@ -100,7 +100,8 @@ impl Register {
     /// Kills a process if it lives.
     fn kill(&self, seen: Seen) -> bool {
         let at = now();
-        if !alive(Pid::from_raw(seen.pid)) || kill(Pid::from_raw(seen.pid), Signal::SIGKILL).is_err()
+        if !alive(Pid::from_raw(seen.pid))
+            || kill(Pid::from_raw(seen.pid), Signal::SIGKILL).is_err()
         {
             return false;
         }
@@ -112,9 +113,9 @@ impl Register {
 /// The children of all threads of a process.
 fn children(pid: i32) -> Vec<i32> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    let lists = threads.flatten().filter_map(|thread| {
-        fs::read_to_string(thread.path().join("children")).ok()
-    });
+    let lists = threads
+        .flatten()
+        .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
     let all: Vec<String> = lists.collect();
     all.iter().flat_map(|list| list.split_whitespace()).filter_map(|pid| pid.parse().ok()).collect()
 }

@@ -30,6 +30,9 @@ pub struct Report {
     pub errors: BTreeMap<String, u64>,
     /// Reads that failed while the origin was broken, or soon after.
     pub errors_of_the_origin: BTreeMap<String, u64>,
+    /// Reads that failed because the supervisor was killed between reading their event and writing it
+    /// down.
+    pub errors_in_no_table: BTreeMap<String, u64>,
     pub hung: u64,
     /// Events that were lost or answered twice, and answers that nobody waited for.
     pub lost_or_twice: u64,
@@ -46,7 +49,7 @@ pub struct Report {
     pub queue_blocked_readers_found: u64,
     pub queue_longest: usize,
     pub requeued: u64,
-    /// Readers that got EAGAIN from the kernel's answer because their event was in no table.
+    /// Events that the next supervisor answered with EAGAIN because they were in no table.
     pub in_no_table: u64,
     pub other_processes: BTreeMap<String, u64>,
     /// What should not have happened. Empty, or the run has failed.
@@ -168,7 +171,8 @@ impl Report {
         let mut heads = vec!["chaos"];
         heads.extend(reports.iter().map(|report| report.system.as_str()));
         let first = reports.first();
-        let title = first.map_or(String::new(), |r| format!("{} readers, seed {}", r.readers, r.seed));
+        let title =
+            first.map_or(String::new(), |r| format!("{} readers, seed {}", r.readers, r.seed));
         let mut table = Table::new(title, &heads);
         type Cell = fn(&Report) -> String;
         let rows: [(&str, Cell); 22] = [
@@ -199,9 +203,14 @@ impl Report {
             }),
             ("looks at the queue, events compared, blocked readers found", |r| {
                 let Report { queue_samples, queue_events_compared, .. } = r;
-                format!("{queue_samples}, {queue_events_compared}, {}", r.queue_blocked_readers_found)
+                format!(
+                    "{queue_samples}, {queue_events_compared}, {}",
+                    r.queue_blocked_readers_found
+                )
             }),
-            ("events caught in no table (EAGAIN)", |r| r.in_no_table.to_string()),
+            ("events caught in no table, and reads that failed for that", |r| {
+                format!("{}, {}", r.in_no_table, list(&r.errors_in_no_table))
+            }),
             ("violations", |r| r.violations.len().to_string()),
         ];
         for (name, cell) in rows {
@@ -222,10 +231,9 @@ mod tests {
         let kills = [Kill { role: worker, at: 100 * MS }, Kill { role: worker, at: 300 * MS }];
         let births = [110, 305].map(|at| Seen { role: worker, pid: at as i32, at: at * MS });
         // the second one of shard 0 was answered by the dead worker, just before
-        let waits = [
-            (1, 90, 111), (0, 95, 101), (0, 99, 120), (0, 99, 125), (0, 304, 310), (0, 302, 312),
-        ]
-        .map(|(shard, begin, end)| (shard, begin * MS, end * MS));
+        let waits =
+            [(1, 90, 111), (0, 95, 101), (0, 99, 120), (0, 99, 125), (0, 304, 310), (0, 302, 312)]
+                .map(|(shard, begin, end)| (shard, begin * MS, end * MS));
         let times = answers([(&kills[..], &births[..], &waits[..], worker)]);
         assert_eq!((times.count, times.overtaken), (2, 0));
         assert_eq!((times.p50, times.longest), (20.0, 20.0));

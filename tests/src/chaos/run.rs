@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::MS;
 use super::board::{Board, Done, MAX_READERS, MAX_TREES, Outcome};
 use super::content::Content;
 use super::crew::{Crew, Harvest};
@@ -18,7 +19,6 @@ use super::report::{Report, answers};
 use super::trees::Rotation;
 use super::weather::{self, Almanac};
 use super::witness::Witness;
-use super::MS;
 use crate::process::until;
 use crate::proxy::{Proxy, Quality};
 use crate::server::url_at;
@@ -29,6 +29,9 @@ const CONFIGURATION: &str = "deadline_secs = 30\nstall_secs = 2\n";
 
 /// An access that takes longer than this is hung: longer than the deadline with all that comes on top.
 const LIMIT: Duration = Duration::from_secs(120);
+
+/// So many are told.
+const MOST_VIOLATIONS: usize = 200;
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -48,6 +51,8 @@ pub struct Options {
     pub pause: Duration,
     pub round_trip: Duration,
     pub faults: bool,
+    /// A reader that is blocked for longer has to be in the queue.
+    pub listed_after: Duration,
     /// `brokered` or `kernel`; whichever the daemon takes otherwise.
     pub queue: Option<String>,
 }
@@ -121,7 +126,7 @@ pub fn hydrant(options: &Options) -> Result<Report> {
     let is_over = || over.load(Ordering::SeqCst);
     let is_calm = || calm.load(Ordering::SeqCst);
     let killed = AtomicBool::new(false);
-    let witness = Witness::new(&rotation);
+    let witness = Witness::new(&rotation, options.listed_after);
     let seen = thread::scope(|scope| -> Result<_> {
         let _end = End(&over);
         scope.spawn(|| register.watch(&world.daemon, is_over));
@@ -145,7 +150,10 @@ pub fn hydrant(options: &Options) -> Result<Report> {
                 said = Instant::now();
                 let (kills, cold) = (register.kills().len(), crew.harvest.cold);
                 let seconds = begin.elapsed().as_secs();
-                eprintln!("{seconds} s: {kills} kills, {cold} cold reads, {} bad", crew.harvest.bad.len());
+                eprintln!(
+                    "{seconds} s: {kills} kills, {cold} cold reads, {} bad",
+                    crew.harvest.bad.len()
+                );
             }
             thread::sleep(Duration::from_millis(20));
         }
@@ -170,7 +178,8 @@ pub fn hydrant(options: &Options) -> Result<Report> {
     }) {
         report.violation(format!("{error:#}: {:?}", world.daemon.admin().queue()));
     }
-    judge(&mut report, &crew.harvest, &almanac);
+    read_log(&mut report, &world.daemon.log_tail(usize::MAX));
+    judge(&mut report, &crew.harvest, &almanac, &register);
     let kills = register.kills();
     report.supervisor_kills = kills.iter().filter(|k| k.role == Role::Supervisor).count();
     report.worker_kills = kills.len() - report.supervisor_kills;
@@ -183,7 +192,8 @@ pub fn hydrant(options: &Options) -> Result<Report> {
     report.queue_longest = seen.longest;
     report.requeued = seen.requeued;
     report.other_processes = seen.others;
-    report.lost_or_twice = seen.violations.iter().filter(|v| v.contains("by supervisor")).count() as u64;
+    report.lost_or_twice =
+        seen.violations.iter().filter(|v| v.contains("by supervisor")).count() as u64;
     report.violations.extend(seen.violations);
     {
         let count = rotation.count.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -192,7 +202,6 @@ pub fn hydrant(options: &Options) -> Result<Report> {
         report.violations.extend(count.failures.iter().cloned());
     }
     drop(rotation);
-    read_log(&mut report, &world.daemon.log_tail(usize::MAX));
     // all must go, and leave nothing mounted
     if let Err(error) = world.daemon.stop() {
         report.violation(format!("the daemon does not stop: {error:#}"));
@@ -215,29 +224,45 @@ fn name(outcome: Outcome) -> String {
 }
 
 /// Sorts what was not right.
-pub fn judge(report: &mut Report, harvest: &Harvest, almanac: &Almanac) {
+fn judge(report: &mut Report, harvest: &Harvest, almanac: &Almanac, register: &Register) {
     report.reads = harvest.reads;
     report.cold_reads = harvest.cold;
     report.bytes_compared = harvest.bytes;
     report.longest_read_ms = harvest.longest as f64 / MS as f64;
     for done in &harvest.bad {
         let Done { began, ended, outcome, .. } = *done;
-        match outcome {
-            Outcome::Right => {}
-            Outcome::Zeros => report.zeros += 1,
-            Outcome::Wrong => report.wrong += 1,
-            // What the page cache makes of every answer that is no: TROUBLESHOOTING.md.
-            Outcome::Errno(libc::EIO | libc::EFAULT) | Outcome::Bus
-                if almanac.was_bad(began, ended) =>
-            {
-                *report.errors_of_the_origin.entry(name(outcome)).or_default() += 1;
+        // what the page cache makes of every answer that is no: TROUBLESHOOTING.md
+        let is_denial = matches!(outcome, Outcome::Errno(libc::EIO | libc::EFAULT) | Outcome::Bus);
+        let caught: u64 = report.errors_in_no_table.values().sum();
+        let place = match outcome {
+            Outcome::Zeros => {
+                report.zeros += 1;
+                None
             }
-            _ => *report.errors.entry(name(outcome)).or_default() += 1,
-        }
-        let excused = matches!(outcome, Outcome::Errno(_) | Outcome::Bus)
-            && almanac.was_bad(began, ended);
-        if !excused && report.violations.len() < 50 {
-            report.violation(format!("{outcome:?} after {} ms: {:?}", (ended - began) / MS, done.access));
+            Outcome::Wrong | Outcome::Right => {
+                report.wrong += 1;
+                None
+            }
+            _ if is_denial && almanac.was_bad(began, ended) => {
+                Some(&mut report.errors_of_the_origin)
+            }
+            // documented: the supervisor was killed between the kernel's read and its table
+            _ if is_denial
+                && caught < report.in_no_table
+                && register.killed(began, ended, true) =>
+            {
+                Some(&mut report.errors_in_no_table)
+            }
+            _ => {
+                *report.errors.entry(name(outcome)).or_default() += 1;
+                None
+            }
+        };
+        if let Some(excused) = place {
+            *excused.entry(name(outcome)).or_default() += 1;
+        } else if report.violations.len() < MOST_VIOLATIONS {
+            let took = (ended - began) / MS;
+            report.violation(format!("{outcome:?} after {took} ms: {:?}", done.access));
         }
     }
     if report.hung > 0 {
@@ -273,7 +298,5 @@ fn read_log(report: &mut Report, log: &str) {
             report.violation(format!("log: {line}"));
         }
     }
-    if report.violations.len() > 200 {
-        report.violations.truncate(200);
-    }
+    report.violations.truncate(MOST_VIOLATIONS);
 }

@@ -15,11 +15,14 @@ use super::content::Content;
 use super::killer::Register;
 use super::reader::tree_path;
 use super::weather::Almanac;
-use super::now;
+use super::{MS, now};
 use crate::world::World;
 
 /// How long readers may take to let go of a tree, or a clone or removal to be done in the end.
 const PATIENCE: Duration = Duration::from_secs(150);
+
+/// A supervisor that follows one that was killed serves after so long, even where the machine is busy.
+const RESTART: u64 = 20_000 * MS;
 
 /// What is known of the clone that is open.
 #[derive(Debug, Clone, Copy)]
@@ -118,10 +121,14 @@ impl Rotation<'_> {
             let from = now();
             result = attempt();
             let Err(error) = &result else { break };
-            let excused = self.register.killed(from, now(), true)
+            // the next supervisor may not serve yet
+            let excused = self.register.killed(from.saturating_sub(RESTART), now(), true)
                 || self.almanac.was_bad(from, now());
             let text = format!("{error:#}");
-            let line = text.lines().filter(|line| !line.is_empty()).nth(1).unwrap_or(&text);
+            let root = error.root_cause().to_string();
+            // the command's words come last, and are different each time in their paths
+            let line = root.lines().last().unwrap_or_default().split(" at /").next();
+            let line = line.unwrap_or_default();
             if excused {
                 *lock(&self.count).cut_short.entry(format!("{what}: {line}")).or_default() += 1;
             } else {

@@ -22,11 +22,11 @@ use super::trees::Rotation;
 use super::{MS, now};
 use crate::repository::Random;
 
-/// A reader that is blocked for longer is in the queue.
-const LISTED_AFTER: u64 = 1000 * MS;
-
 /// The kernel reads ahead of what a reader asks for and, in page faults, around it: so far at most.
 const READ_AHEAD: u64 = 4 << 20;
+
+/// Where the files of a segment are, by their paths.
+type Places = HashMap<Vec<u8>, ByteRange>;
 
 /// What was compared.
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ pub struct Count {
     /// Of these, by the command `hydrant queue --json`.
     pub by_command: u64,
     pub events: u64,
-    /// Readers that were blocked for longer than a second, and were in the queue.
+    /// Readers that were blocked for a while, and were in the queue.
     pub blocked: u64,
     /// Events of processes that are no readers, by name.
     pub others: BTreeMap<String, u64>,
@@ -55,18 +55,21 @@ pub struct Count {
 pub struct Witness<'a> {
     rotation: &'a Rotation<'a>,
     board: &'static Board,
-    extents: HashMap<(u64, u64), Arc<HashMap<Vec<u8>, ByteRange>>>,
+    extents: HashMap<(u64, u64), Arc<Places>>,
     /// Readers that should have been in the last sample: slot and serial.
     missing: BTreeSet<(usize, u64)>,
+    /// A reader that is blocked for longer, in nanoseconds, is in the queue.
+    listed_after: u64,
     pub count: Count,
 }
 
 impl<'a> Witness<'a> {
     #[must_use]
-    pub fn new(rotation: &'a Rotation<'a>) -> Self {
+    pub fn new(rotation: &'a Rotation<'a>, listed_after: Duration) -> Self {
         let board = rotation.board;
         let (extents, missing, count) = (HashMap::new(), BTreeSet::new(), Count::default());
-        Self { rotation, board, extents, missing, count }
+        let listed_after = listed_after.as_nanos() as u64;
+        Self { rotation, board, extents, missing, listed_after, count }
     }
 
     /// Compares until `over`.
@@ -119,15 +122,18 @@ impl<'a> Witness<'a> {
         let mut missing = BTreeSet::new();
         for (slot, (before, after)) in before.iter().zip(&after).enumerate() {
             let (Some(before), Some(after)) = (before, after) else { continue };
-            if before.serial != after.serial || before.began + LISTED_AFTER > from {
+            if before.serial != after.serial || before.began + self.listed_after > from {
                 continue;
             }
             let Some(open) = self.rotation.open(before.access.tree) else { continue };
             let directory = self.rotation.path(before.access.tree);
-            let name = (directory.to_string_lossy().into_owned(), open.content.path(before.access.file));
+            let name =
+                (directory.to_string_lossy().into_owned(), open.content.path(before.access.file));
             if listed.contains(&name) {
                 self.count.blocked += 1;
-            } else if is_blocked(self.board.slots[slot].pid.load(std::sync::atomic::Ordering::SeqCst)) {
+            } else if is_blocked(
+                self.board.slots[slot].pid.load(std::sync::atomic::Ordering::SeqCst),
+            ) {
                 if self.missing.contains(&(slot, before.serial)) {
                     let waited = (to - before.began) / MS;
                     self.count.violations.push(format!(
@@ -151,7 +157,8 @@ impl<'a> Witness<'a> {
         from: u64,
     ) -> Result<(), &'static str> {
         let pid = u64::from(event.process.pid.unsigned_abs());
-        let of_pid = |slot: &super::board::Slot| slot.pid.load(std::sync::atomic::Ordering::SeqCst) == pid;
+        let of_pid =
+            |slot: &super::board::Slot| slot.pid.load(std::sync::atomic::Ordering::SeqCst) == pid;
         let Some(slot) = self.board.slots.iter().position(of_pid) else {
             let name = event.process.comm.clone().unwrap_or_else(|| "gone".to_owned());
             *self.count.others.entry(name).or_default() += 1;
@@ -200,7 +207,7 @@ impl<'a> Witness<'a> {
         Some(within && !range.is_empty() && range.offset() < end && start < range.end())
     }
 
-    fn extents(&mut self, pool: u64, segment: u64) -> Option<Arc<HashMap<Vec<u8>, ByteRange>>> {
+    fn extents(&mut self, pool: u64, segment: u64) -> Option<Arc<Places>> {
         if let Some(known) = self.extents.get(&(pool, segment)) {
             return Some(Arc::clone(known));
         }
@@ -208,7 +215,8 @@ impl<'a> Witness<'a> {
         let segment_name = SegmentId(segment).to_string();
         let file = state.join(format!("pools/{pool}/{segment_name}.extents"));
         let index = Extents::read(fs_err::File::open(file).ok()?).ok()?;
-        let files = index.iter().map(|extent| (index.path(&extent).to_vec(), extent.range)).collect();
+        let files =
+            index.iter().map(|extent| (index.path(&extent).to_vec(), extent.range)).collect();
         let files = Arc::new(files);
         self.extents.insert((pool, segment), Arc::clone(&files));
         Some(files)

@@ -175,3 +175,15 @@ fn something_else_than_a_seqpacket_socket_is_refused() {
         assert_eq!(Seqpacket::new(a.into()).unwrap_err().kind(), ErrorKind::InvalidInput);
     });
 }
+
+/// The kernel says `ECONNRESET` once when the peer ends with messages of ours unread (unix(7)).
+#[tokio::test]
+async fn what_a_peer_said_before_it_ended_is_heard_whatever_it_had_not_read() {
+    let (a, b) = connected();
+    a.send(b"never read", &[]).await.unwrap();
+    b.send(b"last", &[]).await.unwrap();
+    drop(b);
+    let mut buffer = [0; 16];
+    assert_eq!(a.recv(&mut buffer).await.unwrap().unwrap().length, 4);
+    assert!(a.recv(&mut buffer).await.unwrap().is_none());
+}
