@@ -14,6 +14,7 @@ pub mod bench;
 pub mod chaos;
 pub mod container;
 pub mod daemon;
+pub mod guest;
 pub mod namespace;
 pub mod process;
 pub mod proxy;

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use hydrant_api::Directories;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+use super::failed::News;
 use super::kept::{self, Kept};
 use super::mounts;
 use super::origins::Origins;
-use super::shard::{Command, OnComplete, Shard};
+use super::shard::{Command, Hooks, Shard};
 use super::store::{Store, WorkerUser};
 use super::{Supervisor, lock};
 use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, serve};
@@ -56,7 +57,11 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
     // before there are new groups, from which the next supervisor would conclude that these are guarded
     mounts::clear_unguarded(&catalog, &store, &guarded, count).await;
     let origins = Arc::new(Origins::default());
-    let shards = start_shards(count, &mut kept, &store, &origins, &catalog).inspect_err(|_| {
+    let (tell, news) = mpsc::unbounded_channel();
+    let hooks = hooks(&catalog, &tell);
+    let patience = config.patience();
+    let shards = start_shards(count, &mut kept, &store, &origins, patience, hooks);
+    let shards = shards.inspect_err(|_| {
         if guarded.is_empty() {
             kept::forget_all((0..count).map(ShardId));
         }
@@ -72,11 +77,13 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         shards,
         kept: guarded,
         busy: Mutex::new(HashSet::new()),
-        live: Mutex::default(),
-        cloning: Mutex::new(Vec::new()),
+        live: Arc::default(),
+        cloning: Arc::default(),
         stop,
         started: Instant::now(),
     });
+    supervisor.record_failures(news);
+    supervisor.restore_quarantine().await;
     supervisor.restore().await;
     let (shut, mut shutting) = watch::channel(false);
     let server = tokio::spawn(serve(socket, Arc::clone(&supervisor), async move {
@@ -99,16 +106,18 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
 }
 
 fn worker_user(config: &Config) -> anyhow::Result<WorkerUser> {
+    let without_landlock = config.without_landlock.unwrap_or(false);
     if let Some(name) = &config.worker_user {
         let user = nix::unistd::User::from_name(name)
             .with_context(|| format!("can't look the worker_user {name} up"))?
             .with_context(|| format!("there is no user {name}, the configured worker_user"))?;
         anyhow::ensure!(!user.uid.is_root(), "worker_user must not be root");
-        return Ok(WorkerUser { uid: user.uid.as_raw(), gid: user.gid.as_raw() });
+        let (uid, gid) = (user.uid.as_raw(), user.gid.as_raw());
+        return Ok(WorkerUser { uid, gid, without_landlock });
     }
     let (uid, gid) = sandbox::unused_uid()
         .context("there is no unused uid for the workers; configure worker_user")?;
-    Ok(WorkerUser { uid, gid })
+    Ok(WorkerUser { uid, gid, without_landlock })
 }
 
 /// Workers must not be able to talk to the admin socket: its group is never theirs.
@@ -168,23 +177,40 @@ fn forget(
     }
 }
 
+/// What a shard's hooks do.
+fn hooks(catalog: &Catalog, tell: &mpsc::UnboundedSender<News>) -> impl Fn(ShardId) -> Hooks {
+    let (catalog, tell) = (catalog.clone(), tell.clone());
+    let runtime = tokio::runtime::Handle::current();
+    move |id| {
+        let (catalog, runtime) = (catalog.clone(), runtime.clone());
+        let (given_up, settled) = (tell.clone(), tell.clone());
+        Hooks {
+            on_complete: Arc::new(move |segment| {
+                let catalog = catalog.clone();
+                runtime.spawn(async move {
+                    if let Err(error) = catalog.set_complete(segment, true).await {
+                        error!(%segment, %error, "can't note that a segment is complete");
+                    }
+                });
+            }),
+            on_given_up: Arc::new(move |event| {
+                given_up.send(News::GivenUp(id, Box::new(event))).ok();
+            }),
+            on_settled: Arc::new(move |segment, range| {
+                settled.send(News::Settled(segment, range)).ok();
+            }),
+        }
+    }
+}
+
 fn start_shards(
     count: u16,
     kept: &mut Kept,
     store: &Arc<Store>,
     origins: &Arc<Origins>,
-    catalog: &Catalog,
+    patience: Duration,
+    hooks: impl Fn(ShardId) -> Hooks,
 ) -> anyhow::Result<Vec<super::shard::ShardHandle>> {
-    let catalog = catalog.clone();
-    let runtime = tokio::runtime::Handle::current();
-    let on_complete: OnComplete = Arc::new(move |segment| {
-        let catalog = catalog.clone();
-        runtime.spawn(async move {
-            if let Err(error) = catalog.set_complete(segment, true).await {
-                error!(%segment, %error, "can't note that a segment is complete");
-            }
-        });
-    });
     // threads of their own: whatever holds a request up does not hold up readers
     let threads = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -199,7 +225,7 @@ fn start_shards(
         .map(ShardId)
         .map(|id| {
             let (store, origins) = (Arc::clone(store), Arc::clone(origins));
-            Shard::start(id, kept.take(id), store, origins, Arc::clone(&on_complete))
+            Shard::start(id, kept.take(id), store, origins, patience, hooks(id))
                 .context("can't watch files: `hydrant doctor` checks what this machine can do")
         })
         .collect()

@@ -141,10 +141,9 @@ impl Worker {
     pub fn start(shard: ShardId, store: &Store) -> io::Result<Self> {
         let (control, their_control) = seqpacket::pair()?;
         let (queue, their_queue) = seqpacket::pair()?;
-        let user = &store.worker_user;
+        let user = store.worker_user;
         let child = Spawn::role(Role::Worker)
-            .argument(format!("--uid={}", user.uid))
-            .argument(format!("--gid={}", user.gid))
+            .arguments(user.arguments())
             .argument(format!("--shard={shard}"))
             .inherit(&ENVIRONMENT)
             .fd(their_control)
@@ -250,15 +249,19 @@ impl Worker {
         };
         match event {
             Ok(Some(event)) => event,
-            Ok(None) => {
-                self.hung_up = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
-                Event::HungUp
-            }
+            Ok(None) => self.hang_up(),
+            // the end of a process that had not read all that was sent to it
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => self.hang_up(),
             Err(error) => {
                 self.hung_up = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
                 Event::Broken(format!("it sent what can't be read: {error}"))
             }
         }
+    }
+
+    fn hang_up(&mut self) -> Event {
+        self.hung_up = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
+        Event::HungUp
     }
 
     /// Sends on the queue socket without waiting.

@@ -69,6 +69,11 @@ impl Shard {
                     self.finish(answer);
                 }
             }
+            Command::Quarantine { ranges } => self.quarantine(ranges),
+            Command::ClearQuarantine { reply } => {
+                self.clear_quarantine();
+                reply.send(()).ok();
+            }
             Command::Stop { reply } => {
                 self.stop();
                 reply.send(()).ok();
@@ -230,7 +235,7 @@ impl Shard {
         match complete {
             Ok(true) => {
                 self.unmark(id);
-                (self.on_complete)(id);
+                (self.hooks.on_complete)(id);
                 debug!(shard = %self.id, segment = %id, "complete");
             }
             Ok(false) if again => self.check_complete(id),
