@@ -11,7 +11,6 @@
 //!   something that was never read.
 //! - [`killer`]: SIGKILL for workers and supervisors.
 //! - [`witness`]: compares `hydrant queue` and the counters with what the readers announce.
-//! - [`peers`]: the same readers and kills for designs with a single process.
 
 pub mod board;
 pub mod content;
