@@ -144,6 +144,8 @@ pub struct Shard {
     patience: Duration,
     hooks: Hooks,
     stopping: bool,
+    /// Dropped last: the shard has let go of everything.
+    handing_over: Option<oneshot::Sender<()>>,
 }
 
 /// An event that is in the table, and about which nothing has been decided.
@@ -171,7 +173,7 @@ impl Segment {
 impl Drop for Shard {
     /// Leaves those who wait to the next supervisor, if there can be one.
     fn drop(&mut self) {
-        if fdstore::is_there() {
+        if fdstore::is_there() || self.handing_over.is_some() {
             self.events.drain().for_each(|(_, held)| held.waiter.leave());
         }
     }
@@ -270,6 +272,7 @@ impl Shard {
             patience,
             hooks,
             stopping: false,
+            handing_over: None,
         };
         tokio::spawn(async move {
             let end = tokio::spawn(shard.run()).await;

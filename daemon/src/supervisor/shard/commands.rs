@@ -78,6 +78,13 @@ impl Shard {
                 self.stop();
                 reply.send(()).ok();
             }
+            Command::Ping { reply } => {
+                reply.send(()).ok();
+            }
+            Command::HandOver { reply } => {
+                self.handing_over = Some(reply);
+                self.stopping = true;
+            }
             Command::Checked { segment, attachment, complete } => {
                 self.checked(segment, attachment, complete);
             }
