@@ -44,7 +44,13 @@ struct SupervisorArgs {
 enum Role {
     /// Fetches content; started by the supervisor
     #[command(hide = true)]
-    Worker(Unprivileged),
+    Worker {
+        #[command(flatten)]
+        who: Unprivileged,
+        /// Segments, where their events come from the kernel's queue
+        #[arg(long)]
+        event_files: Option<PathBuf>,
+    },
     /// Makes a manifest of a revision; started by the supervisor
     #[command(hide = true)]
     Importer(Unprivileged),
@@ -121,8 +127,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             runtime.block_on(supervisor::run(directories, config, kept))?;
             Ok(ExitCode::SUCCESS)
         }
-        Some(Role::Worker(who)) => {
-            worker::main(who.uid, who.gid, inherited()?)?;
+        Some(Role::Worker { who, event_files }) => {
+            worker::main(who.uid, who.gid, event_files, inherited()?)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Importer(who)) => {

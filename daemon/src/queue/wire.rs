@@ -1,15 +1,16 @@
 //! What supervisor and worker say to each other.
 //!
 //! Two `SOCK_SEQPACKET` sockets, one message a packet, postcard-encoded. On the *control* socket
-//! go segments (with their fds), credentials and reports; on the *queue* socket events and answers
-//! (with the brokered queue; the kernel's queue fd takes its place otherwise). The supervisor takes
+//! go segments (with their fds), credentials and reports; on the *queue* socket events and answers.
+//! With the kernel's queue these two go by an fd of the kernel's, and on the socket what is to be
+//! said about them. The supervisor takes
 //! the worker's word for nothing that could hurt others: it checks every number it gets.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::fanotify::Verdict;
+use crate::fanotify::{DenyErrno, Verdict};
 use crate::ids::{EventId, PoolId, SegmentId};
 use crate::importer::attributes;
 use crate::object::{HashKind, ObjectId};
@@ -34,7 +35,8 @@ pub enum ToWorker {
     Segment { pool: PoolId, segment: SegmentId },
     /// The pool is not served any more: finish with it and close its fds.
     Detach { pool: PoolId },
-    /// All that there was at the start has been sent: take events from now on.
+    /// All that there was at the start has been sent: take events from now on. With two fds, the
+    /// kernel's queue and the in-flight table: from there.
     Start,
     /// The answer to [`FromWorker::NeedTransport`]. With an fd: a stream socket to a
     /// `git upload-pack` in protocol version 2 that has not said anything yet.
@@ -90,7 +92,7 @@ pub enum FromWorker {
     },
 }
 
-/// From the supervisor, on the brokered queue's socket.
+/// From the supervisor, on the queue's socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToQueue {
     /// A reader waits for `range`, which is within the segment, not empty, in whole blocks.
@@ -105,12 +107,16 @@ pub enum ToQueue {
     Touched { segment: SegmentId, range: ByteRange },
     /// Nobody waits any more: the event has been answered by the administrator.
     Cancelled { event: EventId },
+    /// Of the kernel's queue: answer the event with this errno.
+    Deny { event: EventId, errno: DenyErrno },
+    /// Of the kernel's queue: begin the event anew.
+    Retry { event: EventId },
 }
 
-/// From the worker, on the brokered queue's socket.
+/// From the worker, on the queue's socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromQueue {
-    /// `reason` says why, where the verdict is a denial.
+    /// `reason` says why, where the verdict is a denial. Not with the kernel's queue.
     Answer { event: EventId, verdict: Verdict, reason: Option<String> },
     /// Not an answer: what keeps it, shown by `hydrant queue`.
     Waiting { event: EventId, reason: String },

@@ -21,6 +21,7 @@ use super::{Supervisor, lock};
 use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, serve};
 use crate::catalog::Catalog;
 use crate::config::Config;
+use crate::fanotify::QueueKind;
 use crate::ids::ShardId;
 use crate::sys::{fdstore, limits};
 use crate::worker::sandbox;
@@ -35,6 +36,7 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let _lock = InstanceLock::take(&directories)?;
+    let queue = queue_kind(&config, &kept)?;
     let files = limits::raise_open_files().context("can't raise the limit of open files")?;
     let user = not_in_group(worker_user(&config)?, config.socket_group.as_deref())?;
     let store = Store::open(&directories.state, user).with_context(|| {
@@ -52,12 +54,13 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
     // before there are new groups, from which the next supervisor would conclude that these are guarded
     mounts::clear_unguarded(&catalog, &store, &guarded, count).await;
     let origins = Arc::new(Origins::default());
-    let shards = start_shards(count, &mut kept, &store, &origins, &catalog).inspect_err(|_| {
-        if guarded.is_empty() {
-            kept::forget_all((0..count).map(ShardId));
-        }
-    })?;
-    info!(state = %directories.state.display(), shards = shards.len(), open_files = files.soft, "started");
+    let shards =
+        start_shards(count, queue, &mut kept, &store, &origins, &catalog).inspect_err(|_| {
+            if guarded.is_empty() {
+                kept::forget_all((0..count).map(ShardId));
+            }
+        })?;
+    info!(state = %directories.state.display(), shards = shards.len(), queue = queue.name(), open_files = files.soft, "started");
     let (stop, mut stopping) = watch::channel(false);
     let supervisor = Arc::new(Supervisor {
         directories: directories.clone(),
@@ -66,6 +69,7 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         store,
         origins,
         shards,
+        queue,
         kept: guarded,
         busy: Mutex::new(HashSet::new()),
         live: Mutex::default(),
@@ -92,6 +96,20 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
     tokio::time::timeout(Duration::from_secs(10), server).await.ok();
     info!("stopped");
     Ok(())
+}
+
+/// Where readers wait: as configured, but groups that were kept stay what they are.
+fn queue_kind(config: &Config, kept: &Kept) -> anyhow::Result<QueueKind> {
+    let configured = config.queue().map_err(anyhow::Error::from).and_then(|c| Ok(c.kind()?));
+    let Some(kind) = kept.kind() else { return configured };
+    if configured.as_ref().ok() != Some(&kind) {
+        let configured = configured.map_or_else(|error| error.to_string(), |c| c.name().into());
+        warn!(
+            queue = kind.name(),
+            configured, "the queue stays what it is until the daemon is stopped"
+        );
+    }
+    Ok(kind)
 }
 
 fn worker_user(config: &Config) -> anyhow::Result<WorkerUser> {
@@ -166,6 +184,7 @@ fn forget(
 
 fn start_shards(
     count: u16,
+    queue: QueueKind,
     kept: &mut Kept,
     store: &Arc<Store>,
     origins: &Arc<Origins>,
@@ -195,7 +214,7 @@ fn start_shards(
         .map(ShardId)
         .map(|id| {
             let (store, origins) = (Arc::clone(store), Arc::clone(origins));
-            Shard::start(id, kept.take(id), store, origins, Arc::clone(&on_complete))
+            Shard::start(id, queue, kept.take(id), store, origins, Arc::clone(&on_complete))
                 .context("can't watch files: `hydrant doctor` checks what this machine can do")
         })
         .collect()

@@ -54,6 +54,8 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    #[error("can't use the kernel's queue")]
+    KernelQueue(#[source] io::Error),
     #[error("the supervisor speaks version {0} of the protocol, this worker {ours}", ours = wire::VERSION)]
     Version(u32),
 }
@@ -178,6 +180,7 @@ where
                 }
                 Action::Slow(done) => self.slow(done),
                 Action::Report => {
+                    self.queue.beat();
                     self.progress();
                     self.report();
                 }
@@ -215,7 +218,7 @@ where
             }
             ToWorker::Segment { pool, segment } => self.attach(pool, segment, fds),
             ToWorker::Detach { pool } => self.detach(pool),
-            ToWorker::Start => self.taking_events = true,
+            ToWorker::Start => self.start(fds)?,
             ToWorker::Transport { request, result } => {
                 self.control.transport(request, result.map(|()| fds.into_iter().next()));
             }
@@ -236,6 +239,21 @@ where
             }
             ToWorker::Stop => {}
         }
+        Ok(())
+    }
+
+    fn start(&mut self, fds: Vec<OwnedFd>) -> Result<(), RunError> {
+        let mut fds = fds.into_iter();
+        if let (Some(queue), Some(table)) = (fds.next(), fds.next()) {
+            self.queue.take_from_kernel(queue, table).map_err(RunError::KernelQueue)?;
+            for (segment, pool) in &self.segments {
+                let known = self.pools.get_mut(pool).map(|state| state.pool.segment(*segment));
+                if let Some(Ok(known)) = known {
+                    self.queue.know(*segment, &known.data).map_err(RunError::KernelQueue)?;
+                }
+            }
+        }
+        self.taking_events = true;
         Ok(())
     }
 
@@ -310,6 +328,8 @@ where
                     state.engine.cancel(event);
                 }
             }
+            // `Queue` does what there is to do
+            ToQueue::Deny { .. } | ToQueue::Retry { .. } => {}
         }
     }
 
