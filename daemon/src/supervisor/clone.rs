@@ -252,6 +252,11 @@ impl<'a> Clone<'a> {
         let catalog = |error| internal("the catalog failed", &error);
         let pool = supervisor.catalog.pool_for(pool).await.map_err(catalog)?;
         let cloning = Cloning::begin(supervisor, pool.id);
+        // it may have gone in between, as garbage
+        if supervisor.catalog.pool(pool.id).await.map_err(catalog)?.is_none() {
+            return Err(ApiError::conflict("the repository's pool was just removed")
+                .with_hint("try it again"));
+        }
         fs::create_dir_all(supervisor.store.pool_dir(pool.id))
             .map_err(|error| internal("can't make the pool's directory", &error))?;
         let segments = supervisor.catalog.segments(pool.id).await.map_err(catalog)?;

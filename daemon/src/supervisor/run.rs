@@ -72,8 +72,8 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         queue,
         kept: guarded,
         busy: Mutex::new(HashSet::new()),
-        live: Mutex::default(),
-        cloning: Mutex::new(Vec::new()),
+        live: Arc::default(),
+        cloning: Arc::default(),
         stop,
         started: Instant::now(),
     });
