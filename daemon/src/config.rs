@@ -40,6 +40,8 @@ pub struct Config {
     pub connections: Option<u32>,
     /// Fetch what is likely to be read next.
     pub read_ahead: Option<bool>,
+    /// Work on a kernel that has no Landlock too. Default: no.
+    pub without_landlock: Option<bool>,
     /// Where readers wait. Default: in the kernel, if it can.
     pub queue: Option<QueueChoice>,
 }
@@ -196,6 +198,7 @@ mod tests {
             connections = 3
             read_ahead = false
             queue = "brokered"
+            without_landlock = true
             "#,
         )
         .unwrap();
@@ -206,6 +209,7 @@ mod tests {
         assert_eq!(directories.run, Path::new("/elsewhere"));
         assert_eq!(config.socket_group.as_deref(), Some("dev"));
         assert_eq!(config.queue, Some(QueueChoice::Brokered));
+        assert_eq!(config.without_landlock, Some(true));
     }
 
     #[test]

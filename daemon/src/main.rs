@@ -72,6 +72,9 @@ struct Unprivileged {
     uid: u32,
     #[arg(long)]
     gid: u32,
+    /// The kernel may have no Landlock
+    #[arg(long)]
+    without_landlock: bool,
     /// Only for `ps`
     #[arg(long)]
     shard: Option<u16>,
@@ -128,11 +131,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Worker { who, event_files }) => {
-            worker::main(who.uid, who.gid, event_files, inherited()?)?;
+            worker::main(who.uid, who.gid, who.without_landlock, event_files, inherited()?)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Importer(who)) => {
-            importer::main(who.uid, who.gid, inherited()?)?;
+            importer::main(who.uid, who.gid, who.without_landlock, inherited()?)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Builder) => {

@@ -13,6 +13,7 @@ pub mod bare;
 pub mod bench;
 pub mod container;
 pub mod daemon;
+pub mod guest;
 pub mod namespace;
 pub mod process;
 pub mod proxy;

@@ -102,7 +102,7 @@ impl From<Fds> for [OwnedFd; FDS] {
 }
 
 /// Runs the process: gives up privileges, then imports.
-pub fn main(uid: u32, gid: u32, fds: [OwnedFd; FDS]) -> anyhow::Result<()> {
+pub fn main(uid: u32, gid: u32, without_landlock: bool, fds: [OwnedFd; FDS]) -> anyhow::Result<()> {
     let fds = Fds::from(fds);
     // the system's certificates, while they can be read wherever they are
     load_system_roots();
@@ -113,7 +113,7 @@ pub fn main(uid: u32, gid: u32, fds: [OwnedFd; FDS]) -> anyhow::Result<()> {
         spool_dir,
         readable: Vec::new(),
         event_files: None,
-        without_landlock: false,
+        without_landlock,
     };
     sandbox::enter(&spec).context("can't enter the sandbox")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

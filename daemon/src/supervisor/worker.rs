@@ -142,10 +142,9 @@ impl Worker {
     pub fn start(shard: ShardId, queue: QueueKind, store: &Store) -> io::Result<Self> {
         let (control, their_control) = seqpacket::pair()?;
         let (queue_socket, their_queue) = seqpacket::pair()?;
-        let user = &store.worker_user;
+        let user = store.worker_user;
         let mut spawn = Spawn::role(Role::Worker)
-            .argument(format!("--uid={}", user.uid))
-            .argument(format!("--gid={}", user.gid))
+            .arguments(user.arguments())
             .argument(format!("--shard={shard}"));
         if queue == QueueKind::Kernel {
             spawn = spawn.argument("--event-files").argument(store.pools_dir());

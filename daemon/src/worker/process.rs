@@ -26,6 +26,7 @@ pub const FDS: usize = 3;
 pub fn main(
     uid: u32,
     gid: u32,
+    without_landlock: bool,
     event_files: Option<PathBuf>,
     [control, queue, spool]: [OwnedFd; FDS],
 ) -> anyhow::Result<()> {
@@ -39,7 +40,7 @@ pub fn main(
         spool_dir,
         readable: Vec::new(),
         event_files: event_files.as_ref().map(AsFd::as_fd),
-        without_landlock: false,
+        without_landlock,
     };
     sandbox::enter(&spec).context("can't enter the sandbox")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
