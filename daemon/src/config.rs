@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fs_err as fs;
 use hydrant_api::{ConfiguredDirectories, Directories};
@@ -44,6 +45,16 @@ pub struct Config {
     pub without_landlock: Option<bool>,
     /// Where readers wait. Default: in the kernel, if it can.
     pub queue: Option<QueueChoice>,
+    #[serde(default)]
+    pub workers: Workers,
+}
+
+/// `[workers]`: what the processes that fetch may use, and how long they may be silent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workers {
+    /// A worker that still says nothing of a reader so long after the deadline is stuck, and killed.
+    pub patience_secs: Option<u64>,
 }
 
 /// Where readers are to wait. `HYDRANT_QUEUE` in the environment goes before the file.
@@ -120,6 +131,7 @@ impl Config {
             (self.shards > Some(MAX_SHARDS), "shards", "is more than 64"),
             (self.deadline_secs == Some(0), "deadline_secs", "is 0: no reader would get its bytes"),
             (self.stall_secs == Some(0), "stall_secs", "is 0: no request would be answered"),
+            (self.workers.patience_secs == Some(0), "patience_secs", "is 0: no worker would live"),
             (self.connections == Some(0), "connections", "is 0: nothing would be fetched"),
         ];
         faults.into_iter().find(|(wrong, ..)| *wrong).map(|(_, key, what)| (key, what))
@@ -152,6 +164,12 @@ impl Config {
                 .map_err(|source: serde::de::value::Error| ConfigError::Environment { source }),
             Err(_) => Ok(self.queue.unwrap_or_default()),
         }
+    }
+
+    /// How long after a reader's deadline a silent worker is given up.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        Duration::from_secs(self.workers.patience_secs.unwrap_or(30))
     }
 
     /// How many shards there are: as configured, else one for each core, at most four.
@@ -199,12 +217,15 @@ mod tests {
             read_ahead = false
             queue = "brokered"
             without_landlock = true
+            [workers]
+            patience_secs = 7
             "#,
         )
         .unwrap();
         assert_eq!(config.shards(), 2);
         let limits = Limits { deadline_secs: 10, stall_secs: 5, connections: 3, read_ahead: false };
         assert_eq!(config.limits(), limits);
+        assert_eq!(config.patience(), Duration::from_secs(7));
         let directories = config.directories(None, Some("/elsewhere".into()));
         assert_eq!(directories.run, Path::new("/elsewhere"));
         assert_eq!(config.socket_group.as_deref(), Some("dev"));
@@ -223,6 +244,8 @@ mod tests {
             ("connections = 0", "connections"),
             ("state_dir = \"var\"", "state_dir"),
             ("queue = \"best\"", "queue"),
+            ("[workers]\npatience_secs = 0", "patience_secs"),
+            ("[workers]\nwages = 1", "wages"),
         ] {
             let message = load(text).unwrap_err().to_string();
             assert!(message.contains(key) && message.contains("config.toml"), "{message}");

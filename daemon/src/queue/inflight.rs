@@ -93,7 +93,8 @@ pub struct Record {
     pub pid: i32,
     /// When it was read first: [`now`], the same clock in every process.
     pub since: u64,
-    /// When the present worker got it, by the same clock; 0 while it waits.
+    /// When the present worker got it, by the same clock. While it waits: 0, or when the worker before
+    /// died.
     pub dispatched: u64,
     /// How often a worker got it.
     pub attempts: u32,
@@ -262,6 +263,8 @@ impl Table {
                 released += 1;
                 record.state = State::Waiting;
                 record.worker = 0;
+                // when it was heard of last
+                record.dispatched = now();
                 if death == Death::Fault {
                     record.strikes = record.strikes.saturating_add(1);
                 }

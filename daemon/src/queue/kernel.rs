@@ -12,13 +12,15 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use thiserror::Error;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::broker::MAX_STRIKES;
 use super::decide::{Decision, decide};
 use super::inflight::{End, Record, Slot, State, Table, now};
+use super::quarantine::{Admission, Quarantine, Quarantined};
 use crate::fanotify::{
     self, Answered, AsyncChannel, Channel, DenyErrno, Event, FileId, PermissionEvent, Read, Verdict,
 };
@@ -35,6 +37,8 @@ pub enum Incoming {
     Event { event: EventId, segment: SegmentId, range: ByteRange, pid: i32 },
     /// A reader was just given `range`, which was there.
     Touched { segment: SegmentId, range: ByteRange },
+    /// The bytes of a range in quarantine have come: it is over.
+    Settled { segment: SegmentId, range: ByteRange },
 }
 
 /// Why a queue can't go on, or an answer was not given.
@@ -53,6 +57,11 @@ pub enum QueueError {
 pub struct KernelQueue {
     state: Mutex<Inner>,
     channel: AsyncChannel,
+}
+
+/// The time, as quarantines have it.
+fn clock() -> Duration {
+    Duration::from_nanos(now())
 }
 
 /// Who reads the queue.
@@ -74,6 +83,7 @@ struct Inner {
     table: Table,
     /// What was in other hands before, and the kernel has not reported again yet.
     left: Left,
+    quarantine: Quarantine,
 }
 
 #[derive(Debug)]
@@ -110,6 +120,7 @@ impl KernelQueue {
             segments: HashMap::new(),
             table,
             left: Left::new(records, again),
+            quarantine: Quarantine::default(),
         };
         state.tidy();
         state.table.beat();
@@ -131,6 +142,17 @@ impl KernelQueue {
     /// The segment is not served any more: who reads it is given what is there.
     pub fn forget(&self, segment: SegmentId) {
         self.lock().segments.retain(|_, known| *known != segment);
+    }
+
+    /// What is to be denied, or to be tried carefully.
+    pub fn quarantine(&self, ranges: &[Quarantined]) {
+        let mut inner = self.lock();
+        ranges.iter().for_each(|range| inner.quarantine.restore(*range));
+    }
+
+    /// Everything may be tried.
+    pub fn clear_quarantine(&self) {
+        self.lock().quarantine.clear();
     }
 
     /// What comes next. `None`: the group is gone, nothing ever will. What asks for nothing to be
@@ -157,13 +179,12 @@ impl KernelQueue {
         Ok(inner.finish(held, verdict)?)
     }
 
-    /// An event that is to be begun anew; `None`: it has been answered.
+    /// What an event is about: segment, range and process. `None`: it has been answered.
     #[must_use]
-    pub fn again(&self, event: EventId) -> Option<Incoming> {
+    pub fn waits_for(&self, event: EventId) -> Option<(SegmentId, ByteRange, i32)> {
         let inner = self.lock();
-        let Held { record, .. } = inner.held.get(&event)?;
-        let Record { segment, range, pid, .. } = *record;
-        Some(Incoming::Event { event, segment, range, pid })
+        let Record { segment, range, pid, .. } = inner.held.get(&event)?.record;
+        Some((segment, range, pid))
     }
 
     /// Reads all that there is now, and denies what is not there. Gives the number of events denied.
@@ -280,6 +301,14 @@ impl Inner {
                 record = Record { event, since, dispatched, attempts, strikes, ..record };
             }
             _ => {
+                record.strikes = match self.quarantine.admits(segment, range, clock()) {
+                    Admission::Free => 0,
+                    Admission::OnTrial => MAX_STRIKES - 1,
+                    Admission::Refused => {
+                        debug!(%segment, %range, pid = record.pid, "denied: in quarantine");
+                        return self.settle(event, None, Verdict::Deny(DenyErrno::Eio));
+                    }
+                };
                 record.event = self.table.next_event();
                 self.table.count_event();
             }
@@ -323,6 +352,10 @@ impl Inner {
             verdict => verdict,
         };
         let end = if verdict == Verdict::Allow { End::Fetched } else { End::Denied };
+        if end == End::Fetched && self.quarantine.end(record.segment, record.range) {
+            let Record { segment, range, .. } = record;
+            self.ready.push_back(Incoming::Settled { segment, range });
+        }
         let answered = event.answer(verdict);
         if let Some(slot) = slot {
             self.table.free(slot);

@@ -14,6 +14,7 @@ use crate::fanotify::{DenyErrno, Verdict};
 use crate::ids::{EventId, PoolId, SegmentId};
 use crate::importer::attributes;
 use crate::object::{HashKind, ObjectId};
+use crate::queue::quarantine::Quarantined;
 use crate::range::ByteRange;
 
 /// The version of the two protocols; a worker of another one is not started.
@@ -36,8 +37,9 @@ pub enum ToWorker {
     /// The pool is not served any more: finish with it and close its fds.
     Detach { pool: PoolId },
     /// All that there was at the start has been sent: take events from now on. With two fds, the
-    /// kernel's queue and the in-flight table: from there.
-    Start,
+    /// kernel's queue and the in-flight table: from there, and the worker itself denies what is in
+    /// quarantine.
+    Start { quarantine: Vec<Quarantined> },
     /// The answer to [`FromWorker::NeedTransport`]. With an fd: a stream socket to a
     /// `git upload-pack` in protocol version 2 that has not said anything yet.
     Transport { request: u64, result: Result<(), String> },
@@ -111,6 +113,8 @@ pub enum ToQueue {
     Deny { event: EventId, errno: DenyErrno },
     /// Of the kernel's queue: begin the event anew.
     Retry { event: EventId },
+    /// Of the kernel's queue: nothing is in quarantine any more.
+    ClearQuarantine,
 }
 
 /// From the worker, on the queue's socket.
@@ -120,6 +124,8 @@ pub enum FromQueue {
     Answer { event: EventId, verdict: Verdict, reason: Option<String> },
     /// Not an answer: what keeps it, shown by `hydrant queue`.
     Waiting { event: EventId, reason: String },
+    /// Of the kernel's queue: the bytes of a range in quarantine have come.
+    Settled { segment: SegmentId, range: ByteRange },
 }
 
 /// From the supervisor to an importer, on its control socket.

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use hydrant_api::Directories;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+use super::failed::News;
 use super::kept::{self, Kept};
 use super::mounts;
 use super::origins::Origins;
-use super::shard::{Command, OnComplete, Shard};
+use super::shard::{Command, Hooks, Shard};
 use super::store::{Store, WorkerUser};
 use super::{Supervisor, lock};
 use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, serve};
@@ -54,12 +55,15 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
     // before there are new groups, from which the next supervisor would conclude that these are guarded
     mounts::clear_unguarded(&catalog, &store, &guarded, count).await;
     let origins = Arc::new(Origins::default());
-    let shards =
-        start_shards(count, queue, &mut kept, &store, &origins, &catalog).inspect_err(|_| {
-            if guarded.is_empty() {
-                kept::forget_all((0..count).map(ShardId));
-            }
-        })?;
+    let (tell, news) = mpsc::unbounded_channel();
+    let hooks = hooks(&catalog, &tell);
+    let patience = config.patience();
+    let shards = start_shards(count, queue, &mut kept, &store, &origins, patience, hooks);
+    let shards = shards.inspect_err(|_| {
+        if guarded.is_empty() {
+            kept::forget_all((0..count).map(ShardId));
+        }
+    })?;
     info!(state = %directories.state.display(), shards = shards.len(), queue = queue.name(), open_files = files.soft, "started");
     let (stop, mut stopping) = watch::channel(false);
     let supervisor = Arc::new(Supervisor {
@@ -77,6 +81,8 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         stop,
         started: Instant::now(),
     });
+    supervisor.record_failures(news);
+    supervisor.restore_quarantine().await;
     supervisor.restore().await;
     let (shut, mut shutting) = watch::channel(false);
     let server = tokio::spawn(serve(socket, Arc::clone(&supervisor), async move {
@@ -184,24 +190,41 @@ fn forget(
     }
 }
 
+/// What a shard's hooks do.
+fn hooks(catalog: &Catalog, tell: &mpsc::UnboundedSender<News>) -> impl Fn(ShardId) -> Hooks {
+    let (catalog, tell) = (catalog.clone(), tell.clone());
+    let runtime = tokio::runtime::Handle::current();
+    move |id| {
+        let (catalog, runtime) = (catalog.clone(), runtime.clone());
+        let (given_up, settled) = (tell.clone(), tell.clone());
+        Hooks {
+            on_complete: Arc::new(move |segment| {
+                let catalog = catalog.clone();
+                runtime.spawn(async move {
+                    if let Err(error) = catalog.set_complete(segment, true).await {
+                        error!(%segment, %error, "can't note that a segment is complete");
+                    }
+                });
+            }),
+            on_given_up: Arc::new(move |event| {
+                given_up.send(News::GivenUp(id, Box::new(event))).ok();
+            }),
+            on_settled: Arc::new(move |segment, range| {
+                settled.send(News::Settled(segment, range)).ok();
+            }),
+        }
+    }
+}
+
 fn start_shards(
     count: u16,
     queue: QueueKind,
     kept: &mut Kept,
     store: &Arc<Store>,
     origins: &Arc<Origins>,
-    catalog: &Catalog,
+    patience: Duration,
+    hooks: impl Fn(ShardId) -> Hooks,
 ) -> anyhow::Result<Vec<super::shard::ShardHandle>> {
-    let catalog = catalog.clone();
-    let runtime = tokio::runtime::Handle::current();
-    let on_complete: OnComplete = Arc::new(move |segment| {
-        let catalog = catalog.clone();
-        runtime.spawn(async move {
-            if let Err(error) = catalog.set_complete(segment, true).await {
-                error!(%segment, %error, "can't note that a segment is complete");
-            }
-        });
-    });
     // threads of their own: whatever holds a request up does not hold up readers
     let threads = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -216,7 +239,7 @@ fn start_shards(
         .map(ShardId)
         .map(|id| {
             let (store, origins) = (Arc::clone(store), Arc::clone(origins));
-            Shard::start(id, queue, kept.take(id), store, origins, Arc::clone(&on_complete))
+            Shard::start(id, queue, kept.take(id), store, origins, patience, hooks(id))
                 .context("can't watch files: `hydrant doctor` checks what this machine can do")
         })
         .collect()

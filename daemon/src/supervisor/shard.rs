@@ -13,6 +13,7 @@ mod brokered;
 mod commands;
 mod handle;
 mod kernel;
+mod poison;
 mod queue;
 pub(super) mod waiter;
 mod workers;
@@ -34,15 +35,14 @@ use super::worker::{Event, Worker};
 use crate::fanotify::{FileId, Group, QueueKind};
 use crate::ids::{PoolId, SegmentId, ShardId};
 use crate::queue::inflight::{self, DEFAULT_CAPACITY, Table};
+pub use crate::queue::quarantine::Quarantined;
 use crate::queue::wire::{Counters as FetchCounters, Limits, OriginSpec};
 use crate::sys::fdstore;
 use brokered::Brokered;
-pub use handle::{Command, Counters, OnComplete, ShardHandle, Snapshot, StartError};
+pub use handle::{Command, Counters, Hooks, ShardHandle, Snapshot, StartError};
 use kernel::Kernel;
+pub use poison::{GivenUp, epoch_ms, from_epoch};
 use queue::{Queue, Scope};
-
-/// How long after the readers' deadline a silent worker is given up.
-const GRACE: Duration = Duration::from_secs(30);
 
 const GONE: &str = "its tree is not mounted any more";
 
@@ -114,8 +114,9 @@ pub struct Shard {
     /// Workers in a row that ended soon, or could not be started.
     quick_deaths: u32,
     worker_deaths: u64,
-    /// A worker that we killed ourselves, for its silence.
-    killed: bool,
+    /// Why we killed the worker ourselves.
+    killed: Option<String>,
+    poison: poison::Poison,
     prefetches: HashMap<u64, Prefetch>,
     next_request: u64,
     counters: Counters,
@@ -125,7 +126,9 @@ pub struct Shard {
     own: mpsc::WeakUnboundedSender<Command>,
     origins: Arc<Origins>,
     store: Arc<Store>,
-    on_complete: OnComplete,
+    /// How long after the readers' deadline a silent worker is given up.
+    patience: Duration,
+    hooks: Hooks,
     /// Since [`Command::Stop`]: there are no new workers, and this is told when nobody waits.
     stop: Option<oneshot::Sender<()>>,
     /// There is nothing left to do.
@@ -180,7 +183,8 @@ impl Shard {
         kept: Option<KeptShard>,
         store: Arc<Store>,
         origins: Arc<Origins>,
-        on_complete: OnComplete,
+        patience: Duration,
+        hooks: Hooks,
     ) -> Result<ShardHandle, StartError> {
         let (group, table, owed) = match kept {
             Some(KeptShard { group, table, owed }) => (Some(group), table, owed),
@@ -225,7 +229,8 @@ impl Shard {
             backoff: Duration::ZERO,
             quick_deaths: 0,
             worker_deaths: 0,
-            killed: false,
+            killed: None,
+            poison: poison::Poison::default(),
             prefetches: HashMap::new(),
             next_request: 0,
             counters: Counters::default(),
@@ -235,7 +240,8 @@ impl Shard {
             own: sender.downgrade(),
             origins,
             store,
-            on_complete,
+            patience,
+            hooks,
             stop: None,
             over: false,
         };
@@ -319,11 +325,20 @@ impl Shard {
 
     /// The queue, and what it may see of the rest.
     fn queue(&mut self) -> (&mut Queue, Scope<'_>) {
-        let Self { queue, id, store, files, segments, detached, pools, worker, counters, .. } =
-            self;
-        let (shard, worker) = (*id, worker.as_mut());
-        let scope = Scope { shard, store, files, segments, detached, pools, worker, counters };
-        (queue, scope)
+        let scope = Scope {
+            shard: self.id,
+            store: &self.store,
+            files: &self.files,
+            segments: &self.segments,
+            detached: &self.detached,
+            pools: &self.pools,
+            patience: self.patience,
+            worker: self.worker.as_mut(),
+            counters: &mut self.counters,
+            poison: &mut self.poison,
+            hooks: &self.hooks,
+        };
+        (&mut self.queue, scope)
     }
 
     fn tick(&mut self) {

@@ -13,6 +13,7 @@ use crate::fanotify::Verdict;
 use crate::ids::{EventId, SegmentId};
 use crate::queue::inflight::Table;
 use crate::queue::kernel::{Incoming, KernelQueue};
+use crate::queue::quarantine::Quarantined;
 use crate::queue::wire::{self, FromQueue, MAX_MESSAGE, ToQueue};
 use crate::sys::seqpacket::Seqpacket;
 
@@ -33,9 +34,16 @@ impl Queue {
     }
 
     /// Takes events from the kernel's queue. Its segments are to be [made known](Self::know) then.
-    pub fn take_from_kernel(&mut self, queue: OwnedFd, table: OwnedFd) -> io::Result<()> {
+    pub fn take_from_kernel(
+        &mut self,
+        queue: OwnedFd,
+        table: OwnedFd,
+        quarantine: &[Quarantined],
+    ) -> io::Result<()> {
         let table = Table::open(table).map_err(io::Error::other)?;
-        self.kernel = Some(KernelQueue::new(queue, table).map_err(io::Error::other)?);
+        let kernel = KernelQueue::new(queue, table).map_err(io::Error::other)?;
+        kernel.quarantine(quarantine);
+        self.kernel = Some(kernel);
         Ok(())
     }
 
@@ -52,9 +60,18 @@ impl Queue {
                     Some(order) => obey(kernel, order, &mut self.ordered),
                     None => return Ok(None),
                 },
-                incoming = kernel.next() => {
-                    return Ok(incoming.map_err(io::Error::other)?.map(ToQueue::from));
-                }
+                incoming = kernel.next() => match incoming.map_err(io::Error::other)? {
+                    Some(Incoming::Event { event, segment, range, pid }) => {
+                        return Ok(Some(ToQueue::Event { event, segment, range, pid }));
+                    }
+                    Some(Incoming::Touched { segment, range }) => {
+                        return Ok(Some(ToQueue::Touched { segment, range }));
+                    }
+                    Some(Incoming::Settled { segment, range }) => {
+                        self.socket.out.send(FromQueue::Settled { segment, range });
+                    }
+                    None => return Ok(None),
+                },
             }
         }
     }
@@ -110,28 +127,19 @@ fn obey(kernel: &KernelQueue, order: ToQueue, ordered: &mut VecDeque<ToQueue>) {
     match order {
         ToQueue::Deny { event, errno } => {
             // else it has just been answered
-            if kernel.again(event).is_some() && settle(kernel, event, Verdict::Deny(errno)) {
+            if kernel.waits_for(event).is_some() && settle(kernel, event, Verdict::Deny(errno)) {
                 ordered.push_back(ToQueue::Cancelled { event });
             }
         }
         ToQueue::Retry { event } => {
-            if let Some(again) = kernel.again(event) {
-                ordered.extend([ToQueue::Cancelled { event }, again.into()]);
+            if let Some((segment, range, pid)) = kernel.waits_for(event) {
+                ordered.push_back(ToQueue::Cancelled { event });
+                ordered.push_back(ToQueue::Event { event, segment, range, pid });
             }
         }
+        ToQueue::ClearQuarantine => kernel.clear_quarantine(),
         // those are the kernel's
         ToQueue::Event { .. } | ToQueue::Touched { .. } | ToQueue::Cancelled { .. } => {}
-    }
-}
-
-impl From<Incoming> for ToQueue {
-    fn from(incoming: Incoming) -> Self {
-        match incoming {
-            Incoming::Event { event, segment, range, pid } => {
-                Self::Event { event, segment, range, pid }
-            }
-            Incoming::Touched { segment, range } => Self::Touched { segment, range },
-        }
     }
 }
 

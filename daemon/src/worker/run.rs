@@ -24,6 +24,7 @@ use super::request::Note;
 use super::schedule::Now;
 use crate::fanotify::{DenyErrno, Verdict};
 use crate::ids::{EventId, PoolId, SegmentId};
+use crate::queue::quarantine::Quarantined;
 use crate::queue::wire::{self, FromQueue, FromWorker, Limits, OriginSpec, ToQueue, ToWorker};
 use crate::range::ByteRange;
 use crate::source::Fetch;
@@ -218,7 +219,7 @@ where
             }
             ToWorker::Segment { pool, segment } => self.attach(pool, segment, fds),
             ToWorker::Detach { pool } => self.detach(pool),
-            ToWorker::Start => self.start(fds)?,
+            ToWorker::Start { quarantine } => self.start(&quarantine, fds)?,
             ToWorker::Transport { request, result } => {
                 self.control.transport(request, result.map(|()| fds.into_iter().next()));
             }
@@ -242,10 +243,11 @@ where
         Ok(())
     }
 
-    fn start(&mut self, fds: Vec<OwnedFd>) -> Result<(), RunError> {
+    fn start(&mut self, quarantine: &[Quarantined], fds: Vec<OwnedFd>) -> Result<(), RunError> {
         let mut fds = fds.into_iter();
         if let (Some(queue), Some(table)) = (fds.next(), fds.next()) {
-            self.queue.take_from_kernel(queue, table).map_err(RunError::KernelQueue)?;
+            let taken = self.queue.take_from_kernel(queue, table, quarantine);
+            taken.map_err(RunError::KernelQueue)?;
             for (segment, pool) in &self.segments {
                 let known = self.pools.get_mut(pool).map(|state| state.pool.segment(*segment));
                 if let Some(Ok(known)) = known {
@@ -329,7 +331,7 @@ where
                 }
             }
             // `Queue` does what there is to do
-            ToQueue::Deny { .. } | ToQueue::Retry { .. } => {}
+            ToQueue::Deny { .. } | ToQueue::Retry { .. } | ToQueue::ClearQuarantine => {}
         }
     }
 

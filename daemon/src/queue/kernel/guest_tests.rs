@@ -88,7 +88,7 @@ async fn guest_the_end_of_the_group_is_the_end_of_the_queue() {
     let (event, _) = next_event(&queue).await;
     // a task that waits already is woken
     let (end, ()) = tokio::join!(tokio::time::timeout(LIMIT, queue.next()), async {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
         drop(group);
     });
     assert_eq!(end.unwrap().unwrap(), None);

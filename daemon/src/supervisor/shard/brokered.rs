@@ -14,7 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use super::queue::Scope;
 use super::waiter::{self, Held, Waiter};
-use super::{GONE, GRACE, now};
+use super::{GONE, now};
 use crate::fanotify::{self, AsyncChannel, DenyErrno, Group, Owed, PermissionEvent, Verdict};
 use crate::ids::EventId;
 use crate::queue::broker::{Answer, Broker, Death, Overdue, Pending};
@@ -154,12 +154,18 @@ impl Brokered {
         let id = pending.segment;
         let decision = decide(event.range(), size, |range| presence::present(&event, range));
         let (verdict, touched) = match decision {
-            Ok(Decision::Fetch(range)) => {
-                debug!(shard = %scope.shard, event = %number, segment = %id, %range, pid = event.pid(), "waits");
-                self.broker.arrived(number, id, range, event.pid(), pending.arrived);
-                self.events.insert(number, Held::new(number, Waiter::Event(event), slot));
-                return;
-            }
+            Ok(Decision::Fetch(range)) => match scope.admission(id, range) {
+                Ok(strikes) => {
+                    debug!(shard = %scope.shard, event = %number, segment = %id, %range, pid = event.pid(), "waits");
+                    self.broker.restored(number, Pending { range, strikes, ..pending });
+                    self.events.insert(number, Held::new(number, Waiter::Event(event), slot));
+                    return;
+                }
+                Err((errno, reason)) => {
+                    debug!(shard = %scope.shard, segment = %id, %range, pid = event.pid(), reason, "denied");
+                    (Verdict::Deny(errno), None)
+                }
+            },
             Ok(Decision::Allow) => (Verdict::Allow, None),
             Ok(Decision::Touched(range)) => (Verdict::Allow, Some(range)),
             Ok(Decision::Deny(errno)) => {
@@ -199,6 +205,7 @@ impl Brokered {
     }
 
     fn finish(&mut self, end: Answer, scope: &mut Scope<'_>) {
+        scope.poison.forget(end.event);
         let Some(Held { waiter, slot, span }) = self.events.remove(&end.event) else { return };
         let _entered = span.enter();
         let waited = now().saturating_sub(end.pending.arrived);
@@ -209,7 +216,10 @@ impl Brokered {
             // a worker's word is not enough to let a reader see what may be a hole
             let pool = scope.pool_of(end.pending.segment);
             match waiter.is_present(scope.store, pool, &end.pending) {
-                Ok(true) => scope.counters.answered_fetched += 1,
+                Ok(true) => {
+                    scope.counters.answered_fetched += 1;
+                    scope.settle(end.pending.segment, end.pending.range);
+                }
                 Ok(false) => {
                     verdict = Verdict::Deny(DenyErrno::Eio);
                     reason = Some("its worker said that it is there, but it is not".into());
@@ -271,6 +281,8 @@ impl Brokered {
             FromQueue::Waiting { event, reason } => {
                 self.broker.keeps_waiting(event, cut(reason), now());
             }
+            // we see that ourselves
+            FromQueue::Settled { .. } => {}
         }
     }
 
@@ -295,9 +307,12 @@ impl Brokered {
         }
     }
 
-    pub fn worker_ended(&mut self, death: Death, scope: &mut Scope<'_>) -> u64 {
+    pub fn worker_ended(&mut self, death: Death, end: &str, scope: &mut Scope<'_>) -> u64 {
         let in_flight = self.broker.in_flight();
-        for answer in self.broker.worker_died(death) {
+        let had = self.broker.iter().filter(|(_, pending)| pending.dispatched.is_some());
+        scope.note_death(death, end, had.map(|(event, _)| event));
+        for answer in self.broker.worker_died(death, now()) {
+            scope.give_up(answer.event, &answer.pending);
             self.finish(answer, scope);
         }
         let left: Vec<_> = self.events.keys().copied().collect();
@@ -327,7 +342,7 @@ impl Brokered {
         let now = now();
         let overdue: Vec<_> = self
             .broker
-            .older_than(now.saturating_sub(GRACE))
+            .older_than(now.saturating_sub(scope.patience))
             .filter_map(|(event, pending)| {
                 Some((event, scope.overdue(pending, now)?, pending.dispatched.is_some()))
             })
@@ -335,7 +350,11 @@ impl Brokered {
         let mut kill = None;
         for (event, why, in_flight) in overdue {
             match (why, in_flight) {
-                (Overdue::Silent, true) => kill = Some("it is silent past the deadline"),
+                (Overdue::Silent, true) => {
+                    // the next worker may do better; an event that silences three is given up
+                    kill = Some("it is silent past the deadline");
+                    continue;
+                }
                 (Overdue::Endless, true) => scope.say(&ToQueue::Cancelled { event }),
                 (_, false) => {}
             }

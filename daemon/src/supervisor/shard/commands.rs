@@ -59,6 +59,13 @@ impl Shard {
                 let (queue, mut scope) = self.queue();
                 reply.send(queue.deny(event, &mut scope)).ok();
             }
+            Command::Quarantine { ranges } => self.poison.quarantine(ranges),
+            Command::ClearQuarantine { reply } => {
+                self.poison.clear();
+                let (queue, mut scope) = self.queue();
+                queue.clear_quarantine(&mut scope);
+                reply.send(()).ok();
+            }
             Command::Stop { reply } => self.stop(reply),
             Command::Checked { segment, attachment, complete } => {
                 self.checked(segment, attachment, complete);
@@ -198,7 +205,7 @@ impl Shard {
         match complete {
             Ok(true) => {
                 self.unmark(id);
-                (self.on_complete)(id);
+                (self.hooks.on_complete)(id);
                 debug!(shard = %self.id, segment = %id, "complete");
             }
             Ok(false) if again => self.check_complete(id),

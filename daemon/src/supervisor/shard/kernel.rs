@@ -19,7 +19,7 @@ use super::queue::Scope;
 use super::{Counters, now, waiter};
 use crate::fanotify::{self, DenyErrno, FileId, Group, Verdict};
 use crate::ids::{EventId, SegmentId};
-use crate::queue::broker::{Death, Overdue, Pending};
+use crate::queue::broker::{Death, MAX_STRIKES, Overdue, Pending};
 use crate::queue::inflight::{Record, State, Table, Tally};
 use crate::queue::kernel::{Incoming, KernelQueue, QueueError};
 use crate::queue::wire::{FromQueue, ToQueue, ToWorker};
@@ -59,7 +59,7 @@ enum Hands {
     /// Nobody: it is to be opened.
     Opening { reader: Reader, at: Instant, since: Instant },
     /// We, in place of a worker.
-    StandIn(KernelQueue),
+    StandIn(Box<KernelQueue>),
     /// The worker, since then.
     Worker { since: Duration },
 }
@@ -133,6 +133,9 @@ impl Kernel {
                 }
             }
             Wake::StandIn(Ok(Some(Incoming::Touched { .. }))) => {}
+            Wake::StandIn(Ok(Some(Incoming::Settled { segment, range }))) => {
+                scope.settle(segment, range);
+            }
             Wake::StandIn(Ok(None)) => {
                 error!(shard = %scope.shard, "the group is gone");
                 return false;
@@ -190,6 +193,7 @@ impl Kernel {
         let queue = KernelQueue::stand_in(fd, table).map_err(io::Error::other)?;
         let served = scope.files.iter().filter(|(_, id)| scope.segments.contains_key(id));
         served.for_each(|(file, segment)| queue.know_file(*segment, *file));
+        queue.quarantine(scope.poison.quarantined());
         if self.stop.is_some() {
             let denied = queue.deny_all(DenyErrno::Eagain).map_err(io::Error::other)?;
             if denied > 0 {
@@ -198,7 +202,7 @@ impl Kernel {
             self.stop = Some(Stop::Done);
             self.hands = Hands::Nobody;
         } else {
-            self.hands = Hands::StandIn(queue);
+            self.hands = Hands::StandIn(Box::new(queue));
         }
         Ok(())
     }
@@ -210,7 +214,9 @@ impl Kernel {
             self.open_for(Reader::StandIn);
             return Ok(());
         };
-        worker.control().send(ToWorker::Start, vec![fd, table]);
+        let control = worker.control();
+        let quarantine = scope.poison.quarantined().to_vec();
+        control.send(ToWorker::Start { quarantine }, vec![fd, table]);
         self.hands = Hands::Worker { since: now() };
         for (event, Order { errno, .. }) in &self.orders {
             scope.say(&ToQueue::Deny { event: *event, errno: *errno });
@@ -251,22 +257,46 @@ impl Kernel {
                     self.said.insert(event, said);
                 }
             }
+            FromQueue::Settled { segment, range } => {
+                let pool = scope.pool_of(segment);
+                let present = pool.map(|pool| scope.store.is_present(pool, segment, range));
+                if let Some(Ok(true)) = present {
+                    scope.settle(segment, range);
+                }
+            }
             FromQueue::Answer { event, .. } => {
                 debug!(shard = %scope.shard, %event, "an answer that is not ours to give");
             }
         }
     }
 
-    pub fn worker_ended(&mut self, death: Death, scope: &mut Scope<'_>) -> u64 {
+    pub fn worker_ended(&mut self, death: Death, end: &str, scope: &mut Scope<'_>) -> u64 {
         match self.hands {
             Hands::Worker { .. } | Hands::Opening { reader: Reader::Worker, .. } => {}
             // it had not got it yet
             _ => return 0,
         }
-        let in_flight = self.table.worker_died(death);
+        let records = self.table.snapshot().records;
+        let had = records.iter().filter(|record| record.state == State::InFlight);
+        let had: HashSet<_> = had.map(|record| record.event).collect();
+        scope.note_death(death, end, had.iter().copied());
+        self.table.worker_died(death);
+        for record in self.table.snapshot().records {
+            // who reads it next denies it
+            if had.contains(&record.event) && record.strikes >= MAX_STRIKES {
+                scope.give_up(record.event, &self.pending(&record));
+            }
+        }
         self.open_for(Reader::StandIn);
         self.open(scope);
-        in_flight
+        had.len() as u64
+    }
+
+    pub fn clear_quarantine(&self, scope: &mut Scope<'_>) {
+        match &self.hands {
+            Hands::StandIn(queue) => queue.clear_quarantine(),
+            _ => scope.say(&ToQueue::ClearQuarantine),
+        }
     }
 
     fn record(&self, event: EventId) -> Option<Record> {
@@ -329,12 +359,17 @@ impl Kernel {
         let there: HashSet<_> = records.iter().map(|record| record.event).collect();
         self.said.retain(|event, _| there.contains(event));
         self.orders.retain(|event, _| there.contains(event));
+        scope.poison.retain(&there);
         let mut kill = None;
         for record in &records {
             let pending = self.pending(record);
             match (scope.overdue(&pending, now), pending.dispatched) {
                 (None, _) => continue,
-                (Some(Overdue::Silent), Some(_)) => kill = Some("it is silent past the deadline"),
+                (Some(Overdue::Silent), Some(_)) => {
+                    // the next worker may do better; an event that silences three is given up
+                    kill = Some("it is silent past the deadline");
+                    continue;
+                }
                 _ => {}
             }
             self.order(record, "no answer by the deadline", scope);

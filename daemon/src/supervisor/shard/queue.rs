@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::brokered::Brokered;
 use super::kernel::{self, Kernel};
-use super::{Counters, GRACE, Pool, Segment};
+use super::poison::Poison;
+use super::{Counters, Hooks, Pool, Segment};
 use crate::fanotify::{self, FileId, QueueKind};
 use crate::ids::{EventId, PoolId, SegmentId, ShardId};
 use crate::queue::broker::{Death, Overdue, Pending};
@@ -22,8 +23,12 @@ pub struct Scope<'a> {
     pub segments: &'a HashMap<SegmentId, Segment>,
     pub detached: &'a HashMap<SegmentId, u64>,
     pub pools: &'a HashMap<PoolId, Pool>,
+    /// How long after the readers' deadline a silent worker is given up.
+    pub patience: Duration,
     pub worker: Option<&'a mut Worker>,
     pub counters: &'a mut Counters,
+    pub poison: &'a mut Poison,
+    pub hooks: &'a Hooks,
 }
 
 impl Scope<'_> {
@@ -46,14 +51,15 @@ impl Scope<'_> {
     /// What is wrong with an event that still waits.
     pub fn overdue(&self, pending: &Pending, now: Duration) -> Option<Overdue> {
         let patience = self.patience(self.pool_of(pending.segment));
-        let longest = LONGEST_WAIT.saturating_add(GRACE).max(patience);
+        let longest = LONGEST_WAIT.saturating_add(self.patience).max(patience);
         pending.overdue(now, patience, longest)
     }
 
     /// How long a worker may be silent about what it has of a pool.
     fn patience(&self, pool: Option<PoolId>) -> Duration {
         let limits = pool.and_then(|pool| self.pools.get(&pool)).map(|pool| pool.limits);
-        Duration::from_secs(limits.unwrap_or_default().deadline_secs).saturating_add(GRACE)
+        let deadline = Duration::from_secs(limits.unwrap_or_default().deadline_secs);
+        deadline.saturating_add(self.patience)
     }
 
     /// How long a worker may be silent altogether.
@@ -135,7 +141,8 @@ impl Queue {
         match self {
             Self::Brokered(_) => {
                 if let Some(worker) = &scope.worker {
-                    worker.control().send(ToWorker::Start, Vec::new());
+                    let start = ToWorker::Start { quarantine: Vec::new() };
+                    worker.control().send(start, Vec::new());
                 }
             }
             Self::Kernel(queue) => queue.hand_over(scope),
@@ -159,9 +166,17 @@ impl Queue {
         either!(self, queue => queue.message(message, scope));
     }
 
-    /// Gives the number of events that the worker had.
-    pub fn worker_ended(&mut self, death: Death, scope: &mut Scope<'_>) -> u64 {
-        either!(self, queue => queue.worker_ended(death, scope))
+    /// `end`: how, for people. Gives the number of events that the worker had.
+    pub fn worker_ended(&mut self, death: Death, end: &str, scope: &mut Scope<'_>) -> u64 {
+        either!(self, queue => queue.worker_ended(death, end, scope))
+    }
+
+    /// Nothing is in quarantine any more.
+    pub fn clear_quarantine(&mut self, scope: &mut Scope<'_>) {
+        match self {
+            Self::Brokered(_) => {}
+            Self::Kernel(queue) => queue.clear_quarantine(scope),
+        }
     }
 
     /// `false`: there is no such event.

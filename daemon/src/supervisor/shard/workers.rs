@@ -15,7 +15,7 @@ use crate::supervisor::worker::{Control, Exit, Upcall, Worker, cut};
 impl Shard {
     pub(super) fn start_worker(&mut self) {
         self.restart_at = None;
-        self.killed = false;
+        self.killed = None;
         self.worker_ready = false;
         match Worker::start(self.id, self.queue.kind(), &self.store) {
             Ok(worker) => {
@@ -48,10 +48,10 @@ impl Shard {
 
     pub(super) fn kill_worker(&mut self, why: &str) {
         if let Some(worker) = self.worker.as_mut()
-            && !self.killed
+            && self.killed.is_none()
         {
             warn!(shard = %self.id, pid = worker.pid(), why, "killing the worker");
-            self.killed = true;
+            self.killed = Some(why.to_owned());
             worker.kill();
         }
     }
@@ -59,11 +59,14 @@ impl Shard {
     pub(super) fn worker_ended(&mut self, exit: &Exit) {
         let Some(worker) = self.worker.take() else { return };
         self.worker_deaths += 1;
-        let death = if exit.from_outside && !self.killed { Death::Outside } else { Death::Fault };
+        let killed = self.killed.take();
+        let death =
+            if exit.from_outside && killed.is_none() { Death::Outside } else { Death::Fault };
+        let end = killed.map_or(exit.description.clone(), |why| format!("killed: {why}"));
         let (queue, mut scope) = self.queue();
-        let in_flight = queue.worker_ended(death, &mut scope);
+        let in_flight = queue.worker_ended(death, &end, &mut scope);
         self.counters.requeued += in_flight;
-        warn!(shard = %self.id, pid = worker.pid(), end = %exit.description, in_flight, "worker ended");
+        warn!(shard = %self.id, pid = worker.pid(), end, in_flight, "worker ended");
         for (_, Prefetch { reply, .. }) in self.prefetches.drain() {
             reply.send(Err("the worker ended".into())).ok();
         }

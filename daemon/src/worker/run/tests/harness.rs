@@ -303,7 +303,7 @@ impl Supervisor {
             OriginSpec::Git(GitOrigin { hash: HashKind::Sha1, transport: GitTransport::Pipe });
         s.control(&ToWorker::Pool { pool: PoolId(1), origin, limits }).await;
         s.attach(1, &setup.data, &setup.index).await;
-        s.control(&ToWorker::Start).await;
+        s.control(&ToWorker::Start { quarantine: Vec::new() }).await;
         s
     }
 
@@ -382,6 +382,7 @@ impl Supervisor {
                     return (event.0, verdict);
                 }
                 FromQueue::Waiting { event, reason } => self.waiting.push((event.0, reason)),
+                FromQueue::Settled { .. } => unreachable!("not its business"),
             }
         }
     }
