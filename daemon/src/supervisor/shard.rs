@@ -113,6 +113,7 @@ pub struct Shard {
     backoff: Duration,
     /// Workers in a row that ended soon, or could not be started.
     quick_deaths: u32,
+    pace: workers::Pace,
     worker_deaths: u64,
     /// Why we killed the worker ourselves.
     killed: Option<String>,
@@ -133,6 +134,8 @@ pub struct Shard {
     stop: Option<oneshot::Sender<()>>,
     /// There is nothing left to do.
     over: bool,
+    /// Dropped last: the shard has let go of everything.
+    handing_over: Option<oneshot::Sender<()>>,
 }
 
 fn now() -> Duration {
@@ -153,7 +156,7 @@ impl Segment {
 impl Drop for Shard {
     /// Leaves those who wait to the next supervisor, if there can be one.
     fn drop(&mut self) {
-        if fdstore::is_there() {
+        if fdstore::is_there() || self.handing_over.is_some() {
             self.queue.leave();
         }
     }
@@ -228,6 +231,7 @@ impl Shard {
             restart_at: Some(tokio::time::Instant::now()),
             backoff: Duration::ZERO,
             quick_deaths: 0,
+            pace: workers::Pace::default(),
             worker_deaths: 0,
             killed: None,
             poison: poison::Poison::default(),
@@ -244,6 +248,7 @@ impl Shard {
             hooks,
             stop: None,
             over: false,
+            handing_over: None,
         };
         tokio::spawn(async move {
             let end = tokio::spawn(shard.run()).await;

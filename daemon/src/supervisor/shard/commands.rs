@@ -67,6 +67,13 @@ impl Shard {
                 reply.send(()).ok();
             }
             Command::Stop { reply } => self.stop(reply),
+            Command::Ping { reply } => {
+                reply.send(()).ok();
+            }
+            Command::HandOver { reply } => {
+                self.handing_over = Some(reply);
+                self.over = true;
+            }
             Command::Checked { segment, attachment, complete } => {
                 self.checked(segment, attachment, complete);
             }

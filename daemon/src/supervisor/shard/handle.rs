@@ -73,6 +73,14 @@ pub enum Command {
     Stop {
         reply: oneshot::Sender<()>,
     },
+    /// Answers a shard that is not stuck, sooner or later.
+    Ping {
+        reply: oneshot::Sender<()>,
+    },
+    /// Leave those who wait to the next supervisor, and end. The reply's sender is dropped then.
+    HandOver {
+        reply: oneshot::Sender<()>,
+    },
     /// From the shard's own tasks: a segment said to be complete was checked.
     Checked {
         segment: SegmentId,
