@@ -210,6 +210,7 @@ impl Shard {
         if new_group {
             kept::keep(&kept::group_name(id), group.as_fd());
         }
+        let table_for_handle = Arc::new(table.as_fd().try_clone_to_owned()?);
         let queue = match group.kind() {
             QueueKind::Stock => Queue::Brokered(Box::new(Brokered::new(&group, table, owed)?)),
             QueueKind::Kernel => Queue::Kernel(Box::new(Kernel::new(Arc::clone(&group), table))),
@@ -261,7 +262,7 @@ impl Shard {
                 error!(shard = %id, "a fault in the shard: who reads what is missing waits from now on");
             }
         });
-        Ok(ShardHandle { id, commands: sender, _group: for_handle })
+        Ok(ShardHandle { id, commands: sender, group: for_handle, table: table_for_handle })
     }
 
     async fn run(mut self) {
