@@ -90,6 +90,12 @@ impl Store {
         &self.root
     }
 
+    /// Below it are all segments.
+    #[must_use]
+    pub fn pools_dir(&self) -> PathBuf {
+        self.root.join("pools")
+    }
+
     #[must_use]
     pub fn pool_dir(&self, pool: PoolId) -> PathBuf {
         self.root.join(format!("pools/{pool}"))

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::line::{self, Line, Lines};
 use super::{BLOCK_LEN, BLOCKS, Holder, System, holder};
+use crate::fanotify::QueueKind;
 use crate::fanotify::testing::{LIMIT, directory, sparse};
 use crate::ids::{PoolId, SegmentId, ShardId};
 use crate::object::HashKind;
@@ -95,7 +96,8 @@ pub(super) fn supervise(mut line: Line) {
             on_given_up: Arc::new(|given_up| panic!("{given_up:?}")),
             on_settled: Arc::new(|_, _| ()),
         };
-        let shard = Shard::start(ShardId(0), None, store, origins, LIMIT, hooks).unwrap();
+        let shard =
+            Shard::start(ShardId(0), QueueKind::Stock, None, store, origins, LIMIT, hooks).unwrap();
         let transport = GitTransport::Pipe;
         let origin = OriginSpec::Git(GitOrigin { hash: HashKind::Sha1, transport });
         shard.send(Command::Pool { pool: POOL, origin, limits: Limits::default() });

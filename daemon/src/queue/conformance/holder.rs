@@ -187,7 +187,7 @@ fn introduce(control: &OwnedFd) -> File {
                 data = received.fds.into_iter().next();
                 send(FromWorker::Attached { segment, result: Ok(()) });
             }
-            ToWorker::Start => return File::from(data.expect("a segment")),
+            ToWorker::Start { .. } => return File::from(data.expect("a segment")),
             _ => {}
         }
     }
