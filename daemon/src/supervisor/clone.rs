@@ -12,8 +12,10 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use super::durable::{self, Synced};
 use super::git::{self, Git, GitError, Remote};
 use super::import::{self, ImportError};
 use super::origins::Access;
@@ -51,6 +53,8 @@ struct Prepared<'a> {
     built: Built,
     builder: Builder,
     converted: u64,
+    /// Of what git has written before the import began.
+    synced: JoinHandle<io::Result<Synced>>,
     _cloning: Cloning<'a>,
 }
 
@@ -128,7 +132,7 @@ impl<'a> Clone<'a> {
         self.make_directories()
             .map_err(|error| internal("can't make room for the tree", &error))?;
         let prepared = self.prepare().await?;
-        let Prepared { pool, tree, built, builder, converted, _cloning } = prepared;
+        let Prepared { pool, tree, built, builder, converted, synced, _cloning } = prepared;
         let supervisor = self.supervisor;
         let revision = tree.revision.clone();
         let history = match self.request.history {
@@ -156,10 +160,19 @@ impl<'a> Clone<'a> {
         let writable = Mount { read_only: false, ..mount.clone() };
         let detached = supervisor.make_mount(&writable, &tree, &pool).await?;
         self.write_index(builder, &detached).await?;
+        let mut synced = self
+            .make_durable(synced)
+            .await
+            .map_err(|error| internal("can't make the tree durable", &error))?;
         supervisor.set_mounted(&mount, true).await?;
         supervisor.attach_mount(&mount, &tree, detached, target.fd.as_fd())?;
         if converted > 0 {
             self.write_converted(&target.path, converted).await;
+            let owner = supervisor.store.owner_dir(self.mount);
+            let synced = tokio::task::spawn_blocking(move || synced.sync(&owner)).await;
+            if let Err(error) = synced.map_err(io::Error::other).flatten() {
+                warn!(%error, "can't make the files that git converts durable");
+            }
         }
         if mount.read_only {
             mount::make_read_only(&target.path)
@@ -183,6 +196,8 @@ impl<'a> Clone<'a> {
         let make = |path: &Path, mode| fs::DirBuilder::new().mode(mode).create(path);
         let give = |path: &Path| chown(path, Some(self.owner.uid), Some(self.owner.gid));
         make(&self.directory, 0o711)?;
+        durable::mark_disposable(&self.directory)?;
+        self.directory.parent().map_or(Ok(()), durable::sync)?;
         for name in ["work", "pack"] {
             make(&self.directory.join(name), 0o700)?;
         }
@@ -206,6 +221,12 @@ impl<'a> Clone<'a> {
             .clone_metadata(&self.request.url, &remote, revision, shallow, progress)
             .await
             .map_err(origin)?;
+        // while the rest goes on: it waits for the disk
+        let owner = supervisor.store.owner_dir(self.mount);
+        let synced = tokio::task::spawn_blocking(move || {
+            let mut synced = Synced::default();
+            synced.sync(&owner).map(|()| synced)
+        });
         let head = self.git.head().await.map_err(origin)?;
         let revision = self.git.revision().await.map_err(origin)?;
         let url = self.git.effective_url().await.map_err(origin)?;
@@ -252,7 +273,9 @@ impl<'a> Clone<'a> {
         let catalog = |error| internal("the catalog failed", &error);
         let pool = supervisor.catalog.pool_for(pool).await.map_err(catalog)?;
         let cloning = Cloning::begin(supervisor, pool.id);
-        fs::create_dir_all(supervisor.store.pool_dir(pool.id))
+        supervisor
+            .store
+            .make_pool_dir(pool.id)
             .map_err(|error| internal("can't make the pool's directory", &error))?;
         let segments = supervisor.catalog.segments(pool.id).await.map_err(catalog)?;
         let first =
@@ -288,7 +311,7 @@ impl<'a> Clone<'a> {
         let tree = self.enter(&pool, tree, &built, &head.commit, &head.tree, revision).await?;
         supervisor.origins.insert(pool.id, access);
         let converted = built.converted;
-        Ok(Prepared { pool, tree, built, builder, converted, _cloning: cloning })
+        Ok(Prepared { pool, tree, built, builder, converted, synced, _cloning: cloning })
     }
 
     async fn enter(
@@ -372,13 +395,29 @@ impl<'a> Clone<'a> {
         install().map_err(|error: io::Error| internal("can't install the git index", &error))
     }
 
+    /// From here on the tree is there, whatever happens: all that it is made of is on the disk before the
+    /// catalog says so, and before anybody can write into it.
+    async fn make_durable(&self, synced: JoinHandle<io::Result<Synced>>) -> io::Result<Synced> {
+        let mut synced = synced.await.map_err(io::Error::other)??;
+        let owner = self.supervisor.store.owner_dir(self.mount);
+        let directory = self.directory.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            synced.sync(&owner)?;
+            durable::keep(&directory)?;
+            Ok(synced)
+        });
+        done.await.map_err(io::Error::other)?
+    }
+
     /// Lets git write the files that attributes, filters or line ends have a say in.
     async fn write_converted(&self, directory: &Path, count: u64) {
         self.progress.count(0, Some(count), "converted files");
         let git = Git { directory: directory.to_owned(), ..self.git.clone() };
         let write = async {
             let missing = git.output(&["ls-files", "--deleted", "-z"]).await?;
-            let args = ["checkout-index", "--force", "--index", "-z", "--stdin"];
+            // the index takes the place of one that is on the disk
+            let args =
+                ["-c", "core.fsync=all", "checkout-index", "--force", "--index", "-z", "--stdin"];
             git.output_of(&args, &missing).await
         };
         if let Err(error) = write.await {
@@ -398,6 +437,8 @@ impl<'a> Clone<'a> {
             warn!(%error, "can't unmount what a clone has mounted");
             return;
         }
+        // should we not get to the end
+        durable::mark_disposable(&self.directory).ok();
         if let Err(error) = supervisor.catalog.remove_mount(self.mount).await {
             warn!(%error, "can't take back a mount's record");
         }

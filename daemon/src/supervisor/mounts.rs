@@ -14,6 +14,7 @@ use hydrant_api::{ErrorCode, UmountRequest, path_from_text};
 use tracing::{error, info, warn};
 
 use super::clone::Cloning;
+use super::durable;
 use super::git::{Git, Remote};
 use super::origins::Access;
 use super::shard::Command;
@@ -281,6 +282,9 @@ impl Supervisor {
                 ))
                 .with_hint("unmount it there first: two mounts of one tree would damage it"));
             }
+            // marked by a removal that failed: from now on somebody may write into it again
+            durable::keep(&self.store.mount_dir(mount.id))
+                .map_err(|error| internal("can't keep the tree", &error))?;
             let target = Target::existing(&mount.directory, mount.owner).await?;
             let detached = self.make_mount(mount, &tree, &pool).await?;
             self.attach_mount(mount, &tree, detached, target.fd.as_fd())?;

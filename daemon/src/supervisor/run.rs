@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::durable;
 use super::kept::{self, Kept};
 use super::mounts;
 use super::origins::Origins;
@@ -19,9 +20,10 @@ use super::shard::{Command, OnComplete, Shard};
 use super::store::{Store, WorkerUser};
 use super::{Supervisor, lock};
 use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, serve};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Segment};
 use crate::config::Config;
-use crate::ids::ShardId;
+use crate::ids::{PoolId, ShardId};
+use crate::range::ByteRange;
 use crate::sys::{fdstore, limits};
 use crate::worker::sandbox;
 
@@ -74,6 +76,7 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         started: Instant::now(),
     });
     supervisor.restore().await;
+    supervisor.collect_garbage().await;
     let (shut, mut shutting) = watch::channel(false);
     let server = tokio::spawn(serve(socket, Arc::clone(&supervisor), async move {
         shutting.wait_for(|shut| *shut).await.ok();
@@ -124,6 +127,7 @@ fn not_in_group(user: WorkerUser, group: Option<&str>) -> anyhow::Result<WorkerU
 async fn recover(catalog: &Catalog, store: &Store) -> anyhow::Result<()> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let last = catalog.begin_run(boot_id.trim()).await?;
+    durable::remove_disposable(catalog, store).await?;
     for path in catalog.unknown_files().await? {
         let removed =
             if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
@@ -141,26 +145,38 @@ async fn recover(catalog: &Catalog, store: &Store) -> anyhow::Result<()> {
         "the machine went down without a clean stop: content that may be damaged is fetched anew"
     );
     for pool in catalog.pools().await? {
-        for segment in catalog.segments(pool.id).await?.into_iter().filter(|s| !s.complete) {
-            forget(store, pool.id, &segment).with_context(|| {
+        for segment in catalog.segments(pool.id).await? {
+            forget(catalog, store, pool.id, &segment).await.with_context(|| {
                 format!("can't punch out segment {} of pool {}", segment.id, pool.id)
             })?;
         }
     }
+    // until this is on the disk, every start does it anew
+    store.sync().context("can't sync the state directory")?;
     catalog.recovered(boot_id.trim()).await?;
     Ok(())
 }
 
 /// Punches all of a segment that is fetched, but for the ends of a pack, which the builder wrote and
-/// synced.
-fn forget(
+/// synced. Not of one that is on record as complete, which was synced before: unless it has holes all
+/// the same.
+async fn forget(
+    catalog: &Catalog,
     store: &Store,
-    pool: crate::ids::PoolId,
-    segment: &crate::catalog::Segment,
-) -> io::Result<()> {
+    pool: PoolId,
+    segment: &Segment,
+) -> anyhow::Result<()> {
+    if segment.complete {
+        let all = ByteRange::new(0, segment.size);
+        if matches!(store.is_present(pool, segment.id, all), Ok(true)) {
+            return Ok(());
+        }
+        warn!(%pool, segment = %segment.id, "a segment that was complete is not: has the file system lost data?");
+        catalog.set_complete(segment.id, false).await?;
+    }
     match store.punch(pool, segment.id, segment.kind) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
+        result => Ok(result?),
     }
 }
 
