@@ -9,7 +9,9 @@
 
 pub mod access;
 pub mod admin;
+pub mod bare;
 pub mod bench;
+pub mod container;
 pub mod daemon;
 pub mod namespace;
 pub mod process;

@@ -15,7 +15,7 @@ use crate::server::{GitServer, Offers, url_at};
 use crate::state_fs::{self, StateFs};
 
 /// The environment of every git of a test: no configuration but the test's, nothing asked.
-const GIT_ENVIRONMENT: [(&str, &str); 7] = [
+pub const GIT_ENVIRONMENT: [(&str, &str); 7] = [
     ("GIT_CONFIG_NOSYSTEM", "1"),
     ("GIT_TERMINAL_PROMPT", "0"),
     ("LC_ALL", "C"),

@@ -1,13 +1,16 @@
 //! Every kind of access to a file that is not fetched sees its bytes: through system calls, mappings,
 //! `exec`, io_uring and everyday tools, from other namespaces and through other mounts, with the state
-//! directory on ext4, xfs and btrfs. Each file is read by one reader only, so each read is a first read.
+//! directory on ext4, xfs and btrfs, in the tree and in a bare mount of its EROFS image. Each file is
+//! read by one reader only, so each read is a first read.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use hydrant_tests::access::Kind;
+use hydrant_tests::bare::{self, Mounted};
 use hydrant_tests::namespace::mount_idmapped;
 use hydrant_tests::process::Run;
 use hydrant_tests::reader::{End, access, end, expect_right, reader};
@@ -34,9 +37,18 @@ const NAMESPACES: [(&str, &[&str]); 5] = [
     ("net-ipc-uts", &["unshare", "-nui"]),
 ];
 
+/// Through idmapped mounts: of the bare image, and of an overlay on that.
+const IDMAPPED: [&str; 2] = ["idmapped", "idmapped-overlay"];
+/// For what is read in a bare mount of the image.
+const BARE: &str = "bare-";
+
 /// A directory and a name of its own for each use, so that nothing is read ahead for another.
 fn path(purpose: &str) -> String {
     format!("dir-{purpose}/file-{purpose}.bin")
+}
+
+fn program_path(purpose: &str) -> String {
+    format!("programs-{purpose}/busybox-{purpose}")
 }
 
 fn name(kind: Kind) -> String {
@@ -49,23 +61,25 @@ fn repository() -> Result<Repository> {
     let mut all = Vec::new();
     let kinds = Kind::value_variants().iter().map(|kind| name(*kind));
     let tools = TOOLS.iter().map(|(tool, _)| (*tool).to_owned());
-    let places = ["user-bind", "user-bind-mmap", "idmapped", "idmapped-mmap", "read-only-bind"];
-    let spaces = NAMESPACES.iter().flat_map(|(space, _)| {
+    let spaces = NAMESPACES.iter().map(|(space, _)| *space).chain(IDMAPPED).flat_map(|space| {
         [Kind::Read, Kind::MmapShared].map(|kind| format!("{space}-{}", name(kind)))
     });
-    for purpose in kinds.chain(tools).chain(spaces).chain(places.map(str::to_owned)) {
+    let places = ["user-bind", "user-bind-mmap", "read-only-bind"].map(str::to_owned);
+    let purposes: Vec<_> = kinds.chain(tools).chain(spaces).chain(places).collect();
+    for purpose in purposes.iter().cloned().chain(purposes.iter().map(|p| format!("{BARE}{p}"))) {
         // Some zeros in the middle: blocks that could be taken for holes.
         let mut content = random.bytes(400_123);
         content[100_000..200_000].fill(0);
         all.push((path(&purpose), "100644", content));
     }
     let programs = ["plain"].into_iter().chain(NAMESPACES.iter().map(|(space, _)| *space));
+    let programs = programs.chain(IDMAPPED).flat_map(|p| [p.to_owned(), format!("{BARE}{p}")]);
     for (n, program) in programs.enumerate() {
         // Different content, so that each is executed cold.
         let content = [&busybox[..], &[n as u8; 5_000]].concat();
-        all.push((format!("programs-{program}/busybox-{program}"), "100755", content));
+        all.push((program_path(&program), "100755", content));
     }
-    files("access-2", &all)
+    files("access-3", &all)
 }
 
 struct Setup {
@@ -84,49 +98,104 @@ fn setup(state_fs: StateFs) -> Result<Setup> {
     Ok(Setup { world, repository, tree })
 }
 
+/// Where the files of a tree are read: in the tree, or in another mount of its content.
+struct Place<'a> {
+    setup: &'a Setup,
+    root: PathBuf,
+    /// Before each purpose: what was read elsewhere is not cold any more.
+    prefix: &'static str,
+    _mounted: Option<Mounted>,
+}
+
 impl Setup {
+    fn tree(&self) -> Place<'_> {
+        Place { setup: self, root: self.tree.clone(), prefix: "", _mounted: None }
+    }
+
+    /// The tree's image, mounted without an overlay.
+    fn bare(&self) -> Result<Place<'_>> {
+        let root = self.world.scratch.make("bare")?;
+        let mounted = bare::mount(&self.world.daemon.directories().state, &root)?;
+        Ok(Place { setup: self, root, prefix: BARE, _mounted: Some(mounted) })
+    }
+}
+
+impl Place<'_> {
     /// The file for a purpose, and its truth.
     fn file(&self, purpose: &str) -> Result<(PathBuf, PathBuf)> {
-        let path = path(purpose);
-        Ok((self.tree.join(&path), self.world.truth(&self.repository, &path)?))
+        let path = path(&format!("{}{purpose}", self.prefix));
+        Ok((self.root.join(&path), self.setup.world.truth(&self.setup.repository, &path)?))
+    }
+
+    fn program(&self, purpose: &str) -> PathBuf {
+        self.root.join(program_path(&format!("{}{purpose}", self.prefix)))
+    }
+
+    /// Reads a file, maps another and executes a third, below `prefix`, and all is right.
+    fn expect_right(&self, purpose: &str, prefix: &[&str]) -> Result<()> {
+        for kind in [Kind::Read, Kind::MmapShared] {
+            let (file, truth) = self.file(&format!("{purpose}-{}", name(kind)))?;
+            let got = end(&reader(prefix, kind, &file, &truth)?.output()?)?;
+            ensure!(got == End::Right, "{kind:?} of {} in {prefix:?}: {got:?}", file.display());
+        }
+        let ran = execute(prefix, &self.program(purpose))?;
+        ensure!(ran == (0, "ran".to_owned()), "exec of {purpose} in {prefix:?}: {ran:?}");
+        Ok(())
+    }
+
+    /// Tries all that reads; adds to `wrong` what was not right.
+    fn try_reads(&self, wrong: &mut Vec<String>) -> Result<()> {
+        let mut note = |what: &str, got: &dyn std::fmt::Debug| {
+            wrong.push(format!("{}{what}: {got:?}", self.prefix));
+        };
+        for kind in Kind::READS {
+            let (file, truth) = self.file(&name(kind))?;
+            let got = access(kind, &file, &truth)?;
+            if got != End::Right {
+                note(&name(kind), &got);
+            }
+        }
+        // As EROFS answers it, whatever is below.
+        let (file, truth) = self.file("direct")?;
+        let got = access(Kind::Direct, &file, &truth)?;
+        if got != End::Errno(libc::EINVAL) && got != End::Right {
+            note("O_DIRECT", &got);
+        }
+        let (file, truth) = self.file("copy-file-range")?;
+        let got = access(Kind::CopyFileRange, &file, &truth)?;
+        if got != End::Errno(libc::EXDEV) {
+            note("copy_file_range to another file system", &got);
+        }
+        expect_right(Kind::Read, &file, &truth)?;
+        for (tool, script) in TOOLS {
+            let (file, truth) = self.file(tool)?;
+            let copy = self.setup.world.path(&format!("copy-{}{tool}", self.prefix));
+            let output = Run::shell(script, &[&file, &copy]).output()?;
+            if !output.status.success() || fs_err::read(&copy)? != fs_err::read(&truth)? {
+                note(tool, &output);
+            }
+        }
+        let output = execute(&[], &self.program("plain"))?;
+        if output != (0, "ran".to_owned()) {
+            note("exec", &output);
+        }
+        Ok(())
     }
 }
 
 fn all_accesses(state_fs: StateFs) -> Result<()> {
     let setup = setup(state_fs)?;
+    let tree = setup.tree();
     let mut wrong = Vec::new();
-    for kind in Kind::READS.into_iter().chain(Kind::CHANGES) {
-        let (file, truth) = setup.file(&name(kind))?;
+    tree.try_reads(&mut wrong)?;
+    for kind in Kind::CHANGES {
+        let (file, truth) = tree.file(&name(kind))?;
         let got = access(kind, &file, &truth)?;
         if got != End::Right {
             wrong.push(format!("{kind:?}: {got:?}"));
         }
     }
-    // As EROFS answers it, whatever is below.
-    let (file, truth) = setup.file("direct")?;
-    let got = access(Kind::Direct, &file, &truth)?;
-    if got != End::Errno(libc::EINVAL) && got != End::Right {
-        wrong.push(format!("O_DIRECT: {got:?}"));
-    }
-    let (file, truth) = setup.file("copy-file-range")?;
-    let got = access(Kind::CopyFileRange, &file, &truth)?;
-    if got != End::Errno(libc::EXDEV) {
-        wrong.push(format!("copy_file_range to another file system: {got:?}"));
-    }
-    expect_right(Kind::Read, &file, &truth)?;
-    for (tool, script) in TOOLS {
-        let (file, truth) = setup.file(tool)?;
-        let copy = setup.world.path(&format!("copy-{tool}"));
-        let output = Run::shell(script, &[&file, &copy]).output()?;
-        if !output.status.success() || fs_err::read(&copy)? != fs_err::read(&truth)? {
-            wrong.push(format!("{tool}: {output:?}"));
-        }
-    }
-    let program = setup.tree.join("programs-plain/busybox-plain");
-    let output = execute(&[], &program)?;
-    if output != (0, "ran".to_owned()) {
-        wrong.push(format!("exec: {output:?}"));
-    }
+    setup.bare()?.try_reads(&mut wrong)?;
     ensure!(wrong.is_empty(), "on {state_fs}:\n{}", wrong.join("\n"));
     Ok(())
 }
@@ -164,15 +233,10 @@ fn root_accesses_on_btrfs() -> Result<()> {
 #[ignore = "needs root"]
 fn root_namespaces() -> Result<()> {
     let setup = setup(StateFs::Host)?;
-    for (space, prefix) in NAMESPACES {
-        for kind in [Kind::Read, Kind::MmapShared] {
-            let (file, truth) = setup.file(&format!("{space}-{}", name(kind)))?;
-            let got = end(&reader(prefix, kind, &file, &truth)?.output()?)?;
-            ensure!(got == End::Right, "{kind:?} in {prefix:?}: {got:?}");
+    for place in [setup.tree(), setup.bare()?] {
+        for (space, prefix) in NAMESPACES {
+            place.expect_right(space, prefix)?;
         }
-        let program = setup.tree.join(format!("programs-{space}/busybox-{space}"));
-        let ran = execute(prefix, &program)?;
-        ensure!(ran == (0, "ran".to_owned()), "exec in {prefix:?}: {ran:?}");
     }
     Ok(())
 }
@@ -183,7 +247,7 @@ fn root_namespaces() -> Result<()> {
 fn root_bind_mounts() -> Result<()> {
     let setup = setup(StateFs::Host)?;
     let place = setup.world.scratch.make("bind")?;
-    let (file, truth) = setup.file("read-only-bind")?;
+    let (file, truth) = setup.tree().file("read-only-bind")?;
     let directory = file.parent().context("a file in no directory")?;
     let script = r#"mount --bind "$1" "$2" && mount -o remount,bind,ro "$2""#;
     Run::shell(script, &[directory, &place]).check()?;
@@ -191,7 +255,7 @@ fn root_bind_mounts() -> Result<()> {
     expect_right(Kind::MmapShared, &bound, &truth)?;
 
     for (purpose, kind) in [("user-bind", "read"), ("user-bind-mmap", "mmap-shared")] {
-        let (file, truth) = setup.file(purpose)?;
+        let (file, truth) = setup.tree().file(purpose)?;
         let directory = file.parent().context("a file in no directory")?;
         let program = hydrant_tests::daemon::built("hydrant-access")?;
         let script = r#"unshare -Urm sh -euc 'mount --bind "$1" "$2"; "$3" $5 "$2/$6" --truth "$4"' sh "$@""#;
@@ -211,7 +275,7 @@ fn root_overlay_of_a_user_namespace() -> Result<()> {
     let setup = setup(StateFs::Host)?;
     let program = hydrant_tests::daemon::built("hydrant-access")?;
     for (purpose, kind) in [("user-bind", "read"), ("user-bind-mmap", "mmap-shared")] {
-        let (_, truth) = setup.file(purpose)?;
+        let (_, truth) = setup.tree().file(purpose)?;
         let place = setup.world.scratch.make(&format!("overlay-{purpose}"))?;
         let script = r#"unshare -Urm sh -euc '
             mount -t tmpfs tmpfs "$2"; mkdir "$2/upper" "$2/work" "$2/both"
@@ -226,30 +290,34 @@ fn root_overlay_of_a_user_namespace() -> Result<()> {
     Ok(())
 }
 
-/// Through an idmapped mount, as root and as a mapped user, where the kernel makes one of the tree.
+/// Through idmapped mounts of the image, and an overlay on one, as root and as a mapped user.
 #[test]
 #[ignore = "needs root"]
-fn root_idmapped_mount() -> Result<()> {
+fn root_idmapped_mounts() -> Result<()> {
+    const FIRST: u32 = 100_000;
     let setup = setup(StateFs::Host)?;
-    let place = setup.world.scratch.make("idmapped")?;
-    match mount_idmapped(&setup.tree, &place, 100_000) {
-        Ok(()) => {}
-        // overlayfs takes none as of Linux 7.3 (no FS_ALLOW_IDMAP): nothing that could be read wrong.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            println!("the kernel makes no idmapped mount of the tree");
-            return Ok(());
+    let bare = setup.bare()?;
+    let make = |name: &str| setup.world.scratch.make(name);
+    let idmapped = make("idmapped")?;
+    mount_idmapped(&bare.root, &idmapped, FIRST)?;
+    let _idmapped = Mounted::at(&idmapped);
+    let overlay = make("idmapped-overlay")?;
+    let script = r#"mount -t overlay -o "lowerdir=$1,upperdir=$2,workdir=$3" overlay "$4""#;
+    Run::shell(script, &[&idmapped, &make("upper")?, &make("work")?, &overlay]).check()?;
+    let _overlay = Mounted::at(&overlay);
+
+    let user = ["setpriv", "--reuid=100000", "--regid=100000", "--clear-groups"];
+    for (root, purpose) in [idmapped, overlay].into_iter().zip(IDMAPPED) {
+        for (prefix, user) in [("", &[][..]), (BARE, &user[..])] {
+            let place = Place { setup: &setup, root: root.clone(), prefix, _mounted: None };
+            let owner = fs_err::metadata(place.program(purpose))?.uid();
+            ensure!(owner == FIRST, "files below {} belong to {owner}", root.display());
+            place.expect_right(purpose, user)?;
         }
-        Err(error) => return Err(error.into()),
     }
-    let prefix: &[&[&str]] =
-        &[&[], &["setpriv", "--reuid=100000", "--regid=100000", "--clear-groups"]];
-    for ((purpose, kind), prefix) in
-        [("idmapped", Kind::Read), ("idmapped-mmap", Kind::MmapShared)].into_iter().zip(prefix)
-    {
-        let (_, truth) = setup.file(purpose)?;
-        let file = place.join(path(purpose));
-        let got = end(&reader(prefix, kind, &file, &truth)?.output()?)?;
-        ensure!(got == End::Right, "{kind:?}: {got:?}");
+    // Overlayfs itself takes none as of Linux 7.3 (no FS_ALLOW_IDMAP): nothing that could be read wrong.
+    match mount_idmapped(&setup.tree, &make("idmapped-tree")?, FIRST) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        result => anyhow::bail!("an idmapped mount of an overlay: {result:?}: test it here"),
     }
-    Ok(())
 }
