@@ -35,6 +35,8 @@ pub struct Config {
     pub connections: Option<u32>,
     /// Fetch what is likely to be read next.
     pub read_ahead: Option<bool>,
+    /// Work on a kernel that has no Landlock too. Default: no.
+    pub without_landlock: Option<bool>,
 }
 
 /// A configuration file that can't be used.
@@ -141,6 +143,7 @@ mod tests {
             stall_secs = 5
             connections = 3
             read_ahead = false
+            without_landlock = true
             "#,
         )
         .unwrap();
@@ -150,6 +153,7 @@ mod tests {
         let directories = config.directories(None, Some("/elsewhere".into()));
         assert_eq!(directories.run, Path::new("/elsewhere"));
         assert_eq!(config.socket_group.as_deref(), Some("dev"));
+        assert_eq!(config.without_landlock, Some(true));
     }
 
     #[test]

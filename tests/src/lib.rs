@@ -14,6 +14,7 @@ pub mod bench;
 pub mod container;
 pub mod daemon;
 pub mod fuse;
+pub mod guest;
 pub mod namespace;
 pub mod powercut;
 pub mod process;

@@ -98,16 +98,18 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
 }
 
 fn worker_user(config: &Config) -> anyhow::Result<WorkerUser> {
+    let without_landlock = config.without_landlock.unwrap_or(false);
     if let Some(name) = &config.worker_user {
         let user = nix::unistd::User::from_name(name)
             .with_context(|| format!("can't look the worker_user {name} up"))?
             .with_context(|| format!("there is no user {name}, the configured worker_user"))?;
         anyhow::ensure!(!user.uid.is_root(), "worker_user must not be root");
-        return Ok(WorkerUser { uid: user.uid.as_raw(), gid: user.gid.as_raw() });
+        let (uid, gid) = (user.uid.as_raw(), user.gid.as_raw());
+        return Ok(WorkerUser { uid, gid, without_landlock });
     }
     let (uid, gid) = sandbox::unused_uid()
         .context("there is no unused uid for the workers; configure worker_user")?;
-    Ok(WorkerUser { uid, gid })
+    Ok(WorkerUser { uid, gid, without_landlock })
 }
 
 /// Workers must not be able to talk to the admin socket: its group is never theirs.

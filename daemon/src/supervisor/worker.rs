@@ -141,10 +141,9 @@ impl Worker {
     pub fn start(shard: ShardId, store: &Store) -> io::Result<Self> {
         let (control, their_control) = seqpacket::pair()?;
         let (queue, their_queue) = seqpacket::pair()?;
-        let user = &store.worker_user;
+        let user = store.worker_user;
         let child = Spawn::role(Role::Worker)
-            .argument(format!("--uid={}", user.uid))
-            .argument(format!("--gid={}", user.gid))
+            .arguments(user.arguments())
             .argument(format!("--shard={shard}"))
             .inherit(&ENVIRONMENT)
             .fd(their_control)

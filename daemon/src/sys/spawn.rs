@@ -98,6 +98,11 @@ impl Spawn {
         self
     }
 
+    #[must_use]
+    pub fn arguments(self, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        arguments.into_iter().fold(self, Self::argument)
+    }
+
     /// Sets one variable.
     #[must_use]
     pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {

@@ -33,7 +33,8 @@ pub fn run(plan: &Path) -> Result<()> {
     let run = Path::new("/run/powercut");
     fs_err::create_dir_all(run)?;
     fs_err::create_dir_all(PLACE)?;
-    let daemon = Daemon::stopped(run, &Path::new(PLACE).join("state"));
+    let mut daemon = Daemon::stopped(run, &Path::new(PLACE).join("state"));
+    daemon.configure(&crate::guest::configuration())?;
     let mut guest = Guest { plan, daemon, report: Mutex::new(report) };
     let done = guest.round();
     if let Err(error) = &done {
