@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use crate::process::{Leashed, Run, leash, require};
 use crate::repository::Random;
 use crate::scratch::Scratch;
-use book::{Book, Figures, Plan, Report};
+use book::{Book, Figures, Plan, Report, Work};
 use disk::{Disk, Lost};
 
 pub use guest::run as run_in_guest;
@@ -132,7 +132,14 @@ impl fmt::Display for Outcome {
             "{} cuts ({} of them in a recovery), {} of {} cached writes lost; {} clones, {} removals, {} files \
              read under load; {} checks: {trees} trees, {files} files, {user_files} files of users, {bytes} bytes, \
              {complete_segments} complete segments: all right",
-            self.cuts, self.early, self.lost, self.cached, self.clones, self.removals, self.read, self.checks,
+            self.cuts,
+            self.early,
+            self.lost,
+            self.cached,
+            self.clones,
+            self.removals,
+            self.read,
+            self.checks,
         )
     }
 }
@@ -154,10 +161,14 @@ pub fn cut_power(options: Options, mut progress: impl FnMut(&str)) -> Result<Out
     let mut rig = Rig::new(options)?;
     for round in 0..=options.cuts {
         let begun = Instant::now();
-        let what = rig.round(round).with_context(|| {
-            format!("{}, seed {}, round {round}", options.fs, options.seed)
-        })?;
-        progress(&format!("{} round {round}: {what}, {:.1} s", options.fs, begun.elapsed().as_secs_f32()));
+        let what = rig
+            .round(round)
+            .with_context(|| format!("{}, seed {}, round {round}", options.fs, options.seed))?;
+        progress(&format!(
+            "{} round {round}: {what}, {:.1} s",
+            options.fs,
+            begun.elapsed().as_secs_f32()
+        ));
     }
     Ok(rig.outcome)
 }
@@ -194,7 +205,10 @@ impl Guest {
     /// Ends it as a power cut does, once its disk is off.
     fn kill(mut self) -> Result<()> {
         self.process.signal(Signal::SIGTERM);
-        ensure!(self.process.wait(Duration::from_secs(60)).is_some(), "the guest is not to be killed");
+        ensure!(
+            self.process.wait(Duration::from_secs(60)).is_some(),
+            "the guest is not to be killed"
+        );
         Ok(())
     }
 
@@ -227,9 +241,8 @@ impl Rig {
         })
     }
 
-    /// Boots, and cuts the power, or not in the last one. Says what happened.
-    fn round(&mut self, round: u32) -> Result<String> {
-        let last = round == self.options.cuts;
+    /// Starts a guest with the disk.
+    fn boot(&mut self, work: Work) -> Result<Guest> {
         let shared = self.scratch.path().join("shared");
         let plan = Plan {
             fs: self.options.fs,
@@ -238,17 +251,23 @@ impl Rig {
             origins: shared.join("origins"),
             report: shared.join("report"),
             trees: self.book.trees.clone(),
-            load: !last,
+            work,
         };
-        fs_err::write(shared.join("plan"), serde_json::to_vec(&plan)?)?;
+        let file = shared.join("plan");
+        fs_err::write(&file, serde_json::to_vec(&plan)?)?;
+        let arguments = ["guest", file.to_str().context("a directory of a test is UTF-8")?];
+        let disk = self.scratch.path().join("disk");
+        Guest::boot([&shared, &disk], &arguments)
+    }
+
+    /// Boots, and cuts the power, or not in the last one. Says what happened.
+    fn round(&mut self, round: u32) -> Result<String> {
+        let last = round == self.options.cuts;
+        let guest = self.boot(if last { Work::Check } else { Work::CheckAndLoad })?;
         let early = round > 0 && !last && self.random.below(6) == 0;
         if early {
             self.cut_soon(7);
         }
-        let plan = shared.join("plan");
-        let arguments = ["guest", plan.to_str().context("a directory of a test is UTF-8")?];
-        let disk = self.scratch.path().join("disk");
-        let guest = Guest::boot([&shared, &disk], &arguments)?;
         let from = self.disk.operations();
         let checks = self.outcome.checks;
         let checked = self.watch(guest, early, last)?;
@@ -276,6 +295,16 @@ impl Rig {
         self.disk.cut_after(exponent.exp() as u64 + 1);
     }
 
+    /// Often soon, and as often when much has been done.
+    fn cut_under_load(&mut self) {
+        if self.outcome.cuts > 0 && self.random.below(2) == 0 {
+            self.cut_soon(8);
+        } else {
+            let operations = 500 + self.random.below(5000);
+            self.disk.cut_after(operations as u64);
+        }
+    }
+
     /// Reads reports until the power is cut, which it sees to. Gives what was checked.
     fn watch(&mut self, mut guest: Guest, early: bool, last: bool) -> Result<Figures> {
         let begun = Instant::now();
@@ -297,7 +326,7 @@ impl Rig {
                         self.outcome.checks += 1;
                         self.outcome.checked += *figures;
                         if !early && !last {
-                            self.cut_soon(8);
+                            self.cut_under_load();
                         }
                         cut_at = Some(Instant::now() + self.options.load);
                     }

@@ -170,7 +170,7 @@ impl<'a> Clone<'a> {
             self.write_converted(&target.path, converted).await;
             let owner = supervisor.store.owner_dir(self.mount);
             let synced = tokio::task::spawn_blocking(move || synced.sync(&owner)).await;
-            if let Err(error) = synced.map_err(io::Error::other).flatten() {
+            if let Err(error) = synced.map_err(io::Error::other).and_then(|synced| synced) {
                 warn!(%error, "can't make the files that git converts durable");
             }
         }

@@ -70,7 +70,7 @@ impl Supervisor {
             // before the only other copy of what the user made goes
             let directory = mount.directory.clone();
             let synced = tokio::task::spawn_blocking(move || durable::sync_file_system(&directory));
-            let synced = synced.await.map_err(io::Error::other).flatten();
+            let synced = synced.await.map_err(io::Error::other).and_then(|synced| synced);
             synced.map_err(|e| internal("can't make the repository durable", &e))?;
         }
         // should we not get to the end; a full disk must not stand in the way

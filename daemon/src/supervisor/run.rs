@@ -75,8 +75,11 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         stop,
         started: Instant::now(),
     });
+    if supervisor.kept.is_empty() {
+        // of clones that were cut short; once a pool is mounted it has to wait
+        supervisor.collect_garbage().await;
+    }
     supervisor.restore().await;
-    supervisor.collect_garbage().await;
     let (shut, mut shutting) = watch::channel(false);
     let server = tokio::spawn(serve(socket, Arc::clone(&supervisor), async move {
         shutting.wait_for(|shut| *shut).await.ok();

@@ -17,8 +17,20 @@ pub struct Plan {
     /// [`Report`]s go here, a line of JSON each.
     pub report: PathBuf,
     pub trees: Vec<Tree>,
-    /// After the check: work until the power is cut. Otherwise stop and unmount.
-    pub load: bool,
+    pub work: Work,
+}
+
+/// What a guest does once the daemon runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Work {
+    /// Looks at everything; turns itself off.
+    Check,
+    /// Looks at everything; works until the power is cut.
+    CheckAndLoad,
+    /// Makes a tree, reads some of it; turns itself off.
+    Clone,
+    /// Asks git for the state of the trees, which must fetch nothing. Then as [`Check`](Self::Check).
+    Status,
 }
 
 /// Whether a tree is there.

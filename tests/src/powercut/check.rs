@@ -61,7 +61,12 @@ pub(super) fn check(guest: &Guest) -> Result<()> {
         }
     }
     for mount in &mounts {
-        if !guest.plan.trees.iter().any(|tree| guest.tree(&tree.name) == Path::new(&mount.directory)) {
+        if !guest
+            .plan
+            .trees
+            .iter()
+            .any(|tree| guest.tree(&tree.name) == Path::new(&mount.directory))
+        {
             guest.finding(format!("{}: a tree that nobody made", mount.directory))?;
         }
     }
@@ -73,8 +78,7 @@ fn leftovers(guest: &Guest, mounts: usize) -> Result<()> {
     let state = &guest.daemon.directories().state;
     for (directory, most) in [("mounts", mounts), ("trees", mounts), ("pools", mounts)] {
         let entries = fs_err::read_dir(state.join(directory))?;
-        let names: Vec<PathBuf> =
-            entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+        let names: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
         if names.len() > most {
             guest.finding(format!("{mounts} trees, and in {directory} {names:?}"))?;
         }
@@ -102,7 +106,7 @@ fn one(guest: &Guest, tree: &Tree, mount: &Mount, figures: &mut Figures) -> Resu
             (found.kind, &found.target) == (expected.kind, &expected.target)
                 && (changed || (found.mode, found.size) == (expected.mode, expected.size))
         });
-        if !same && !(is_converted(path) && !tree.whole) {
+        if !same && (tree.whole || !is_converted(path)) {
             wrong(path, format!("is {found:?}, should be {expected:?}"))?;
             continue;
         }
@@ -119,7 +123,9 @@ fn one(guest: &Guest, tree: &Tree, mount: &Mount, figures: &mut Figures) -> Resu
         }
     }
     for (path, file) in &users {
-        compare(&place.join(path), &content(file), |what| wrong(path, format!("a user's: {what}")))?;
+        compare(&place.join(path), &content(file), |what| {
+            wrong(path, format!("a user's: {what}"))
+        })?;
         figures.user_files += 1;
         figures.bytes += file.len as u64;
     }

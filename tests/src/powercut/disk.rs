@@ -112,14 +112,14 @@ impl Disk {
         let (first, chance) = match random.below(8) {
             0 => (cached, 1.0),
             1 => (0, 1.0),
-            2 | 3 => (random.below(cached + 1), 0.0),
+            2 | 3 => (random.below(cached + 1), 1.0),
             4 => (0, 0.1),
             5 => (0, 0.9),
             _ => (0, 0.5),
         };
         let mut lost = 0;
         for number in 0..cached {
-            if number >= first && random.unit() < chance || number >= first && chance == 0.0 {
+            if number >= first && random.unit() < chance {
                 lost += 1;
                 continue;
             }

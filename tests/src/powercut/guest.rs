@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::book::{Plan, Report};
-use super::{check, load};
+use super::book::{Plan, Report, Work};
+use super::{check, load, reboot};
 use crate::daemon::Daemon;
 use crate::process::{Output, Run};
 
@@ -89,9 +89,17 @@ impl Guest {
             fs_err::create_dir_all(Path::new(PLACE).join(directory))?;
         }
         self.daemon.start().context("after the cut")?;
-        check::check(self)?;
-        if self.plan.load {
-            return load::load(self);
+        match self.plan.work {
+            Work::Check => check::check(self)?,
+            Work::CheckAndLoad => {
+                check::check(self)?;
+                return load::load(self);
+            }
+            Work::Clone => reboot::clone(self)?,
+            Work::Status => {
+                reboot::status(self)?;
+                check::check(self)?;
+            }
         }
         self.daemon.stop()?;
         Run::program("umount", &[PLACE]).time_out(PATIENCE).check()?;
