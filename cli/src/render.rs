@@ -1,5 +1,6 @@
 //! Answers as text for people.
 
+mod failed;
 mod mounts;
 mod queue;
 #[cfg(test)]
@@ -10,6 +11,7 @@ use bytesize::ByteSize;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use hydrant_api::Summary;
 
+pub use failed::failed;
 pub use mounts::{list, mount};
 pub use queue::{event, events};
 pub use status::status;

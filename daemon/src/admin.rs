@@ -21,8 +21,8 @@ use std::io;
 use std::sync::Arc;
 
 use hydrant_api::{
-    CloneRequest, Mount, PathRequest, PrefetchRequest, QueueEvent, RmRequest, Status, Summary,
-    UmountRequest,
+    Cleared, CloneRequest, FailedEvent, Mount, PathRequest, PrefetchRequest, QueueEvent, RmRequest,
+    Status, Summary, UmountRequest,
 };
 
 pub use caller::Caller;
@@ -101,6 +101,18 @@ pub trait Service: Send + Sync + 'static {
         caller: Caller,
         event: EventId,
     ) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// The events that were given up, newest first.
+    fn failed(
+        &self,
+        caller: Caller,
+    ) -> impl Future<Output = Result<Vec<FailedEvent>, ApiError>> + Send;
+
+    /// Forgets them, and lets what they wanted be tried again.
+    fn clear_failed(
+        &self,
+        caller: Caller,
+    ) -> impl Future<Output = Result<Cleared, ApiError>> + Send;
 
     /// Begins to stop the daemon, and returns. Only root's requests get here.
     fn stop(&self, caller: Caller) -> impl Future<Output = Result<(), ApiError>> + Send;

@@ -11,6 +11,7 @@
 //! Every commit is synced (`synchronous=FULL`): when [`Catalog::set_complete`] with `false` has
 //! returned, no power cut brings the `true` back.
 
+mod failed;
 mod garbage;
 mod mounts;
 mod open;
@@ -31,6 +32,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
+pub use failed::{Failed, FailedDetails, MAX_FAILED};
 pub use garbage::Garbage;
 pub use records::{Mount, NewMount, NewPool, NewSegment, NewTree, Pool, Segment, Tree};
 pub use runs::LastRun;

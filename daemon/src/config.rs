@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fs_err as fs;
 use hydrant_api::{ConfiguredDirectories, Directories};
@@ -37,6 +38,16 @@ pub struct Config {
     pub read_ahead: Option<bool>,
     /// Work on a kernel that has no Landlock too. Default: no.
     pub without_landlock: Option<bool>,
+    #[serde(default)]
+    pub workers: Workers,
+}
+
+/// `[workers]`: what the processes that fetch may use, and how long they may be silent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workers {
+    /// A worker that still says nothing of a reader so long after the deadline is stuck, and killed.
+    pub patience_secs: Option<u64>,
 }
 
 /// A configuration file that can't be used.
@@ -75,6 +86,7 @@ impl Config {
             (self.shards > Some(MAX_SHARDS), "shards", "is more than 64"),
             (self.deadline_secs == Some(0), "deadline_secs", "is 0: no reader would get its bytes"),
             (self.stall_secs == Some(0), "stall_secs", "is 0: no request would be answered"),
+            (self.workers.patience_secs == Some(0), "patience_secs", "is 0: no worker would live"),
             (self.connections == Some(0), "connections", "is 0: nothing would be fetched"),
         ];
         faults.into_iter().find(|(wrong, ..)| *wrong).map(|(_, key, what)| (key, what))
@@ -98,6 +110,12 @@ impl Config {
             connections: self.connections.unwrap_or(default.connections),
             read_ahead: self.read_ahead.unwrap_or(default.read_ahead),
         }
+    }
+
+    /// How long after a reader's deadline a silent worker is given up.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        Duration::from_secs(self.workers.patience_secs.unwrap_or(30))
     }
 
     /// How many shards there are: as configured, else one for each core, at most four.
@@ -144,12 +162,15 @@ mod tests {
             connections = 3
             read_ahead = false
             without_landlock = true
+            [workers]
+            patience_secs = 7
             "#,
         )
         .unwrap();
         assert_eq!(config.shards(), 2);
         let limits = Limits { deadline_secs: 10, stall_secs: 5, connections: 3, read_ahead: false };
         assert_eq!(config.limits(), limits);
+        assert_eq!(config.patience(), Duration::from_secs(7));
         let directories = config.directories(None, Some("/elsewhere".into()));
         assert_eq!(directories.run, Path::new("/elsewhere"));
         assert_eq!(config.socket_group.as_deref(), Some("dev"));
@@ -166,6 +187,8 @@ mod tests {
             ("shards = 65", "shards"),
             ("connections = 0", "connections"),
             ("state_dir = \"var\"", "state_dir"),
+            ("[workers]\npatience_secs = 0", "patience_secs"),
+            ("[workers]\nwages = 1", "wages"),
         ] {
             let message = load(text).unwrap_err().to_string();
             assert!(message.contains(key) && message.contains("config.toml"), "{message}");

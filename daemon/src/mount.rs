@@ -170,6 +170,33 @@ fn mount_overlay(
     context.mount(attributes)
 }
 
+/// Whether some overlay still writes to `upper`, also one that was unmounted lazily and is to be seen
+/// nowhere. `work` is the directory that goes with it.
+///
+/// The kernel tells nobody, but with `index=on` it refuses a second overlay on the same `upper`
+/// (`ovl_report_in_use` in `fs/overlayfs/super.c`). It does so before it looks at the work directory,
+/// which is given here by way of another mount: so this overlay is never made, and nothing is written.
+pub fn in_use(layers: Layers<'_>) -> Result<bool, MountError> {
+    let failed = |source| MountError::Overlay { upper: layers.upper.to_owned(), source };
+    let upper = open_path(layers.upper)?;
+    let work = open_path(layers.work)?;
+    let elsewhere = sys::mount::clone_directory(work.as_fd()).map_err(failed)?;
+    let probe = || {
+        let context = FsContext::open(c"overlay")?;
+        context.set_fd(c"lowerdir+", work.as_fd())?;
+        context.set_fd(c"upperdir", upper.as_fd())?;
+        context.set_fd(c"workdir", elsewhere.as_fd())?;
+        context.set_string(c"index", c"on")?;
+        context.create()
+    };
+    match probe() {
+        Err(error) if error.errno() == Some(libc::EBUSY) => Ok(true),
+        Err(error) if error.errno() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(failed(error)),
+        Ok(()) => Ok(false),
+    }
+}
+
 /// Makes what is mounted at `path` read-only (mount_setattr(2)).
 pub fn make_read_only(path: &Path) -> Result<(), MountError> {
     let mount = open_path(path)?;

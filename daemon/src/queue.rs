@@ -8,4 +8,5 @@ pub mod broker;
 pub mod decide;
 pub mod inflight;
 pub mod kernel;
+pub mod quarantine;
 pub mod wire;

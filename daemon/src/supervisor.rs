@@ -6,10 +6,12 @@
 
 mod clone;
 mod durable;
+mod failed;
 mod git;
 mod import;
 mod kept;
 mod known;
+mod manager;
 mod mounts;
 mod origins;
 mod prefetch;
@@ -56,10 +58,10 @@ pub struct Supervisor {
     kept: HashSet<ShardId>,
     /// The directories that an operation is working on.
     busy: Mutex<HashSet<std::path::PathBuf>>,
-    /// What is mounted at the moment.
-    live: Mutex<mounts::LiveMounts>,
-    /// Pools that a clone is adding to.
-    cloning: Mutex<Vec<PoolId>>,
+    /// What is mounted at the moment. Taken before `cloning` where both are.
+    live: Arc<Mutex<mounts::LiveMounts>>,
+    /// Pools that a clone is adding to, or of which a tree is being mounted.
+    cloning: Arc<Mutex<Vec<PoolId>>>,
     stop: watch::Sender<bool>,
     started: Instant,
 }
@@ -81,6 +83,14 @@ impl Drop for Busy<'_> {
 /// guard is right between any two statements.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does what may wait for a file system, which need not answer, on a thread where that is no harm.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| internal("an operation ended", &error))?
 }
 
 /// Which of `count` shards serves a pool. Must not change as long as anything of it is mounted.

@@ -121,15 +121,18 @@ impl Daemon {
 
     /// Kills every process of the daemon at once, as a power cut would.
     pub fn kill(&mut self) {
-        let mut pids = self.pids();
+        // a process that is ending looks like nobody's before it has let go of its files
+        let mut seen = BTreeSet::new();
         // the parent may have just started another supervisor; and who is killed takes a moment to end
-        for _ in 0..1000 {
+        for _ in 0..6000 {
+            let pids = self.pids();
             for pid in &pids {
                 let _ = kill(*pid, Signal::SIGKILL);
             }
             self.process = None;
-            pids = self.pids();
-            if pids.is_empty() {
+            seen.extend(pids.iter().copied());
+            seen.retain(|pid| alive(*pid));
+            if pids.is_empty() && seen.is_empty() {
                 return;
             }
             std::thread::sleep(Duration::from_millis(5));

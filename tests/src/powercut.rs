@@ -41,6 +41,7 @@ pub use reboot::reboot;
 
 /// In bytes; sparse.
 const DISK_SIZE: u64 = 640 << 20;
+const CPUS: &str = "2";
 /// How long one round may take, on a machine with much else to do.
 const PATIENCE: Duration = Duration::from_secs(400);
 
@@ -186,7 +187,7 @@ impl Guest {
         let log = directories[0].join("guest.log");
         let output = fs_err::File::create(&log)?.into_parts().0;
         let mut command = Command::new(runner);
-        command.args(["-t", "600", "-m", "1024"]);
+        command.args(["-t", "600", "-m", "1024", "-c", CPUS]);
         for directory in directories {
             command.arg("-w").arg(directory);
         }
@@ -297,10 +298,10 @@ impl Rig {
 
     /// Often soon, and as often when much has been done.
     fn cut_under_load(&mut self) {
-        if self.outcome.cuts > 0 && self.random.below(2) == 0 {
-            self.cut_soon(8);
+        if self.random.below(2) == 0 {
+            self.cut_soon(7);
         } else {
-            let operations = 500 + self.random.below(5000);
+            let operations = 1 + self.random.below(4000);
             self.disk.cut_after(operations as u64);
         }
     }
@@ -308,6 +309,8 @@ impl Rig {
     /// Reads reports until the power is cut, which it sees to. Gives what was checked.
     fn watch(&mut self, mut guest: Guest, early: bool, last: bool) -> Result<Figures> {
         let begun = Instant::now();
+        // under load: once there is something to lose, as a rule
+        let mut armed = false;
         let mut cut_at = None;
         let mut checked = Figures::default();
         loop {
@@ -325,17 +328,23 @@ impl Rig {
                         checked = *figures;
                         self.outcome.checks += 1;
                         self.outcome.checked += *figures;
-                        if !early && !last {
-                            self.cut_under_load();
-                        }
-                        cut_at = Some(Instant::now() + self.options.load);
+                        armed |= !last && (checked.trees > 0 || self.random.below(4) == 0);
                     }
-                    Report::Cloned { .. } => self.outcome.clones += 1,
+                    Report::Cloned { .. } => {
+                        self.outcome.clones += 1;
+                        armed |= !last;
+                    }
                     Report::Removed { .. } => self.outcome.removals += 1,
                     Report::Read(count) => self.outcome.read += count,
                     _ => {}
                 }
                 self.book.note(report);
+            }
+            if armed && cut_at.is_none() {
+                cut_at = Some(Instant::now() + self.options.load);
+                if !early {
+                    self.cut_under_load();
+                }
             }
             if off {
                 guest.kill()?;

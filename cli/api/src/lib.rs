@@ -14,6 +14,8 @@
 //! | `GET /v1/queue/{id}` | | [`QueueEvent`] |
 //! | `POST /v1/queue/{id}/retry` | | `{}` |
 //! | `POST /v1/queue/{id}/deny` | | `{}` |
+//! | `GET /v1/queue/failed` | | list of [`FailedEvent`] |
+//! | `POST /v1/queue/failed/clear` | | [`Cleared`] |
 //! | `POST /v1/stop` | | `{}` |
 //!
 //! A request that fails is answered with a status of 400 or more and an [`ErrorBody`]. Sizes are in
@@ -277,6 +279,44 @@ pub struct QueueEvent {
     pub origin: Option<String>,
     /// What keeps it, as the worker said last.
     pub reason: Option<String>,
+}
+
+/// An event that was given up because its workers died of it, of `GET /v1/queue/failed`. Its range is
+/// in quarantine: readers get an error at once until a pause is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedEvent {
+    /// As it was in [`QueueEvent`].
+    pub id: u64,
+    /// When it was given up, since the epoch.
+    pub time_ms: u64,
+    /// `quarantined`; `on_trial` (the pause is over, and the next reader's worker is watched); `settled` (it was
+    /// read since, or given up anew).
+    pub state: String,
+    /// How long the quarantine still lasts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_in_ms: Option<u64>,
+    /// How often in a row this range was given up; the pause doubles each time.
+    pub times: u32,
+    pub directory: Option<String>,
+    pub path: Option<String>,
+    pub segment: u64,
+    /// The bytes of the segment that are in quarantine: all of the objects that were wanted.
+    pub offset: u64,
+    pub count: u64,
+    /// Who waited.
+    pub process: Process,
+    pub shard: u16,
+    pub attempts: u32,
+    pub origin: Option<String>,
+    /// How the workers ended that had it.
+    pub deaths: Vec<String>,
+}
+
+/// `POST /v1/queue/failed/clear`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleared {
+    /// Records that were removed.
+    pub cleared: u64,
 }
 
 /// The process behind an event, as far as `/proc` tells without waiting for it.

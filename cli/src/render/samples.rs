@@ -1,6 +1,6 @@
 //! What the tests of rendering show.
 
-use hydrant_api::{Counters, Mount, Owner, Process, QueueEvent, Shard, Status};
+use hydrant_api::{Counters, FailedEvent, Mount, Owner, Process, QueueEvent, Shard, Status};
 
 pub fn mount() -> Mount {
     Mount {
@@ -102,6 +102,28 @@ pub fn event() -> QueueEvent {
         attempts: 2,
         origin: Some("https://example.org/u-boot.git".into()),
         reason: Some("connection refused, trying again".into()),
+    }
+}
+
+pub fn failed() -> FailedEvent {
+    let QueueEvent { id, directory, path, segment, offset, count, process, shard, origin, .. } =
+        event();
+    FailedEvent {
+        id,
+        time_ms: 1_750_000_000_000,
+        state: "quarantined".into(),
+        retry_in_ms: Some(48_000),
+        times: 1,
+        directory,
+        path,
+        segment,
+        offset,
+        count,
+        process,
+        shard,
+        attempts: 3,
+        origin,
+        deaths: vec!["signal: 11 (SIGSEGV)".into(); 3],
     }
 }
 

@@ -11,8 +11,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hydrant_api::{
-    CloneRequest, ErrorBody, Mount, PathRequest, PrefetchRequest, QueueEvent, RmRequest, Status,
-    UmountRequest,
+    Cleared, CloneRequest, ErrorBody, FailedEvent, Mount, PathRequest, PrefetchRequest, QueueEvent,
+    RmRequest, Status, UmountRequest,
 };
 use serde::de::DeserializeOwned;
 
@@ -36,6 +36,8 @@ pub(super) fn router<S: Service>(service: Arc<S>) -> Router {
         .route("/v1/rm", post(rm::<S>))
         .route("/v1/prefetch", post(prefetch::<S>))
         .route("/v1/queue", get(queue::<S>))
+        .route("/v1/queue/failed", get(failed::<S>))
+        .route("/v1/queue/failed/clear", post(clear_failed::<S>))
         .route("/v1/queue/{id}", get(queue_event::<S>))
         .route("/v1/queue/{id}/retry", post(retry::<S>))
         .route("/v1/queue/{id}/deny", post(deny::<S>))
@@ -152,6 +154,18 @@ async fn deny<S: Service>(
     tracing::info!(uid = caller.uid, %event, "deny");
     to_the_end("deny", async move { service.deny(caller, event).await.map(|()| Nothing::new()) })
         .await
+}
+
+async fn failed<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+) -> Reply<Vec<FailedEvent>> {
+    service.failed(caller).await.map(Json)
+}
+
+async fn clear_failed<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Cleared> {
+    tracing::info!(uid = caller.uid, "clear the failed events");
+    to_the_end("clear", async move { service.clear_failed(caller).await }).await
 }
 
 async fn stop<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Nothing> {

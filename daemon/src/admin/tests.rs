@@ -141,6 +141,15 @@ impl Service for Fake {
         Ok(())
     }
 
+    async fn failed(&self, _: Caller) -> Result<Vec<FailedEvent>, ApiError> {
+        Ok(vec![])
+    }
+
+    async fn clear_failed(&self, _: Caller) -> Result<Cleared, ApiError> {
+        self.note("clear".into());
+        Ok(Cleared { cleared: 3 })
+    }
+
     async fn stop(&self, _: Caller) -> Result<(), ApiError> {
         self.note("stop".into());
         Ok(())

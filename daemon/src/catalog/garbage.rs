@@ -23,13 +23,18 @@ pub struct Garbage {
 
 impl Catalog {
     /// Takes off record the trees that no mount has, the segments that no tree has, and the pools
-    /// that have neither. Pools in `busy` stay as they are: clones into them are under way, which may refer to
-    /// what is there without a record of it yet.
+    /// that have neither. Pools that are `busy` stay as they are: clones into them are under way, which
+    /// may refer to what is there without a record of it yet. `busy` is asked between the catalog's
+    /// operations, so that who becomes busy and then asks the catalog is not shown what goes.
     ///
     /// The files go after the records, so that no clone finds a record of what is being removed.
     /// Where that is interrupted, [`unknown_files`](Self::unknown_files) has them.
-    pub async fn take_garbage(&self, busy: Vec<PoolId>) -> Result<Garbage, CatalogError> {
+    pub async fn take_garbage(
+        &self,
+        busy: impl FnOnce() -> HashSet<PoolId> + Send + 'static,
+    ) -> Result<Garbage, CatalogError> {
         self.run("take out what is not used", move |t| {
+            let busy = busy();
             let trees = select(
                 t,
                 "SELECT id, pool, image FROM trees WHERE id NOT IN (SELECT tree FROM mounts)",

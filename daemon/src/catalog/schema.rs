@@ -77,8 +77,23 @@ CREATE TABLE mounts (
 CREATE INDEX mounts_of_tree ON mounts (tree);
 ";
 
+const FAILED_EVENTS: &str = "
+-- Events that were given up because their workers died of them.
+CREATE TABLE failed_events (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    pool     INTEGER NOT NULL,
+    segment  INTEGER NOT NULL,
+    start    INTEGER NOT NULL,  -- bytes of the segment that are in quarantine
+    length   INTEGER NOT NULL,
+    times    INTEGER NOT NULL,  -- how often in a row
+    until    INTEGER NOT NULL,  -- end of the quarantine, in milliseconds since the epoch
+    settled  INTEGER NOT NULL,  -- read since, or given up anew
+    details  TEXT NOT NULL      -- JSON
+) STRICT;
+";
+
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST)])
+    Migrations::new(vec![M::up(FIRST), M::up(FAILED_EVENTS)])
 }
 
 #[cfg(test)]

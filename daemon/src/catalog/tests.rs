@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -206,23 +207,26 @@ async fn garbage_is_what_nobody_refers_to() {
     let second = add_tree(&catalog, pool, &first.segments[..1], 1).await;
     let a = add_mount(&catalog, &first, b"/a").await;
     let b = add_mount(&catalog, &second, b"/b").await;
-    assert_eq!(catalog.take_garbage(vec![]).await.unwrap(), Garbage::default());
+    assert_eq!(catalog.take_garbage(HashSet::new).await.unwrap(), Garbage::default());
 
     catalog.remove_mount(a.id).await.unwrap();
-    assert_eq!(catalog.take_garbage(vec![pool]).await.unwrap(), Garbage::default());
+    assert_eq!(
+        catalog.take_garbage(move || HashSet::from([pool])).await.unwrap(),
+        Garbage::default()
+    );
     let expected = Garbage {
         trees: vec![(first.id, first.image.clone())],
         segments: vec![(pool, first.segments[1])],
         pools: vec![],
     };
-    assert_eq!(catalog.take_garbage(vec![]).await.unwrap(), expected);
+    assert_eq!(catalog.take_garbage(HashSet::new).await.unwrap(), expected);
     assert_eq!(catalog.tree(first.id).await.unwrap(), None);
     assert!(catalog.tree(second.id).await.unwrap().is_some());
 
     catalog.remove_mount(b.id).await.unwrap();
-    let rest = catalog.take_garbage(vec![]).await.unwrap();
+    let rest = catalog.take_garbage(HashSet::new).await.unwrap();
     assert_eq!((rest.trees.len(), rest.segments.len(), rest.pools), (1, 2, vec![pool]));
-    assert_eq!(catalog.take_garbage(vec![]).await.unwrap(), Garbage::default());
+    assert_eq!(catalog.take_garbage(HashSet::new).await.unwrap(), Garbage::default());
 }
 
 #[tokio::test]

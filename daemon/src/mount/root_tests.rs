@@ -415,3 +415,30 @@ fn root_a_private_mount_opens_what_is_beneath_it_only() {
     assert_ne!(here.mount_id, there.mount_id);
     assert!(mounts().unwrap().iter().all(|mount| mount.id != here.mount_id));
 }
+
+#[test]
+#[ignore = "needs root"]
+fn root_layers_are_in_use_until_the_last_user_of_a_lazily_unmounted_tree_ends() {
+    let room = Room::new();
+    let layers = Layers { upper: &room.upper, work: &room.work };
+    assert!(!in_use(layers).unwrap(), "never mounted");
+    room.attach(room.mount()).unwrap();
+    assert!(in_use(layers).unwrap(), "mounted");
+    let user = Command::new("sleep").arg("60").current_dir(room.path("at")).spawn();
+    let mut user = user.unwrap();
+    room.unmount(Unmount::Lazy).unwrap();
+    let with_user = in_use(layers);
+    user.kill().unwrap();
+    user.wait().unwrap();
+    assert!(with_user.unwrap(), "mounted nowhere, but used");
+    // the kernel takes it apart a moment later
+    let free = (0..600).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        !in_use(layers).unwrap()
+    });
+    assert!(free);
+    // nothing was written by asking
+    assert_eq!(fs_err::read_dir(&room.upper).unwrap().count(), 0);
+    room.attach(room.mount()).unwrap();
+    room.unmount(Unmount::Idle).unwrap();
+}

@@ -48,7 +48,7 @@ pub struct Pending {
     /// When it was given to the present worker; `None` while it waits.
     pub dispatched: Option<Duration>,
     /// When it was heard of last: read, or taken over from another supervisor, given to a worker,
-    /// or named by one ([`Broker::keeps_waiting`]).
+    /// named by one ([`Broker::keeps_waiting`]), or taken back from one that died.
     pub heard: Duration,
     /// What keeps it, as a worker said last.
     pub reason: Option<String>,
@@ -172,13 +172,14 @@ impl Broker {
     }
 
     /// The worker is gone. What it had waits again, but for the events that are given up.
-    pub fn worker_died(&mut self, death: Death) -> Vec<Answer> {
+    pub fn worker_died(&mut self, death: Death, now: Duration) -> Vec<Answer> {
         let mut given_up = Vec::new();
         for (event, pending) in &mut self.pending {
             if pending.dispatched.take().is_none() {
                 continue;
             }
             self.waiting.insert(*event);
+            pending.heard = now;
             if death == Death::Fault {
                 pending.strikes += 1;
                 if pending.strikes >= MAX_STRIKES {
@@ -305,7 +306,7 @@ mod tests {
         dispatch(&mut broker);
         dispatch(&mut broker);
         broker.answered(events[1], Verdict::Allow, None).unwrap();
-        assert!(broker.worker_died(Death::Outside).is_empty());
+        assert!(broker.worker_died(Death::Outside, T).is_empty());
         let order: Vec<_> = std::iter::from_fn(|| dispatch(&mut broker)).collect();
         assert_eq!(order, [events[0], events[2], events[3]]);
         assert_eq!(broker.get(events[0]).unwrap().attempts, 2);
@@ -318,13 +319,13 @@ mod tests {
         for _ in 0..10 {
             dispatch(&mut broker);
             assert!(
-                broker.worker_died(Death::Outside).is_empty(),
+                broker.worker_died(Death::Outside, T).is_empty(),
                 "kills from outside don't count"
             );
         }
         for death in 1..=MAX_STRIKES {
             dispatch(&mut broker);
-            let given_up = broker.worker_died(Death::Fault);
+            let given_up = broker.worker_died(Death::Fault, T);
             assert_eq!(given_up.len(), usize::from(death == MAX_STRIKES));
         }
         assert!(broker.get(event).is_none());
@@ -337,7 +338,7 @@ mod tests {
         assert!(broker.answered(event, Verdict::Allow, None).is_none(), "was not given out");
         assert!(broker.answered(EventId(99), Verdict::Allow, None).is_none());
         dispatch(&mut broker);
-        broker.worker_died(Death::Outside);
+        broker.worker_died(Death::Outside, T);
         assert!(broker.answered(event, Verdict::Allow, None).is_none(), "from the dead worker");
         dispatch(&mut broker);
         assert!(broker.answered(event, Verdict::Allow, None).is_some());
@@ -422,7 +423,7 @@ mod tests {
                     }
                     Op::Die(fault) => {
                         let death = if fault { Death::Fault } else { Death::Outside };
-                        let given_up = broker.worker_died(death);
+                        let given_up = broker.worker_died(death, T);
                         let mut expected = Vec::new();
                         model.retain_mut(|(event, in_flight, strikes)| {
                             *strikes += u32::from(*in_flight && fault);

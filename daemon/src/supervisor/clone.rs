@@ -273,6 +273,11 @@ impl<'a> Clone<'a> {
         let catalog = |error| internal("the catalog failed", &error);
         let pool = supervisor.catalog.pool_for(pool).await.map_err(catalog)?;
         let cloning = Cloning::begin(supervisor, pool.id);
+        // it may have gone in between, as garbage
+        if supervisor.catalog.pool(pool.id).await.map_err(catalog)?.is_none() {
+            return Err(ApiError::conflict("the repository's pool was just removed")
+                .with_hint("try it again"));
+        }
         supervisor
             .store
             .make_pool_dir(pool.id)

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hydrant_api::{ErrorCode, UmountRequest, path_from_text};
@@ -19,8 +20,8 @@ use super::git::{Git, Remote};
 use super::origins::Access;
 use super::shard::Command;
 use super::store::Store;
-use super::target::Target;
-use super::{Supervisor, internal, lock, require_owner, shard_of};
+use super::target::{Target, canonical};
+use super::{Supervisor, blocking, internal, lock, require_owner, shard_of};
 use crate::admin::{ApiError, Caller};
 use crate::catalog::{Catalog, Mount, Pool, Tree};
 use crate::ids::{MountId, PoolId, SegmentId, ShardId};
@@ -136,6 +137,28 @@ fn clear_leftover(directory: &Path, upper: &Path) -> Result<(), ApiError> {
     }
 }
 
+/// Sees to it that a tree is mounted nowhere: two mounts of one tree would damage it.
+fn not_mounted(directory: &Path, layers: Layers<'_>) -> Result<(), ApiError> {
+    clear_leftover(directory, layers.upper)?;
+    if let Some(elsewhere) = find(layers.upper) {
+        let message = format!("the tree is still mounted, at {}", elsewhere.display());
+        return Err(ApiError::conflict(message).with_hint("unmount it there first"));
+    }
+    match mount::in_use(layers) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(ApiError::conflict(
+            "the tree is mounted nowhere any more, but processes go on using it, or another mount \
+             namespace has it",
+        )
+        .with_hint("end them, then `hydrant mount` it")),
+        // the mount will say what is wrong
+        Err(error) => {
+            warn!(error = &error as &dyn std::error::Error, "can't ask whether a tree is in use");
+            Ok(())
+        }
+    }
+}
+
 impl Detached {
     pub fn root(&self) -> BorrowedFd<'_> {
         self.mount.as_fd()
@@ -157,7 +180,7 @@ impl Supervisor {
         let path = path_from_text(directory);
         let mut found = self.mount_at(&path).await?;
         if found.is_none()
-            && let Ok(path) = fs::canonicalize(&path)
+            && let Ok(path) = blocking(move || canonical(&path)).await
         {
             found = self.mount_at(&path).await?;
         }
@@ -185,7 +208,7 @@ impl Supervisor {
         pool: &Pool,
     ) -> Result<Detached, ApiError> {
         self.serve(tree, pool).await?;
-        let store = std::sync::Arc::clone(&self.store);
+        let store = Arc::clone(&self.store);
         let directory = self.store.mount_dir(mount.id);
         let image = store.root().join("trees").join(&tree.image);
         let devices: Vec<_> =
@@ -270,18 +293,13 @@ impl Supervisor {
         let (tree, pool) = self.tree_of(mount).await?;
         let _in_use = Cloning::begin(self, pool.id);
         self.introduce_origin(mount, &pool)?;
-        if self.is_guarded(mount, tree.pool) {
+        if self.is_guarded(mount, tree.pool).await {
             self.adopt(mount, &tree, &pool)?;
         } else {
-            let upper = self.store.upper_dir(mount.id);
-            clear_leftover(&mount.directory, &upper)?;
-            if let Some(elsewhere) = find(&upper) {
-                return Err(ApiError::conflict(format!(
-                    "the tree is still mounted, at {}",
-                    elsewhere.display()
-                ))
-                .with_hint("unmount it there first: two mounts of one tree would damage it"));
-            }
+            let (directory, upper) = (mount.directory.clone(), self.store.upper_dir(mount.id));
+            let work = self.store.mount_dir(mount.id).join("work");
+            blocking(move || not_mounted(&directory, Layers { upper: &upper, work: &work }))
+                .await?;
             // marked by a removal that failed: from now on somebody may write into it again
             durable::keep(&self.store.mount_dir(mount.id))
                 .map_err(|error| internal("can't keep the tree", &error))?;
@@ -298,10 +316,15 @@ impl Supervisor {
     }
 
     /// It is mounted, and its group has been open all the time.
-    fn is_guarded(&self, mount: &Mount, pool: PoolId) -> bool {
-        let ours = ours(&self.store.upper_dir(mount.id));
-        let found = mount::mounted_at(&mount.directory).ok().flatten();
-        self.kept.contains(&self.shard_id(pool)) && found.as_ref().is_some_and(ours)
+    async fn is_guarded(&self, mount: &Mount, pool: PoolId) -> bool {
+        if !self.kept.contains(&self.shard_id(pool)) {
+            return false;
+        }
+        let (directory, upper) = (mount.directory.clone(), self.store.upper_dir(mount.id));
+        let look = move || {
+            Ok(mount::mounted_at(&directory).ok().flatten().as_ref().is_some_and(ours(&upper)))
+        };
+        blocking(look).await.unwrap_or(false)
     }
 
     /// Goes on with a mount that a supervisor before this one has made. Nobody has to wait for the
@@ -432,10 +455,11 @@ impl Supervisor {
         let mut absent = Vec::new();
         for mount in mounts.into_iter().filter(|mount| mount.mounted) {
             let tree = self.catalog.tree(mount.tree).await.ok().flatten();
-            if tree.is_some_and(|tree| self.is_guarded(&mount, tree.pool)) {
-                self.try_to_bring_up(&mount).await;
-            } else {
-                absent.push(mount);
+            match tree {
+                Some(tree) if self.is_guarded(&mount, tree.pool).await => {
+                    self.try_to_bring_up(&mount).await;
+                }
+                _ => absent.push(mount),
             }
         }
         self.serve_all();
@@ -475,10 +499,8 @@ impl Supervisor {
 
     /// Removes the files that no tree refers to any more. Pools in use are left for another time.
     pub(super) async fn collect_garbage(&self) {
-        let mut busy: Vec<PoolId> =
-            lock(&self.live).mounts.values().map(|live| live.pool).collect();
-        busy.extend(lock(&self.cloning).iter());
-        let garbage = match self.catalog.take_garbage(busy).await {
+        let in_use = self.pools_in_use();
+        let garbage = match self.catalog.take_garbage(in_use).await {
             Ok(garbage) => garbage,
             Err(error) => {
                 error!(%error, "can't find out what is not used any more");
@@ -493,20 +515,52 @@ impl Supervisor {
                 warn!(%error, file = %image.display(), "can't remove an image that is not used");
             }
         }
-        // none of these pools is mounted here, so its worker needs it no longer
         let pools: HashSet<PoolId> = garbage.segments.iter().map(|(pool, _)| *pool).collect();
-        for pool in pools {
-            if let Ok(shard) = self.shard(pool) {
-                shard.ask(|reply| Command::Detach { pool, reply }).await;
-            }
-            self.origins.remove(pool);
-        }
+        let detached: HashSet<PoolId> = self.detach_unused(pools).await;
         for (pool, segment) in garbage.segments {
-            self.remove_segment(pool, segment).await;
+            if detached.contains(&pool) {
+                self.remove_segment(pool, segment).await;
+            }
         }
         for pool in garbage.pools {
             fs::remove_dir(self.store.pool_dir(pool)).ok();
         }
+    }
+
+    /// The pools of trees that are mounted, being mounted or being cloned.
+    fn pools_in_use(&self) -> impl FnOnce() -> HashSet<PoolId> + Send + use<> {
+        let (live, cloning) = (Arc::clone(&self.live), Arc::clone(&self.cloning));
+        move || {
+            let mut pools: HashSet<_> = lock(&live).mounts.values().map(|live| live.pool).collect();
+            pools.extend(lock(&cloning).iter());
+            pools
+        }
+    }
+
+    /// Takes pools out of service, but for those that have come into use again: what is not used in
+    /// them goes at the next start.
+    async fn detach_unused(&self, mut pools: HashSet<PoolId>) -> HashSet<PoolId> {
+        let mut replies = Vec::new();
+        {
+            // Who comes into use later is behind this in the shard's commands.
+            let live = lock(&self.live);
+            let cloning = lock(&self.cloning);
+            pools.retain(|pool| {
+                !cloning.contains(pool) && live.mounts.values().all(|live| live.pool != *pool)
+            });
+            for pool in pools.iter().copied() {
+                let (reply, answer) = tokio::sync::oneshot::channel();
+                if let Ok(shard) = self.shard(pool) {
+                    shard.send(Command::Detach { pool, reply });
+                    replies.push(answer);
+                }
+                self.origins.remove(pool);
+            }
+        }
+        for answer in replies {
+            answer.await.ok();
+        }
+        pools
     }
 
     async fn remove_segment(&self, pool: PoolId, segment: SegmentId) {

@@ -8,7 +8,8 @@ use hydrant_api::{PrefetchRequest, Summary, path_from_text};
 
 use super::queue::milliseconds;
 use super::shard::Command;
-use super::{Supervisor, internal};
+use super::target::canonical;
+use super::{Supervisor, blocking, internal};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::catalog::{Mount, Pool, Tree};
 use crate::ids::SegmentId;
@@ -33,8 +34,7 @@ impl Supervisor {
         progress: &ProgressSender,
     ) -> Result<Summary, ApiError> {
         let path = path_from_text(&request.path);
-        let path = std::fs::canonicalize(&path)
-            .map_err(|error| ApiError::invalid(format!("{}: {error}", path.display())))?;
+        let path = blocking(move || canonical(&path)).await?;
         let mut found = None;
         for ancestor in path.ancestors() {
             if let Some(mount) = self.mount_at(ancestor).await? {

@@ -12,7 +12,7 @@ use hydrant_api::{Process, QueueEvent, path_to_text};
 use super::Supervisor;
 use super::shard::{Command, Snapshot};
 use crate::admin::ApiError;
-use crate::ids::{EventId, PoolId, SegmentId};
+use crate::ids::{EventId, PoolId, SegmentId, ShardId};
 use crate::range::ByteRange;
 use crate::segment::extents::{Extents, Place};
 
@@ -41,14 +41,14 @@ impl Supervisor {
             .collect();
         // reads extent indexes and /proc
         let listed = tokio::task::spawn_blocking(move || {
-            let mut paths = Paths { store: &store, read: HashMap::new() };
+            let mut paths = Paths::new(&store);
             let mut events = Vec::new();
             for snapshot in &snapshots {
                 for (event, pool, pending) in &snapshot.events {
                     let age = snapshot.now.saturating_sub(pending.arrived);
                     let in_flight = pending.dispatched.is_some();
                     events.push(QueueEvent {
-                        id: event.0 * SHARD_STEP + u64::from(snapshot.shard.0),
+                        id: public_id(*event, snapshot.shard),
                         state: if in_flight { "in_flight" } else { "waiting" }.into(),
                         age_ms: milliseconds(age),
                         directory: directories.get(pool).cloned(),
@@ -95,24 +95,53 @@ pub(super) fn no_event(event: EventId) -> ApiError {
         .with_hint("`hydrant queue` lists the events that wait")
 }
 
+/// An event's id as people see it.
+pub(super) fn public_id(event: EventId, shard: ShardId) -> u64 {
+    event.0 * SHARD_STEP + u64::from(shard.0)
+}
+
 pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Looks up which file a range belongs to; each index is read once.
-struct Paths<'a> {
+pub(super) struct Paths<'a> {
     store: &'a super::store::Store,
     read: HashMap<SegmentId, Option<Extents>>,
 }
 
-impl Paths<'_> {
+impl<'a> Paths<'a> {
+    pub(super) fn new(store: &'a super::store::Store) -> Self {
+        Self { store, read: HashMap::new() }
+    }
+
+    /// The range and the rest of all objects that have a byte in it.
+    pub(super) fn whole_objects(
+        &mut self,
+        pool: PoolId,
+        segment: SegmentId,
+        range: ByteRange,
+    ) -> ByteRange {
+        let Some(extents) = self.extents(pool, segment) else { return range };
+        let records = extents.overlapping(range);
+        let first = extents.get(records.start).map_or(range.offset(), |e| e.range.offset());
+        let last = records.end.checked_sub(1).and_then(|record| extents.get(record));
+        let end = last.map_or(range.end(), |extent| extent.range.end());
+        ByteRange::between(first.min(range.offset()), end.max(range.end()))
+    }
+
     fn extents(&mut self, pool: PoolId, segment: SegmentId) -> Option<&Extents> {
         let store = self.store;
         let read = self.read.entry(segment);
         read.or_insert_with(|| store.extents(pool, segment).ok()).as_ref()
     }
 
-    fn path(&mut self, pool: PoolId, segment: SegmentId, range: ByteRange) -> Option<String> {
+    pub(super) fn path(
+        &mut self,
+        pool: PoolId,
+        segment: SegmentId,
+        range: ByteRange,
+    ) -> Option<String> {
         let extents = self.extents(pool, segment)?;
         let extent = extents.get(extents.overlapping(range).next()?)?;
         match extent.place {
@@ -133,7 +162,7 @@ pub(super) fn text(bytes: &[u8]) -> String {
 
 /// What `/proc` tells of a process without waiting for it: a reader that is blocked in a page fault
 /// may hold the lock that `cmdline` and `maps` want.
-fn process(pid: i32) -> Process {
+pub(super) fn process(pid: i32) -> Process {
     let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).ok();
     let line = |name| Some(String::from_utf8_lossy(&read(name)?).trim_end().to_owned());
     let status: Option<String> = line("status");

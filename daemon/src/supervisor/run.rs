@@ -9,14 +9,16 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use hydrant_api::Directories;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::durable;
+use super::failed::News;
 use super::kept::{self, Kept};
+use super::manager::{self, End};
 use super::mounts;
 use super::origins::Origins;
-use super::shard::{Command, OnComplete, Shard};
+use super::shard::{Command, Hooks, Shard};
 use super::store::{Store, WorkerUser};
 use super::{Supervisor, lock};
 use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, serve};
@@ -29,6 +31,9 @@ use crate::worker::sandbox;
 
 /// How often a tree that is in use is tried again when the daemon is to stop.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long requests may go on before a restart.
+const FINISH: Duration = Duration::from_secs(30);
 
 /// Runs the supervisor until it is told to stop. `kept`: what the one before it has left.
 pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> anyhow::Result<()> {
@@ -47,14 +52,21 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
     recover(&catalog, &store).await?;
 
     // who connects from now on waits until we serve
-    let socket = AdminSocket::bind(&directories, config.socket_group.as_deref())?;
+    let socket = match kept.listener() {
+        Some(passed) => AdminSocket::passed(passed, &directories)?,
+        None => AdminSocket::bind(&directories, config.socket_group.as_deref())?,
+    };
     let guarded = kept.ids();
     // pools are assigned to shards by their number: it rules as long as there are groups of before
     let count = kept.count().unwrap_or_else(|| config.shards());
     // before there are new groups, from which the next supervisor would conclude that these are guarded
     mounts::clear_unguarded(&catalog, &store, &guarded, count).await;
     let origins = Arc::new(Origins::default());
-    let shards = start_shards(count, &mut kept, &store, &origins, &catalog).inspect_err(|_| {
+    let (tell, news) = mpsc::unbounded_channel();
+    let hooks = hooks(&catalog, &tell);
+    let patience = config.patience();
+    let shards = start_shards(count, &mut kept, &store, &origins, patience, hooks);
+    let shards = shards.inspect_err(|_| {
         if guarded.is_empty() {
             kept::forget_all((0..count).map(ShardId));
         }
@@ -70,11 +82,13 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         shards,
         kept: guarded,
         busy: Mutex::new(HashSet::new()),
-        live: Mutex::default(),
-        cloning: Mutex::new(Vec::new()),
+        live: Arc::default(),
+        cloning: Arc::default(),
         stop,
         started: Instant::now(),
     });
+    supervisor.record_failures(news);
+    supervisor.restore_quarantine().await;
     if supervisor.kept.is_empty() {
         // of clones that were cut short; once a pool is mounted it has to wait
         supervisor.collect_garbage().await;
@@ -85,18 +99,33 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         shutting.wait_for(|shut| *shut).await.ok();
     }));
     notify("READY=1");
-    tokio::select! {
-        _ = terminate.recv() => info!("told to stop"),
-        _ = interrupt.recv() => info!("interrupted"),
-        _ = hangup.recv() => info!("hung up"),
-        _ = stopping.wait_for(|stop| *stop) => info!("asked to stop"),
-    }
+    tokio::spawn(manager::keep_watchdog_quiet(supervisor.shards.clone()));
+    let end = tokio::select! {
+        _ = terminate.recv() => manager::meaning_of_terminate().await,
+        _ = interrupt.recv() => End::Stop,
+        _ = hangup.recv() => End::Stop,
+        _ = stopping.wait_for(|stop| *stop) => End::Stop,
+    };
     notify("STOPPING=1");
-    supervisor.wind_down().await;
-    shut.send_replace(true);
-    // requests in hand are answered, but nobody may hold us up
-    tokio::time::timeout(Duration::from_secs(10), server).await.ok();
-    info!("stopped");
+    match end {
+        End::Stop => {
+            info!("stopping");
+            supervisor.wind_down().await;
+            shut.send_replace(true);
+            // requests in hand are answered, but nobody may hold us up
+            tokio::time::timeout(Duration::from_secs(10), server).await.ok();
+            info!("stopped");
+        }
+        End::HandOver => {
+            info!("leaving everything to the next supervisor");
+            shut.send_replace(true);
+            // a clone in hand gets some time, and the next supervisor does without the rest
+            if tokio::time::timeout(FINISH, server).await.is_err() {
+                warn!("requests that are not done are given up");
+            }
+            supervisor.hand_over().await;
+        }
+    }
     Ok(())
 }
 
@@ -185,23 +214,40 @@ async fn forget(
     }
 }
 
+/// What a shard's hooks do.
+fn hooks(catalog: &Catalog, tell: &mpsc::UnboundedSender<News>) -> impl Fn(ShardId) -> Hooks {
+    let (catalog, tell) = (catalog.clone(), tell.clone());
+    let runtime = tokio::runtime::Handle::current();
+    move |id| {
+        let (catalog, runtime) = (catalog.clone(), runtime.clone());
+        let (given_up, settled) = (tell.clone(), tell.clone());
+        Hooks {
+            on_complete: Arc::new(move |segment| {
+                let catalog = catalog.clone();
+                runtime.spawn(async move {
+                    if let Err(error) = catalog.set_complete(segment, true).await {
+                        error!(%segment, %error, "can't note that a segment is complete");
+                    }
+                });
+            }),
+            on_given_up: Arc::new(move |event| {
+                given_up.send(News::GivenUp(id, Box::new(event))).ok();
+            }),
+            on_settled: Arc::new(move |segment, range| {
+                settled.send(News::Settled(segment, range)).ok();
+            }),
+        }
+    }
+}
+
 fn start_shards(
     count: u16,
     kept: &mut Kept,
     store: &Arc<Store>,
     origins: &Arc<Origins>,
-    catalog: &Catalog,
+    patience: Duration,
+    hooks: impl Fn(ShardId) -> Hooks,
 ) -> anyhow::Result<Vec<super::shard::ShardHandle>> {
-    let catalog = catalog.clone();
-    let runtime = tokio::runtime::Handle::current();
-    let on_complete: OnComplete = Arc::new(move |segment| {
-        let catalog = catalog.clone();
-        runtime.spawn(async move {
-            if let Err(error) = catalog.set_complete(segment, true).await {
-                error!(%segment, %error, "can't note that a segment is complete");
-            }
-        });
-    });
     // threads of their own: whatever holds a request up does not hold up readers
     let threads = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -216,13 +262,24 @@ fn start_shards(
         .map(ShardId)
         .map(|id| {
             let (store, origins) = (Arc::clone(store), Arc::clone(origins));
-            Shard::start(id, kept.take(id), store, origins, Arc::clone(&on_complete))
+            Shard::start(id, kept.take(id), store, origins, patience, hooks(id))
                 .context("can't watch files: `hydrant doctor` checks what this machine can do")
         })
         .collect()
 }
 
 impl Supervisor {
+    /// Leaves mounts and readers to the next supervisor. What no table would say about must not be: so no
+    /// event may be half read, nor a mount be put in its place.
+    async fn hand_over(&self) {
+        lock(&self.live).stopping = true;
+        for shard in &self.shards {
+            // the reply is that the shard has ended
+            shard.ask(|reply| Command::HandOver { reply }).await;
+        }
+        info!(up_secs = self.started.elapsed().as_secs(), "the next supervisor may take over");
+    }
+
     /// Unmounts everything, then lets the groups go: never the other way round. A tree that is in use
     /// is served until it is free.
     async fn wind_down(&self) {

@@ -1,8 +1,8 @@
 //! The supervisor as the admin server's service.
 
 use hydrant_api::{
-    CloneRequest, Mount, PathRequest, PrefetchRequest, QueueEvent, RmRequest, Status, Summary,
-    UmountRequest,
+    Cleared, CloneRequest, FailedEvent, Mount, PathRequest, PrefetchRequest, QueueEvent, RmRequest,
+    Status, Summary, UmountRequest,
 };
 
 use super::Supervisor;
@@ -72,6 +72,15 @@ impl Service for Supervisor {
     async fn deny(&self, caller: Caller, event: EventId) -> Result<(), ApiError> {
         caller.require_root("deny an event")?;
         self.event_command(event, |event, reply| Command::Deny { event, reply }).await
+    }
+
+    async fn failed(&self, _: Caller) -> Result<Vec<FailedEvent>, ApiError> {
+        self.failed_events().await
+    }
+
+    async fn clear_failed(&self, caller: Caller) -> Result<Cleared, ApiError> {
+        caller.require_root("clear the records of failed events")?;
+        self.clear_failed_events().await
     }
 
     async fn stop(&self, _: Caller) -> Result<(), ApiError> {

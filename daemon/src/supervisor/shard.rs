@@ -14,6 +14,7 @@
 
 mod commands;
 mod handle;
+mod poison;
 pub(super) mod waiter;
 mod workers;
 
@@ -37,17 +38,16 @@ use crate::ids::{EventId, PoolId, SegmentId, ShardId};
 use crate::queue::broker::{Answer, Broker, Overdue, Pending};
 use crate::queue::decide::{Decision, decide};
 use crate::queue::inflight::{self, DEFAULT_CAPACITY, Slot, Table};
+pub use crate::queue::quarantine::Quarantined;
 use crate::queue::wire::{
     Counters as FetchCounters, FromQueue, LONGEST_WAIT, Limits, OriginSpec, ToQueue,
 };
 use crate::range::ByteRange;
 use crate::segment::presence;
 use crate::sys::fdstore;
-pub use handle::{Command, Counters, OnComplete, ShardHandle, Snapshot, StartError};
+pub use handle::{Command, Counters, Hooks, ShardHandle, Snapshot, StartError};
+pub use poison::{GivenUp, epoch_ms, from_epoch};
 use waiter::{Held, Waiter};
-
-/// How long after the readers' deadline a silent worker is given up.
-const GRACE: Duration = Duration::from_secs(30);
 
 const GONE: &str = "its tree is not mounted any more";
 
@@ -128,8 +128,9 @@ pub struct Shard {
     /// Workers in a row that ended soon, or could not be started.
     quick_deaths: u32,
     worker_deaths: u64,
-    /// A worker that we killed ourselves, for its silence.
-    killed: bool,
+    /// Why we killed the worker ourselves.
+    killed: Option<String>,
+    poison: poison::Poison,
     prefetches: HashMap<u64, Prefetch>,
     next_request: u64,
     counters: Counters,
@@ -139,8 +140,12 @@ pub struct Shard {
     own: mpsc::WeakUnboundedSender<Command>,
     origins: Arc<Origins>,
     store: Arc<Store>,
-    on_complete: OnComplete,
+    /// How long after the readers' deadline a silent worker is given up.
+    patience: Duration,
+    hooks: Hooks,
     stopping: bool,
+    /// Dropped last: the shard has let go of everything.
+    handing_over: Option<oneshot::Sender<()>>,
 }
 
 /// An event that is in the table, and about which nothing has been decided.
@@ -168,7 +173,7 @@ impl Segment {
 impl Drop for Shard {
     /// Leaves those who wait to the next supervisor, if there can be one.
     fn drop(&mut self) {
-        if fdstore::is_there() {
+        if fdstore::is_there() || self.handing_over.is_some() {
             self.events.drain().for_each(|(_, held)| held.waiter.leave());
         }
     }
@@ -197,7 +202,8 @@ impl Shard {
         kept: Option<KeptShard>,
         store: Arc<Store>,
         origins: Arc<Origins>,
-        on_complete: OnComplete,
+        patience: Duration,
+        hooks: Hooks,
     ) -> Result<ShardHandle, StartError> {
         let (group, table, owed) = match kept {
             Some(KeptShard { group, table, owed }) => (Some(group), table, owed),
@@ -252,7 +258,8 @@ impl Shard {
             backoff: Duration::ZERO,
             quick_deaths: 0,
             worker_deaths: 0,
-            killed: false,
+            killed: None,
+            poison: poison::Poison::default(),
             prefetches: HashMap::new(),
             next_request: 0,
             counters: Counters::default(),
@@ -262,8 +269,10 @@ impl Shard {
             own: sender.downgrade(),
             origins,
             store,
-            on_complete,
+            patience,
+            hooks,
             stopping: false,
+            handing_over: None,
         };
         tokio::spawn(async move {
             let end = tokio::spawn(shard.run()).await;
@@ -425,12 +434,18 @@ impl Shard {
         let id = pending.segment;
         let decision = decide(event.range(), size, |range| presence::present(&event, range));
         let (verdict, touched) = match decision {
-            Ok(Decision::Fetch(range)) => {
-                debug!(shard = %self.id, event = %number, segment = %id, %range, pid = event.pid(), "waits");
-                self.broker.arrived(number, id, range, event.pid(), pending.arrived);
-                self.events.insert(number, Held::new(number, Waiter::Event(event), slot));
-                return;
-            }
+            Ok(Decision::Fetch(range)) => match self.admission(id, range) {
+                Ok(strikes) => {
+                    debug!(shard = %self.id, event = %number, segment = %id, %range, pid = event.pid(), "waits");
+                    self.broker.restored(number, Pending { range, strikes, ..pending });
+                    self.events.insert(number, Held::new(number, Waiter::Event(event), slot));
+                    return;
+                }
+                Err((errno, reason)) => {
+                    debug!(shard = %self.id, segment = %id, %range, pid = event.pid(), reason, "denied");
+                    (Verdict::Deny(errno), None)
+                }
+            },
             Ok(Decision::Allow) => (Verdict::Allow, None),
             Ok(Decision::Touched(range)) => (Verdict::Allow, Some(range)),
             Ok(Decision::Deny(errno)) => {
@@ -486,6 +501,7 @@ impl Shard {
     }
 
     fn finish(&mut self, answer: Answer) {
+        self.poison.forget(answer.event);
         let Some(Held { waiter, slot, span }) = self.events.remove(&answer.event) else { return };
         let _entered = span.enter();
         let waited = Self::now().saturating_sub(answer.pending.arrived);
@@ -496,7 +512,10 @@ impl Shard {
             // a worker's word is not enough to let a reader see what may be a hole
             let pool = self.segments.get(&answer.pending.segment).map(|segment| segment.pool);
             match waiter.is_present(&self.store, pool, &answer.pending) {
-                Ok(true) => self.counters.answered_fetched += 1,
+                Ok(true) => {
+                    self.counters.answered_fetched += 1;
+                    self.settle(answer.pending.segment, answer.pending.range);
+                }
                 Ok(false) => {
                     verdict = Verdict::Deny(DenyErrno::Eio);
                     reason = Some("its worker said that it is there, but it is not".into());
@@ -561,12 +580,12 @@ impl Shard {
             let pool = self.segments.get(&pending.segment).map(|segment| segment.pool);
             let limits = pool.and_then(|pool| self.pools.get(&pool)).map(|pool| pool.limits);
             let deadline = Duration::from_secs(limits.unwrap_or_default().deadline_secs);
-            let longest = LONGEST_WAIT.max(deadline).saturating_add(GRACE);
-            pending.overdue(now, deadline.saturating_add(GRACE), longest)
+            let longest = LONGEST_WAIT.max(deadline).saturating_add(self.patience);
+            pending.overdue(now, deadline.saturating_add(self.patience), longest)
         };
         let overdue: Vec<_> = self
             .broker
-            .older_than(now.saturating_sub(GRACE))
+            .older_than(now.saturating_sub(self.patience))
             .filter_map(|(event, pending)| {
                 Some((event, overdue(pending)?, pending.dispatched.is_some()))
             })
@@ -579,7 +598,11 @@ impl Shard {
         }
         for (event, why, in_flight) in overdue {
             match (why, in_flight) {
-                (Overdue::Silent, true) => self.kill_worker("it is silent past the deadline"),
+                (Overdue::Silent, true) => {
+                    // the next worker may do better; an event that silences three is given up
+                    self.kill_worker("it is silent past the deadline");
+                    continue;
+                }
                 (Overdue::Endless, true) => self.cancel(event),
                 (_, false) => {}
             }

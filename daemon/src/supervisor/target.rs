@@ -10,6 +10,7 @@ use hydrant_api::Owner;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
 
+use super::blocking;
 use crate::admin::{ApiError, Caller};
 use crate::sys::user::{self, User};
 
@@ -26,32 +27,33 @@ impl Target {
     /// Takes an existing empty directory, or makes one: with the caller's own rights, so that it can
     /// be nowhere where the caller could not have made it.
     pub async fn prepare(path: &Path, caller: &Caller, user: &User) -> Result<Self, ApiError> {
-        let (path, created) = match std::fs::symlink_metadata(path) {
-            Ok(_) => (path.to_owned(), false),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                make(path, caller, user).await?;
-                (path.to_owned(), true)
-            }
-            Err(error) => return Err(cant(path, "be used", &error)),
-        };
-        let canonical = std::fs::canonicalize(&path).map_err(|e| cant(&path, "be used", &e))?;
-        let target = Self::open(canonical, created)?;
-        target.check(caller)?;
-        Ok(target)
+        let created = !exists(path).await?;
+        if created {
+            make(path, caller, user).await?;
+        }
+        let (path, caller) = (path.to_owned(), *caller);
+        blocking(move || {
+            let target = Self::open(canonical(&path)?, created)?;
+            target.check(&caller)?;
+            Ok(target)
+        })
+        .await
     }
 
     /// The same for a tree that comes back to its place.
     pub async fn existing(path: &Path, owner: Owner) -> Result<Self, ApiError> {
         let user = User::lookup(owner.uid, owner.gid).map_err(|e| cant(path, "be used", &e))?;
         let caller = Caller { uid: owner.uid, gid: owner.gid, pid: None };
-        if let Err(error) = std::fs::symlink_metadata(path)
-            && error.kind() == io::ErrorKind::NotFound
-        {
+        if !exists(path).await? {
             make(path, &caller, &user).await?;
         }
-        let target = Self::open(path.to_owned(), false)?;
-        target.check(&caller)?;
-        Ok(target)
+        let path = path.to_owned();
+        blocking(move || {
+            let target = Self::open(path, false)?;
+            target.check(&caller)?;
+            Ok(target)
+        })
+        .await
     }
 
     fn open(path: PathBuf, created: bool) -> Result<Self, ApiError> {
@@ -87,6 +89,21 @@ impl Target {
             std::fs::remove_dir(&self.path).ok();
         }
     }
+}
+
+/// Without symbolic links.
+pub(super) fn canonical(path: &Path) -> Result<PathBuf, ApiError> {
+    std::fs::canonicalize(path).map_err(|error| cant(path, "be used", &error))
+}
+
+async fn exists(path: &Path) -> Result<bool, ApiError> {
+    let path = path.to_owned();
+    blocking(move || match std::fs::symlink_metadata(&path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(cant(&path, "be used", &error)),
+    })
+    .await
 }
 
 /// Opens a directory by a path that was made canonical: a link that turns up now is somebody's trick.

@@ -249,15 +249,19 @@ impl Worker {
         };
         match event {
             Ok(Some(event)) => event,
-            Ok(None) => {
-                self.hung_up = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
-                Event::HungUp
-            }
+            Ok(None) => self.hang_up(),
+            // the end of a process that had not read all that was sent to it
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => self.hang_up(),
             Err(error) => {
                 self.hung_up = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
                 Event::Broken(format!("it sent what can't be read: {error}"))
             }
         }
+    }
+
+    fn hang_up(&mut self) -> Event {
+        self.hung_up = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
+        Event::HungUp
     }
 
     /// Sends on the queue socket without waiting.

@@ -69,9 +69,21 @@ impl Shard {
                     self.finish(answer);
                 }
             }
+            Command::Quarantine { ranges } => self.quarantine(ranges),
+            Command::ClearQuarantine { reply } => {
+                self.clear_quarantine();
+                reply.send(()).ok();
+            }
             Command::Stop { reply } => {
                 self.stop();
                 reply.send(()).ok();
+            }
+            Command::Ping { reply } => {
+                reply.send(()).ok();
+            }
+            Command::HandOver { reply } => {
+                self.handing_over = Some(reply);
+                self.stopping = true;
             }
             Command::Checked { segment, attachment, complete } => {
                 self.checked(segment, attachment, complete);
@@ -230,7 +242,7 @@ impl Shard {
         match complete {
             Ok(true) => {
                 self.unmark(id);
-                (self.on_complete)(id);
+                (self.hooks.on_complete)(id);
                 debug!(shard = %self.id, segment = %id, "complete");
             }
             Ok(false) if again => self.check_complete(id),

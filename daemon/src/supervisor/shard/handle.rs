@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::poison::GivenUp;
 use crate::fanotify::{self, Group};
 use crate::ids::{EventId, PoolId, SegmentId, ShardId};
 use crate::queue::broker::Pending;
 use crate::queue::inflight::TableError;
+use crate::queue::quarantine::Quarantined;
 use crate::queue::wire::{Counters as FetchCounters, Limits, OriginSpec};
+use crate::range::ByteRange;
 
 /// What others ask of a shard.
 #[derive(Debug)]
@@ -58,8 +61,24 @@ pub enum Command {
         event: EventId,
         reply: oneshot::Sender<bool>,
     },
+    /// What is in quarantine from before.
+    Quarantine {
+        ranges: Vec<Quarantined>,
+    },
+    /// Nothing is in quarantine any more.
+    ClearQuarantine {
+        reply: oneshot::Sender<()>,
+    },
     /// Every mount is gone: deny what is pending and end.
     Stop {
+        reply: oneshot::Sender<()>,
+    },
+    /// Answers a shard that is not stuck, sooner or later.
+    Ping {
+        reply: oneshot::Sender<()>,
+    },
+    /// Leave those who wait to the next supervisor, and end. The reply's sender is dropped then.
+    HandOver {
         reply: oneshot::Sender<()>,
     },
     /// From the shard's own tasks: a segment said to be complete was checked.
@@ -108,8 +127,21 @@ pub enum StartError {
     Table(#[from] TableError),
 }
 
-/// Told when a segment has become complete and durable.
-pub type OnComplete = Arc<dyn Fn(SegmentId) + Send + Sync>;
+/// Who is told what happens in a shard. They return at once.
+#[derive(Clone)]
+pub struct Hooks {
+    /// A segment has become complete and durable.
+    pub on_complete: Arc<dyn Fn(SegmentId) + Send + Sync>,
+    pub on_given_up: Arc<dyn Fn(GivenUp) + Send + Sync>,
+    /// A range was in quarantine, and now its bytes are there.
+    pub on_settled: Arc<dyn Fn(SegmentId, ByteRange) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hooks").finish_non_exhaustive()
+    }
+}
 
 /// The way to a shard.
 #[derive(Debug, Clone)]

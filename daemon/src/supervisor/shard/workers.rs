@@ -15,7 +15,7 @@ use crate::supervisor::worker::{Control, Exit, Upcall, Worker, cut};
 impl Shard {
     pub(super) fn start_worker(&mut self) {
         self.restart_at = None;
-        self.killed = false;
+        self.killed = None;
         self.worker_ready = false;
         match Worker::start(self.id, &self.store) {
             Ok(worker) => {
@@ -48,10 +48,10 @@ impl Shard {
 
     pub(super) fn kill_worker(&mut self, why: &str) {
         if let Some(worker) = self.worker.as_mut()
-            && !self.killed
+            && self.killed.is_none()
         {
             warn!(shard = %self.id, pid = worker.pid(), why, "killing the worker");
-            self.killed = true;
+            self.killed = Some(why.to_owned());
             worker.kill();
         }
     }
@@ -60,11 +60,15 @@ impl Shard {
         let Some(worker) = self.worker.take() else { return };
         self.worker_deaths += 1;
         let in_flight = self.broker.in_flight();
-        let death = if exit.from_outside && !self.killed { Death::Outside } else { Death::Fault };
-        warn!(shard = %self.id, pid = worker.pid(), end = %exit.description, in_flight, "worker ended");
+        let killed = self.killed.take();
+        let death =
+            if exit.from_outside && killed.is_none() { Death::Outside } else { Death::Fault };
+        let end = killed.map_or(exit.description.clone(), |why| format!("killed: {why}"));
+        warn!(shard = %self.id, pid = worker.pid(), end, in_flight, "worker ended");
         self.counters.requeued += in_flight as u64;
-        for answer in self.broker.worker_died(death) {
-            self.finish(answer);
+        self.note_death(death, &end);
+        for answer in self.broker.worker_died(death, Self::now()) {
+            self.give_up(answer);
         }
         let left: Vec<_> = self.events.keys().copied().collect();
         left.into_iter().for_each(|event| self.note(event));
