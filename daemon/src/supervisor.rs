@@ -13,15 +13,15 @@ mod kept;
 mod known;
 mod manager;
 mod mounts;
-mod origins;
+pub(crate) mod origins;
 mod prefetch;
 mod queue;
 mod remove;
 mod run;
 mod service;
-mod shard;
+pub(crate) mod shard;
 mod status;
-mod store;
+pub(crate) mod store;
 mod target;
 mod worker;
 
