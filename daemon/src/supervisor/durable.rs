@@ -83,19 +83,27 @@ pub async fn remove_disposable(catalog: &Catalog, store: &Store) -> Result<(), C
     Ok(())
 }
 
+/// So many files are synced at the same time: they share the file system's commits.
+const SYNCS: usize = 8;
+
+/// So many files are open at most.
+const MAX_WAITING: usize = 64;
+
 /// A directory that is made durable with all that is below it, little by little: what was synced and has
 /// not changed since is not synced again, as each file costs a flush of the disk.
 #[derive(Debug, Default)]
 pub struct Synced {
     /// By inode number, when it was changed last (`st_ctime`; exact on a file that was looked at).
     seen: HashMap<u64, (i64, i64)>,
+    waiting: Vec<File>,
 }
 
 impl Synced {
     /// Its owner may change the directory at any time, so links are not followed, and what goes meanwhile
-    /// is no error. Each directory comes after what is in it.
+    /// is no error.
     pub fn sync(&mut self, directory: &Path) -> io::Result<()> {
-        self.walk(File::open(directory)?)
+        self.walk(File::open(directory)?)?;
+        self.settle()
     }
 
     fn walk(&mut self, directory: File) -> io::Result<()> {
@@ -117,15 +125,15 @@ impl Synced {
                 Err(error) => return Err(error),
             };
             if directories.is_empty() {
-                self.sync_one(&opened)?;
+                self.wait(opened)?;
             } else {
                 self.walk(opened)?;
             }
         }
-        self.sync_one(&directory)
+        self.wait(directory)
     }
 
-    fn sync_one(&mut self, file: &File) -> io::Result<()> {
+    fn wait(&mut self, file: File) -> io::Result<()> {
         let metadata = file.metadata()?;
         if !metadata.is_file() && !metadata.is_dir() {
             return Ok(());
@@ -133,9 +141,22 @@ impl Synced {
         // before the sync: what is changed during it is synced once more
         let changed = (metadata.ctime(), metadata.ctime_nsec());
         if self.seen.insert(metadata.ino(), changed) != Some(changed) {
-            file.sync_all()?;
+            self.waiting.push(file);
         }
-        Ok(())
+        if self.waiting.len() < MAX_WAITING { Ok(()) } else { self.settle() }
+    }
+
+    fn settle(&mut self) -> io::Result<()> {
+        let files = std::mem::take(&mut self.waiting);
+        let share = files.len().div_ceil(SYNCS).max(1);
+        let sync = |files: &[File]| files.iter().try_for_each(File::sync_all);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                files.chunks(share).map(|files| scope.spawn(move || sync(files))).collect();
+            threads.into_iter().try_for_each(|thread| {
+                thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread has panicked")))
+            })
+        })
     }
 }
 
