@@ -5,6 +5,7 @@
 //! present in a segment, only the segment's file tells.
 
 mod clone;
+mod durable;
 mod failed;
 mod git;
 mod import;

@@ -176,7 +176,9 @@ impl Git {
     /// Fetches the rest of the history, without content.
     pub async fn fetch_history(&self) -> Result<(), GitError> {
         let shallow = self.line(&["rev-parse", "--is-shallow-repository"]).await? == "true";
-        let mut args = vec!["fetch", "--quiet", "--filter=blob:none", "--tags"];
+        // what this writes is not made durable by us: by default git leaves refs to a power cut
+        let mut args = vec!["-c", "core.fsync=committed"];
+        args.extend(["fetch", "--quiet", "--filter=blob:none", "--tags"]);
         if shallow {
             args.push("--unshallow");
         }
