@@ -11,6 +11,7 @@ pub mod access;
 pub mod admin;
 pub mod bare;
 pub mod bench;
+pub mod chaos;
 pub mod container;
 pub mod daemon;
 pub mod guest;

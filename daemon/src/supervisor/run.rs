@@ -39,7 +39,11 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let _lock = InstanceLock::take(&directories)?;
+    let _lock = if kept.is_empty() {
+        InstanceLock::take(&directories)?
+    } else {
+        InstanceLock::take_over(&directories)?
+    };
     let files = limits::raise_open_files().context("can't raise the limit of open files")?;
     let user = not_in_group(worker_user(&config)?, config.socket_group.as_deref())?;
     let store = Store::open(&directories.state, user).with_context(|| {

@@ -127,6 +127,7 @@ pub struct Shard {
     backoff: Duration,
     /// Workers in a row that ended soon, or could not be started.
     quick_deaths: u32,
+    pace: workers::Pace,
     worker_deaths: u64,
     /// Why we killed the worker ourselves.
     killed: Option<String>,
@@ -257,6 +258,7 @@ impl Shard {
             restart_at: Some(tokio::time::Instant::now()),
             backoff: Duration::ZERO,
             quick_deaths: 0,
+            pace: workers::Pace::default(),
             worker_deaths: 0,
             killed: None,
             poison: poison::Poison::default(),

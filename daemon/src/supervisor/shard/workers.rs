@@ -1,7 +1,8 @@
 //! A shard's worker: its start and its end, and what it says.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, error, info, warn};
@@ -11,6 +12,27 @@ use crate::ids::{PoolId, SegmentId};
 use crate::queue::broker::Death;
 use crate::queue::wire::{Counters as FetchCounters, FromWorker, ToWorker};
 use crate::supervisor::worker::{Control, Exit, Upcall, Worker, cut};
+
+/// As many workers that were killed from outside are followed at once by the next, in [`PACE_TIME`].
+const PACE: usize = 20;
+const PACE_TIME: Duration = Duration::from_secs(1);
+
+/// When the latest workers died by somebody else's doing.
+#[derive(Debug, Default)]
+pub(super) struct Pace(VecDeque<Instant>);
+
+impl Pace {
+    /// How long to wait after a death at `now`. A kill says nothing about the next worker, unless
+    /// there are ever more.
+    fn delay(&mut self, now: Instant) -> Duration {
+        self.0.push_back(now);
+        if self.0.len() <= PACE {
+            return Duration::ZERO;
+        }
+        let first = self.0.pop_front().unwrap_or(now);
+        PACE_TIME.saturating_sub(now.saturating_duration_since(first))
+    }
+}
 
 impl Shard {
     pub(super) fn start_worker(&mut self) {
@@ -75,7 +97,13 @@ impl Shard {
         for (_, Prefetch { reply, .. }) in self.prefetches.drain() {
             reply.send(Err("the worker ended".into())).ok();
         }
-        self.schedule_restart(worker.age());
+        match death {
+            Death::Fault => self.schedule_restart(worker.age()),
+            Death::Outside => {
+                let delay = self.pace.delay(Instant::now());
+                self.restart_at = Some(tokio::time::Instant::now() + delay);
+            }
+        }
     }
 
     pub(super) fn worker_message(&mut self, message: FromWorker) {
@@ -227,4 +255,21 @@ fn add(sum: &mut FetchCounters, more: &FetchCounters) {
     sum.received_bytes = sum.received_bytes.saturating_add(more.received_bytes);
     sum.sent_bytes = sum.sent_bytes.saturating_add(more.sent_bytes);
     sum.rejected_objects = sum.rejected_objects.saturating_add(more.rejected_objects);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kills_are_followed_at_once_up_to_a_pace() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        for n in 0..PACE as u32 {
+            assert_eq!(pace.delay(start + n * Duration::from_millis(10)), Duration::ZERO);
+        }
+        let late = start + Duration::from_millis(300);
+        assert_eq!(pace.delay(late), Duration::from_millis(700));
+        assert_eq!(pace.delay(start + 2 * PACE_TIME), Duration::ZERO);
+    }
 }
