@@ -129,7 +129,7 @@ trait Machine {
     fn reader_dies(&mut self, name: Name);
     /// By the administrator, or the deadline, whoever has the event. False: it can't be done now.
     fn deny(&mut self, name: Name) -> bool;
-    /// By the administrator: an event in hand waits again. False: it stays in hand.
+    /// By the administrator: an event in hand waits again. False: it is where it was.
     fn retry(&mut self, name: Name) -> bool;
     /// While the queue is closed, another supervisor takes over.
     fn supervisor_ends(&mut self);
@@ -219,7 +219,7 @@ fn apply<M: Machine>(model: &mut Model, machine: &mut M, op: Op) -> Result<(), T
             }
         }
         Op::Retry(n) => {
-            if let Some(name) = nth(&model.names(|entry| entry.in_hand), n)
+            if let Some(name) = nth(&model.names(|_| true), n)
                 && machine.retry(name)
             {
                 model.events.get_mut(&name).unwrap().in_hand = false;

@@ -181,7 +181,10 @@ pub(super) fn introduce(control: &OwnedFd) -> File {
     };
     loop {
         assert!(readable(control, LIMIT), "the supervisor says nothing");
-        let received = seqpacket::receive(control.as_fd(), &mut buffer).unwrap().expect("no end");
+        let Some(received) = seqpacket::receive(control.as_fd(), &mut buffer).unwrap() else {
+            // the supervisor was killed
+            std::process::exit(0);
+        };
         match wire::decode(&buffer[..received.length]).unwrap() {
             ToWorker::Hello { version } => send(FromWorker::Ready { version }),
             ToWorker::Segment { segment, .. } => {
