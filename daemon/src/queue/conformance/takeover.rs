@@ -26,7 +26,7 @@ use crate::fanotify::testing::{LIMIT, directory, readable};
 use crate::fanotify::{DenyErrno, Verdict};
 use crate::ids::ShardId;
 use crate::queue::wire::{self, FromQueue, ToQueue};
-use crate::standalone;
+use crate::standalone::{self, Programs};
 use crate::supervisor::Kept;
 use crate::sys::spawn::{Spawn, inherited};
 use crate::sys::{fdstore, limits, seqpacket};
@@ -112,7 +112,8 @@ fn root_readers_outlive_their_supervisors() {
 pub(super) fn parent() {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         let program = std::env::current_exe().unwrap();
-        standalone::run(&program, &ARGUMENTS.map(Into::into)).unwrap();
+        let programs = Programs { installed: &program, own: &program };
+        standalone::run(programs, &ARGUMENTS.map(Into::into)).unwrap();
         return;
     }
     let mut kept = Kept::take_back().unwrap();
