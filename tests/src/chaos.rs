@@ -11,12 +11,14 @@
 //!   something that was never read.
 //! - [`killer`]: SIGKILL for workers and supervisors.
 //! - [`witness`]: compares `hydrant queue` and the counters with what the readers announce.
+//! - [`peers`]: the same readers and kills for designs with a single process.
 
 pub mod board;
 pub mod content;
 pub mod crew;
 pub mod killer;
 pub mod origin;
+pub mod peers;
 pub mod reader;
 pub mod report;
 pub mod run;

@@ -1,5 +1,5 @@
 //! The smallest FUSE file system there is: one file, passed through. What a lazy FUSE file system can't
-//! be faster than.
+//! be faster than. And the protocol, for others ([`Files`]).
 //!
 //! Speaks the protocol of `include/uapi/linux/fuse.h`, version 7.31, over `/dev/fuse`.
 
@@ -43,17 +43,52 @@ pub struct Fuse {
 impl Fuse {
     /// Shows `file` as any name in the directory `place`.
     pub fn mount(file: &Path, place: &Path) -> Result<Self> {
-        let device = File::options().read(true).write(true).open("/dev/fuse");
-        let device = device.context("can't open /dev/fuse")?;
-        let options =
-            format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
-        let options = CString::new(options)?;
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
-        mount(Some("fuse"), place, Some("fuse"), flags, Some(options.as_c_str()))
-            .context("can't mount a FUSE file system")?;
-        let file = File::open(file)?;
+        let device = attach(place)?;
+        let file = PassThrough(File::open(file)?);
         thread::spawn(move || serve(&device, &file));
         Ok(Self { place: place.to_owned() })
+    }
+}
+
+/// Mounts a FUSE file system; gives the fd that its requests come from.
+pub fn attach(place: &Path) -> Result<File> {
+    let device = File::options().read(true).write(true).open("/dev/fuse");
+    let device = device.context("can't open /dev/fuse")?;
+    let options =
+        format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
+    let options = CString::new(options)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
+    mount(Some("fuse"), place, Some("fuse"), flags, Some(options.as_c_str()))
+        .context("can't mount a FUSE file system")?;
+    Ok(device)
+}
+
+/// What a file system shows. Nodes are numbers; the root's is 1.
+pub trait Files {
+    /// The node of a name in a directory.
+    fn look_up(&self, parent: u64, name: &[u8]) -> Option<u64>;
+    /// Of a file, in bytes; `None` for a directory.
+    fn size(&self, node: u64) -> io::Result<Option<u64>>;
+    fn read(&self, node: u64, offset: u64, size: u32) -> io::Result<Vec<u8>>;
+}
+
+/// One file, as any name.
+struct PassThrough(File);
+
+impl Files for PassThrough {
+    fn look_up(&self, _: u64, _: &[u8]) -> Option<u64> {
+        Some(THE_FILE)
+    }
+
+    fn size(&self, node: u64) -> io::Result<Option<u64>> {
+        if node == ROOT { Ok(None) } else { Ok(Some(self.0.metadata()?.size())) }
+    }
+
+    fn read(&self, _: u64, offset: u64, size: u32) -> io::Result<Vec<u8>> {
+        let mut data = vec![0; size as usize];
+        let count = self.0.read_at(&mut data, offset)?;
+        data.truncate(count);
+        Ok(data)
     }
 }
 
@@ -72,9 +107,9 @@ fn number<const N: usize>(request: &[u8], place: usize) -> [u8; N] {
 }
 
 /// Answers until the file system is unmounted (`ENODEV`).
-fn serve(mut device: &File, file: &File) -> io::Result<()> {
+/// Several threads can do so for the same file system.
+pub fn serve(mut device: &File, files: &impl Files) -> io::Result<()> {
     let mut buffer = vec![0; MAX_WRITE as usize + 4096];
-    let mut data = vec![0; MAX_WRITE as usize];
     loop {
         let count = match device.read(&mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -89,13 +124,16 @@ fn serve(mut device: &File, file: &File) -> io::Result<()> {
         }
         let answer = match opcode {
             INIT => Ok(init(request)),
-            LOOKUP => entry(file),
-            GETATTR => attributes(file, node),
+            LOOKUP => {
+                let name = request.get(IN_HEADER..).unwrap_or_default();
+                entry(files, node, name.split(|byte| *byte == 0).next().unwrap_or_default())
+            }
+            GETATTR => attributes(files, node),
             OPEN | OPENDIR => Ok(opened()),
             READ => {
                 let offset = u64::from_ne_bytes(number(request, IN_HEADER + 8));
                 let size = u32::from_ne_bytes(number(request, IN_HEADER + 16)).min(MAX_WRITE);
-                file.read_at(&mut data[..size as usize], offset).map(|count| data[..count].to_vec())
+                files.read(node, offset, size)
             }
             RELEASE | RELEASEDIR | FLUSH => Ok(Vec::new()),
             _ => Err(io::Error::from_raw_os_error(libc::ENOSYS)),
@@ -143,27 +181,31 @@ fn opened() -> Vec<u8> {
 }
 
 /// `struct fuse_entry_out`
-fn entry(file: &File) -> io::Result<Vec<u8>> {
+fn entry(files: &impl Files, parent: u64, name: &[u8]) -> io::Result<Vec<u8>> {
+    let missing = || io::Error::from_raw_os_error(libc::ENOENT);
+    let node = files.look_up(parent, name).ok_or_else(missing)?;
     let mut out = Vec::new();
-    for value in [THE_FILE, 0, VALID, VALID, 0] {
+    for value in [node, 0, VALID, VALID, 0] {
         out.extend_from_slice(&value.to_ne_bytes());
     }
-    out.extend_from_slice(&attribute(file, THE_FILE)?);
+    out.extend_from_slice(&attribute(files, node)?);
     Ok(out)
 }
 
 /// `struct fuse_attr_out`
-fn attributes(file: &File, node: u64) -> io::Result<Vec<u8>> {
+fn attributes(files: &impl Files, node: u64) -> io::Result<Vec<u8>> {
     let mut out = VALID.to_ne_bytes().to_vec();
     out.extend_from_slice(&[0; 8]);
-    out.extend_from_slice(&attribute(file, node)?);
+    out.extend_from_slice(&attribute(files, node)?);
     Ok(out)
 }
 
 /// `struct fuse_attr`, 88 bytes.
-fn attribute(file: &File, node: u64) -> io::Result<Vec<u8>> {
-    let size = if node == ROOT { 0 } else { file.metadata()?.size() };
-    let mode = if node == ROOT { libc::S_IFDIR | 0o755 } else { libc::S_IFREG | 0o644 };
+fn attribute(files: &impl Files, node: u64) -> io::Result<Vec<u8>> {
+    let (size, mode) = match files.size(node)? {
+        Some(size) => (size, libc::S_IFREG | 0o644),
+        None => (0, libc::S_IFDIR | 0o755),
+    };
     let mut out = Vec::new();
     for value in [node, size, size.div_ceil(512), 0, 0, 0] {
         out.extend_from_slice(&value.to_ne_bytes());

@@ -28,7 +28,7 @@ use crate::world::{Setting, World};
 const CONFIGURATION: &str = "deadline_secs = 30\nstall_secs = 2\n";
 
 /// An access that takes longer than this is hung: longer than the deadline with all that comes on top.
-const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// So many are told.
 const MOST_VIOLATIONS: usize = 200;
@@ -114,6 +114,7 @@ pub fn hydrant(options: &Options) -> Result<Report> {
         seed: options.seed,
         pause: options.pause,
         limit: LIMIT,
+        quiet: false,
     };
     let mut crew = Crew::start(board, options.program.clone(), orders, options.readers)?;
     let begin = Instant::now();
@@ -216,7 +217,9 @@ pub fn hydrant(options: &Options) -> Result<Report> {
     Ok(report)
 }
 
-fn name(outcome: Outcome) -> String {
+/// An outcome in a report.
+#[must_use]
+pub fn name(outcome: Outcome) -> String {
     match outcome {
         Outcome::Errno(errno) => format!("{:?}", nix::errno::Errno::from_raw(errno)),
         other => format!("{other:?}").to_uppercase(),
