@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use hydrant_tests::chaos::content::Content;
+use hydrant_tests::chaos::guard;
 use hydrant_tests::chaos::peers::{self, Peer, PeerOrders};
 use hydrant_tests::chaos::reader::{self, Orders};
 use hydrant_tests::chaos::report::Report;
@@ -90,6 +91,9 @@ enum Role {
         #[arg(long)]
         quiet: bool,
     },
+    /// Cleans up; started by the program itself.
+    #[command(hide = true)]
+    Guard { directory: PathBuf },
     /// The process of a peer; started by the program itself.
     #[command(hide = true)]
     Peer {
@@ -114,6 +118,10 @@ fn main() -> Result<ExitCode> {
             let pause = Duration::from_micros(pause_us);
             let limit = Duration::from_secs(limit_secs);
             reader::run(&Orders { board, trees, slot, seed, pause, limit, quiet })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Role::Guard { directory }) => {
+            guard::run(&directory)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Peer { peer, trees, seed, files, count, round_trip_us }) => {

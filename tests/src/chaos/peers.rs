@@ -22,6 +22,7 @@ use nix::sys::signal::Signal;
 use super::board::{Board, Outcome};
 use super::content::Content;
 use super::crew::Crew;
+use super::guard::Guard;
 use super::killer::{Kill, Role, Seen};
 use super::reader::{Orders, tree_path};
 use super::report::{Report, answers};
@@ -83,6 +84,7 @@ fn placeholders(trees: &Path, contents: &[Content]) -> Result<()> {
 /// was read once.
 pub fn run(options: &Options, peer: Peer) -> Result<Report> {
     let scratch = Scratch::new("chaos-peer")?;
+    let guard = Guard::start(&options.program, scratch.path())?;
     let trees = scratch.make("trees")?;
     let contents = contents(options);
     if peer == Peer::Fanotify {
@@ -175,5 +177,7 @@ pub fn run(options: &Options, peer: Peer) -> Result<Report> {
             outcome => *report.errors.entry(name(outcome)).or_default() += 1,
         }
     }
+    drop(scratch);
+    drop(guard);
     Ok(report)
 }

@@ -12,6 +12,7 @@ use super::MS;
 use super::board::{Board, Done, MAX_READERS, MAX_TREES, Outcome};
 use super::content::Content;
 use super::crew::{Crew, Harvest};
+use super::guard::Guard;
 use super::killer::{self, Plan, Register, Role};
 use super::origin::Origin;
 use super::reader::Orders;
@@ -72,7 +73,9 @@ pub fn hydrant(options: &Options) -> Result<Report> {
         bail!("at most {MAX_READERS} readers and {MAX_TREES} trees");
     }
     let setting = Setting { configuration: CONFIGURATION, ..Setting::default() };
-    let mut world = World::with("chaos", setting)?;
+    let mut world = World::with("chaos", Setting { start: false, ..setting })?;
+    let guard = Guard::start(&options.program, world.scratch.path())?;
+    world.daemon.start()?;
     let queue = world.daemon.status()?.queue;
     if options.queue.as_ref().is_some_and(|wanted| *wanted != queue) {
         bail!("the daemon has the {queue} queue here");
@@ -214,6 +217,8 @@ pub fn hydrant(options: &Options) -> Result<Report> {
     if !report.violations.is_empty() {
         eprintln!("{}", world.daemon.log_tail(60));
     }
+    drop(world);
+    drop(guard);
     Ok(report)
 }
 
