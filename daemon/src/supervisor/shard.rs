@@ -15,7 +15,7 @@ mod handle;
 mod kernel;
 mod poison;
 mod queue;
-pub(super) mod waiter;
+pub(crate) mod waiter;
 mod workers;
 
 use std::collections::HashMap;
