@@ -15,7 +15,7 @@
 mod commands;
 mod handle;
 mod poison;
-pub(super) mod waiter;
+pub(crate) mod waiter;
 mod workers;
 
 use std::collections::HashMap;

@@ -4,6 +4,9 @@ use super::run::run_with_progress;
 use super::{CONFIG, Git, GitError, LOCAL_UPLOAD_PACK, Remote};
 use crate::object::ObjectId;
 
+/// Nobody waits for the disk while git clones: see [`Synced`](crate::supervisor::durable::Synced).
+const NO_SYNC: [&str; 2] = ["-c", "core.fsync=none"];
+
 /// What the clone found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
@@ -27,8 +30,15 @@ impl Git {
         if let Some(id) = revision.filter(|r| ObjectId::from_hex(r.as_bytes()).is_ok()) {
             return self.fetch_commit(url, remote, id, shallow, progress).await;
         }
-        let mut args: Vec<&str> =
-            vec!["-c", "protocol.version=2", "-c", "advice.detachedHead=false", "clone"];
+        let mut args: Vec<&str> = vec![
+            "-c",
+            "protocol.version=2",
+            "-c",
+            "advice.detachedHead=false",
+            NO_SYNC[0],
+            NO_SYNC[1],
+            "clone",
+        ];
         args.extend(["--no-checkout", "--filter=blob:none", "--progress"]);
         if shallow {
             args.extend(["--depth=1", "--no-tags"]);
@@ -78,8 +88,15 @@ impl Git {
             let (name, value) = setting.split_once('=').unwrap_or((setting, "true"));
             self.output(&["config", name, value]).await?;
         }
-        let mut args =
-            vec!["-c", "protocol.version=2", "fetch", "--filter=blob:none", "--progress"];
+        let mut args = vec![
+            "-c",
+            "protocol.version=2",
+            NO_SYNC[0],
+            NO_SYNC[1],
+            "fetch",
+            "--filter=blob:none",
+            "--progress",
+        ];
         if shallow {
             args.extend(["--depth=1", "--no-tags"]);
         }
