@@ -25,6 +25,7 @@ use super::{Supervisor, lock};
 use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, SocketFile, serve};
 use crate::catalog::{Catalog, Segment};
 use crate::config::Config;
+use crate::fanotify::QueueKind;
 use crate::ids::{PoolId, ShardId};
 use crate::queue::inflight;
 use crate::range::ByteRange;
@@ -62,6 +63,7 @@ pub async fn run(
     } else {
         InstanceLock::take_over(&directories)?
     };
+    let queue = queue_kind(&config, &kept)?;
     let files = limits::raise_open_files().context("can't raise the limit of open files")?;
     let user = not_in_group(worker_user(&config)?, config.socket_group.as_deref())?;
     let store = Store::open(&directories.state, user).with_context(|| {
@@ -86,13 +88,13 @@ pub async fn run(
     let (tell, news) = mpsc::unbounded_channel();
     let hooks = hooks(&catalog, &tell);
     let patience = config.patience();
-    let shards = start_shards(count, &mut kept, &store, &origins, patience, hooks);
+    let shards = start_shards(count, queue, &mut kept, &store, &origins, patience, hooks);
     let shards = shards.inspect_err(|_| {
         if guarded.is_empty() {
             kept::forget_all((0..count).map(ShardId));
         }
     })?;
-    info!(state = %directories.state.display(), shards = shards.len(), open_files = files.soft, "started");
+    info!(state = %directories.state.display(), shards = shards.len(), queue = queue.name(), open_files = files.soft, "started");
     let (end, mut ending) = watch::channel(None);
     let supervisor = Arc::new(Supervisor {
         directories: directories.clone(),
@@ -101,6 +103,7 @@ pub async fn run(
         store,
         origins,
         shards,
+        queue,
         kept: guarded,
         busy: Mutex::new(HashSet::new()),
         live: Arc::default(),
@@ -158,6 +161,20 @@ pub async fn run(
             Ok(Outcome::Replace(estate))
         }
     }
+}
+
+/// Where readers wait: as configured, but groups that were kept stay what they are.
+fn queue_kind(config: &Config, kept: &Kept) -> anyhow::Result<QueueKind> {
+    let configured = config.queue().map_err(anyhow::Error::from).and_then(|c| Ok(c.kind()?));
+    let Some(kind) = kept.kind() else { return configured };
+    if configured.as_ref().ok() != Some(&kind) {
+        let configured = configured.map_or_else(|error| error.to_string(), |c| c.name().into());
+        warn!(
+            queue = kind.name(),
+            configured, "the queue stays what it is until the daemon is stopped"
+        );
+    }
+    Ok(kind)
 }
 
 fn worker_user(config: &Config) -> anyhow::Result<WorkerUser> {
@@ -273,6 +290,7 @@ fn hooks(catalog: &Catalog, tell: &mpsc::UnboundedSender<News>) -> impl Fn(Shard
 
 fn start_shards(
     count: u16,
+    queue: QueueKind,
     kept: &mut Kept,
     store: &Arc<Store>,
     origins: &Arc<Origins>,
@@ -293,7 +311,7 @@ fn start_shards(
         .map(ShardId)
         .map(|id| {
             let (store, origins) = (Arc::clone(store), Arc::clone(origins));
-            Shard::start(id, kept.take(id), store, origins, patience, hooks(id))
+            Shard::start(id, queue, kept.take(id), store, origins, patience, hooks(id))
                 .context("can't watch files: `hydrant doctor` checks what this machine can do")
         })
         .collect()

@@ -96,6 +96,12 @@ impl Store {
         &self.root
     }
 
+    /// Below it are all segments.
+    #[must_use]
+    pub fn pools_dir(&self) -> PathBuf {
+        self.root.join("pools")
+    }
+
     /// Makes a pool's directory where it is missing.
     pub fn make_pool_dir(&self, pool: PoolId) -> io::Result<()> {
         match std::fs::create_dir(self.pool_dir(pool)) {
