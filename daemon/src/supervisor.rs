@@ -4,6 +4,7 @@
 //! workers, and answers on the admin socket. What it knows of a tree is in the catalog; what is
 //! present in a segment, only the segment's file tells.
 
+mod cgroups;
 mod clone;
 mod failed;
 mod git;
@@ -38,6 +39,7 @@ use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::ids::{PoolId, ShardId};
 use crate::queue::wire::Limits;
+use cgroups::Cgroups;
 use origins::Origins;
 use shard::ShardHandle;
 use store::Store;
@@ -50,6 +52,7 @@ pub struct Supervisor {
     catalog: Catalog,
     store: Arc<Store>,
     origins: Arc<Origins>,
+    cgroups: Arc<Cgroups>,
     shards: Vec<ShardHandle>,
     /// The shards whose group came from the supervisor before this one: what they guard has been
     /// guarded all the time.

@@ -30,7 +30,9 @@ mod text;
 use serde::{Deserialize, Serialize};
 
 pub use environment::is_wanted_variable;
-pub use paths::{CONFIG_FILE, ConfiguredDirectories, Directories, RUN_DIR_ENV, STATE_DIR_ENV};
+pub use paths::{
+    CONFIG_FILE, ConfiguredDirectories, Directories, RUN_DIR_ENV, STATE_DIR_ENV, cgroup_name,
+};
 pub use text::{path_from_text, path_to_text};
 
 /// The exit code of a daemon that finds another one with its state or run directory (sysexits.h's

@@ -218,6 +218,7 @@ impl<'a> Clone<'a> {
         let known = supervisor.known(&self.request.url, self.owner.uid, spec.hash).await?;
         let job = import::Job {
             store: &supervisor.store,
+            cgroups: &supervisor.cgroups,
             access: &access,
             origin: spec.clone(),
             limits: supervisor.limits(),

@@ -24,11 +24,12 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use super::cgroups::Cgroups;
 use super::git::{self, Git, GitError, Head};
 use super::known::Known;
 use super::origins::Access;
 use super::store::Store;
-use super::worker::{ENVIRONMENT, Exit, cut};
+use super::worker::{ENVIRONMENT, Exit, cut, explain, in_group};
 use crate::ids::ShardId;
 use crate::importer::{self, Fds};
 use crate::queue::wire::{self, FromImporter, GitOrigin, Imported, Limits, OriginSpec, ToImporter};
@@ -84,6 +85,7 @@ impl Import {
 #[derive(Debug)]
 pub struct Job<'a> {
     pub store: &'a Arc<Store>,
+    pub cgroups: &'a Cgroups,
     pub access: &'a Access,
     pub origin: GitOrigin,
     pub limits: Limits,
@@ -246,6 +248,7 @@ pub async fn import(
         in_repository: create("in-repository")?,
         contents: create("contents")?,
     };
+    let cgroup = job.cgroups.make("importer");
     let mut importer = Spawn::role(Role::Importer)
         .argument(format!("--uid={}", user.uid))
         .argument(format!("--gid={}", user.gid))
@@ -253,8 +256,10 @@ pub async fn import(
     for fd in <[OwnedFd; importer::FDS]>::from(fds) {
         importer = importer.fd(fd);
     }
-    let mut importer =
-        importer.start().map_err(io_other).map_err(io("can't start the importer"))?;
+    let mut importer = in_group(importer, cgroup.as_ref())
+        .start()
+        .map_err(io_other)
+        .map_err(io("can't start the importer"))?;
     let message = ToImporter::Job {
         version: wire::VERSION,
         origin: Box::new(OriginSpec::Git(job.origin.clone())),
@@ -268,7 +273,8 @@ pub async fn import(
     let mut upcalls = 0;
     let imported = loop {
         let Some(message) = hear(&control).await? else {
-            return Err(ImportError::Ended(end(&mut importer).await.description));
+            let exit = explain(end(&mut importer).await, cgroup.as_ref());
+            return Err(ImportError::Ended(exit.description));
         };
         if let FromImporter::NeedTransport { .. } | FromImporter::NeedCredential { .. } = message {
             upcalls += 1;

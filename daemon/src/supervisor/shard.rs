@@ -45,7 +45,7 @@ use crate::queue::wire::{
 use crate::range::ByteRange;
 use crate::segment::presence;
 use crate::sys::fdstore;
-pub use handle::{Command, Counters, Hooks, ShardHandle, Snapshot, StartError};
+pub use handle::{Command, Counters, Hooks, Rules, ShardHandle, Snapshot, StartError};
 pub use poison::{GivenUp, epoch_ms, from_epoch};
 use waiter::{Held, Waiter};
 
@@ -140,8 +140,7 @@ pub struct Shard {
     own: mpsc::WeakUnboundedSender<Command>,
     origins: Arc<Origins>,
     store: Arc<Store>,
-    /// How long after the readers' deadline a silent worker is given up.
-    patience: Duration,
+    rules: Rules,
     hooks: Hooks,
     stopping: bool,
 }
@@ -200,7 +199,7 @@ impl Shard {
         kept: Option<KeptShard>,
         store: Arc<Store>,
         origins: Arc<Origins>,
-        patience: Duration,
+        rules: Rules,
         hooks: Hooks,
     ) -> Result<ShardHandle, StartError> {
         let (group, table, owed) = match kept {
@@ -267,7 +266,7 @@ impl Shard {
             own: sender.downgrade(),
             origins,
             store,
-            patience,
+            rules,
             hooks,
             stopping: false,
         };
@@ -337,7 +336,7 @@ impl Shard {
             Wake::Worker(Event::Control(message)) => self.worker_message(message),
             Wake::Worker(Event::Writable | Event::HungUp) => {}
             Wake::Worker(Event::Broken(why)) => self.kill_worker(&why),
-            Wake::Worker(Event::Ended(exit)) => self.worker_ended(&exit),
+            Wake::Worker(Event::Ended(exit)) => self.worker_ended(exit),
             Wake::Restart => self.start_worker(),
             Wake::Tick => self.tick(),
         }
@@ -577,12 +576,12 @@ impl Shard {
             let pool = self.segments.get(&pending.segment).map(|segment| segment.pool);
             let limits = pool.and_then(|pool| self.pools.get(&pool)).map(|pool| pool.limits);
             let deadline = Duration::from_secs(limits.unwrap_or_default().deadline_secs);
-            let longest = LONGEST_WAIT.max(deadline).saturating_add(self.patience);
-            pending.overdue(now, deadline.saturating_add(self.patience), longest)
+            let longest = LONGEST_WAIT.max(deadline).saturating_add(self.rules.patience);
+            pending.overdue(now, deadline.saturating_add(self.rules.patience), longest)
         };
         let overdue: Vec<_> = self
             .broker
-            .older_than(now.saturating_sub(self.patience))
+            .older_than(now.saturating_sub(self.rules.patience))
             .filter_map(|(event, pending)| {
                 Some((event, overdue(pending)?, pending.dispatched.is_some()))
             })

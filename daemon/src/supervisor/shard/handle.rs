@@ -15,6 +15,7 @@ use crate::queue::inflight::TableError;
 use crate::queue::quarantine::Quarantined;
 use crate::queue::wire::{Counters as FetchCounters, Limits, OriginSpec};
 use crate::range::ByteRange;
+use crate::supervisor::cgroups::Cgroups;
 
 /// What others ask of a shard.
 #[derive(Debug)]
@@ -117,6 +118,14 @@ pub enum StartError {
     Ignore(#[from] io::Error),
     #[error(transparent)]
     Table(#[from] TableError),
+}
+
+/// How workers are treated.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// How long after the readers' deadline a silent one is given up.
+    pub patience: Duration,
+    pub cgroups: Arc<Cgroups>,
 }
 
 /// Who is told what happens in a shard. They return at once.

@@ -17,7 +17,7 @@ impl Shard {
         self.restart_at = None;
         self.killed = None;
         self.worker_ready = false;
-        match Worker::start(self.id, &self.store) {
+        match Worker::start(self.id, &self.store, &self.rules.cgroups) {
             Ok(worker) => {
                 info!(shard = %self.id, pid = worker.pid(), "worker started");
                 self.worker = Some(worker);
@@ -56,14 +56,15 @@ impl Shard {
         }
     }
 
-    pub(super) fn worker_ended(&mut self, exit: &Exit) {
+    pub(super) fn worker_ended(&mut self, exit: Exit) {
         let Some(worker) = self.worker.take() else { return };
+        let exit = worker.explain(exit);
         self.worker_deaths += 1;
         let in_flight = self.broker.in_flight();
-        let killed = self.killed.take();
+        let killed = self.killed.take().filter(|_| exit.from_outside);
         let death =
             if exit.from_outside && killed.is_none() { Death::Outside } else { Death::Fault };
-        let end = killed.map_or(exit.description.clone(), |why| format!("killed: {why}"));
+        let end = killed.map_or(exit.description, |why| format!("killed: {why}"));
         warn!(shard = %self.id, pid = worker.pid(), end, in_flight, "worker ended");
         self.counters.requeued += in_flight as u64;
         self.note_death(death, &end);
