@@ -12,6 +12,7 @@ mod rm;
 mod status;
 mod stop;
 mod umount;
+mod workers;
 
 use clap::Subcommand;
 
@@ -29,6 +30,7 @@ pub enum Command {
     Ls(ls::Ls),
     Prefetch(prefetch::Prefetch),
     Queue(queue::Queue),
+    Workers(workers::Workers),
     Doctor(doctor::Doctor),
     Stop(stop::Stop),
     Completions(completions::Completions),
@@ -53,6 +55,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Command::Ls(command) => command.run(&context).await,
         Command::Prefetch(command) => command.run(&context).await,
         Command::Queue(command) => command.run(&context).await,
+        Command::Workers(command) => command.run(&context).await,
         Command::Stop(command) => command.run(&context).await,
         Command::Doctor(command) => command.run(&context),
         Command::Completions(_) | Command::Daemonize(_) => Ok(()),

@@ -37,6 +37,8 @@ pub struct Config {
     pub connections: Option<u32>,
     /// Fetch what is likely to be read next.
     pub read_ahead: Option<bool>,
+    /// Work on a kernel that has no Landlock too. Default: no.
+    pub without_landlock: Option<bool>,
     #[serde(default)]
     pub workers: Workers,
 }
@@ -233,6 +235,7 @@ mod tests {
             stall_secs = 5
             connections = 3
             read_ahead = false
+            without_landlock = true
             [workers]
             patience_secs = 7
             cgroups = true
@@ -259,6 +262,7 @@ mod tests {
         let directories = config.directories(None, Some("/elsewhere".into()));
         assert_eq!(directories.run, Path::new("/elsewhere"));
         assert_eq!(config.socket_group.as_deref(), Some("dev"));
+        assert_eq!(config.without_landlock, Some(true));
     }
 
     #[test]

@@ -66,6 +66,9 @@ struct Unprivileged {
     uid: u32,
     #[arg(long)]
     gid: u32,
+    /// The kernel may have no Landlock
+    #[arg(long)]
+    without_landlock: bool,
     /// Only for `ps`
     #[arg(long)]
     shard: Option<u16>,
@@ -122,11 +125,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Worker(who)) => {
-            worker::main(who.uid, who.gid, inherited()?)?;
+            worker::main(who.uid, who.gid, who.without_landlock, inherited()?)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Importer(who)) => {
-            importer::main(who.uid, who.gid, inherited()?)?;
+            importer::main(who.uid, who.gid, who.without_landlock, inherited()?)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Builder) => {

@@ -5,6 +5,8 @@
 //! the kernel's own, on kernels with restartable permission events.
 
 pub mod broker;
+#[cfg(test)]
+mod conformance;
 pub mod decide;
 pub mod inflight;
 pub mod kernel;

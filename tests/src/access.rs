@@ -98,15 +98,32 @@ pub fn perform(access: &Access) -> io::Result<Verdict> {
     let start = usize::try_from(offset).map_err(io::Error::other)?.min(truth.len());
     let expected = &truth[start..truth.len().min(start + length)];
     let length = expected.len();
+    if Kind::CHANGES.contains(kind) {
+        let (now, expected) = change::change(*kind, file, truth)?;
+        return Ok(compare(&fs_err::read(now)?, &expected, 0));
+    }
+    let got = content(*kind, file, offset, length, other)?;
+    Ok(compare(&got, expected, offset))
+}
+
+/// The bytes of a range that is within `file`. `other`: a directory on another file system, for
+/// [`Kind::CopyFileRange`].
+pub fn content(
+    kind: Kind,
+    file: &Path,
+    offset: u64,
+    length: usize,
+    other: &Path,
+) -> io::Result<Vec<u8>> {
     let open = || File::open(file);
-    let got = match kind {
-        Kind::Read => read::read(open()?, offset, length)?,
-        Kind::Pread => read::pread(&open()?, offset, length)?,
-        Kind::Direct => read::direct(file, offset, length)?,
-        Kind::Sendfile => read::sendfile(&open()?, offset, length)?,
-        Kind::Splice => read::splice(&open()?, offset, length)?,
-        Kind::CopyFileRange => read::copy_file_range(&open()?, other, offset, length)?,
-        Kind::IoUring => read::io_uring(&open()?, offset, length)?,
+    match kind {
+        Kind::Read => read::read(open()?, offset, length),
+        Kind::Pread => read::pread(&open()?, offset, length),
+        Kind::Direct => read::direct(file, offset, length),
+        Kind::Sendfile => read::sendfile(&open()?, offset, length),
+        Kind::Splice => read::splice(&open()?, offset, length),
+        Kind::CopyFileRange => read::copy_file_range(&open()?, other, offset, length),
+        Kind::IoUring => read::io_uring(&open()?, offset, length),
         Kind::MmapShared
         | Kind::MmapPrivate
         | Kind::MmapExec
@@ -114,19 +131,15 @@ pub fn perform(access: &Access) -> io::Result<Verdict> {
         | Kind::MadviseWillneed
         | Kind::MadvisePopulateRead
         | Kind::Fadvise
-        | Kind::Readahead => map::read(*kind, &open()?, offset, length)?,
+        | Kind::Readahead => map::read(kind, &open()?, offset, length),
         Kind::Chmod
         | Kind::Rename
         | Kind::Append
         | Kind::Truncate
         | Kind::Write
         | Kind::Setxattr
-        | Kind::Link => {
-            let (now, expected) = change::change(*kind, file, truth)?;
-            return Ok(compare(&fs_err::read(now)?, &expected, 0));
-        }
-    };
-    Ok(compare(&got, expected, offset))
+        | Kind::Link => Err(io::Error::other("not a read")),
+    }
 }
 
 fn compare(got: &[u8], expected: &[u8], offset: u64) -> Verdict {

@@ -134,6 +134,14 @@ impl Container {
         Ok(self.check(&[&["systemctl"], arguments].concat())?.text())
     }
 
+    /// Lines that come after those of the unit.
+    pub fn override_unit(&self, lines: &str) -> Result<()> {
+        let directory = self.directory.join("etc/systemd/system/hydrantd.service.d");
+        fs::create_dir_all(&directory)?;
+        fs::write(directory.join("test.conf"), lines)?;
+        self.systemctl(&["daemon-reload"]).map(drop)
+    }
+
     /// A property of the service.
     pub fn property(&self, name: &str) -> Result<String> {
         self.systemctl(&["show", "--value", "--property", name, "hydrantd.service"])
@@ -142,7 +150,15 @@ impl Container {
     /// The end of the journal.
     #[must_use]
     pub fn journal(&self, lines: usize) -> String {
-        self.say(&["journalctl", "--no-pager", "-o", "cat", "-n", &lines.to_string()])
+        self.say(&[
+            "journalctl",
+            "--no-pager",
+            "-o",
+            "short-monotonic",
+            "--no-hostname",
+            "-n",
+            &lines.to_string(),
+        ])
     }
 
     fn say(&self, command: &[&str]) -> String {
@@ -221,7 +237,9 @@ fn install(usr: &Path) -> Result<()> {
         (built("hydrantd")?, "sbin/hydrantd"),
         (built("hydrant")?, "bin/hydrant"),
         (units.join("hydrantd.service"), "lib/systemd/system/hydrantd.service"),
+        (units.join("hydrantd.socket"), "lib/systemd/system/hydrantd.socket"),
         (units.join("sysusers.d/hydrant.conf"), "lib/sysusers.d/hydrant.conf"),
+        (units.join("tmpfiles.d/hydrant.conf"), "lib/tmpfiles.d/hydrant.conf"),
     ];
     for (from, to) in files {
         let to = usr.join(to);

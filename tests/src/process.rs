@@ -13,6 +13,8 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
+use crate::guest;
+
 /// How long a child may take when the test says nothing else.
 pub const TIME_OUT: Duration = Duration::from_secs(120);
 
@@ -117,7 +119,8 @@ impl Run {
         }
         let (send, exit) = mpsc::channel();
         thread::spawn(move || send.send(child.wait()));
-        Ok(Running { shown, group, exit, stdout, stderr, started, time_out: self.time_out })
+        let time_out = guest::patience(self.time_out);
+        Ok(Running { shown, group, exit, stdout, stderr, started, time_out })
     }
 
     /// Runs it to its end, or kills its group at the time-out, which is an error.
@@ -246,6 +249,7 @@ impl Leashed {
 
     /// Waits for its end, at most so long.
     pub fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let patience = guest::patience(patience);
         let deadline = Instant::now() + patience;
         loop {
             let ended = self.ended();
@@ -311,6 +315,7 @@ pub fn require(programs: &[(&str, &str)]) -> Result<()> {
 
 /// Does `probe` every 20 ms until it gives something.
 pub fn until<T>(what: &str, patience: Duration, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
+    let patience = guest::patience(patience);
     let deadline = Instant::now() + patience;
     loop {
         if let Some(found) = probe() {

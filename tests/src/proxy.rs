@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, poll};
 
-pub(crate) use http::plain;
+pub(crate) use http::{Reader as HttpReader, plain};
 use link::Link;
 
 /// Something that goes wrong with a request or its response. Numbers of bytes count from the start

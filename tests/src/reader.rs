@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -75,6 +77,59 @@ pub fn expect_right(kind: Kind, file: &Path, truth: &Path) -> Result<()> {
         End::Right => Ok(()),
         end => bail!("{kind:?} of {}: {end:?}", file.display()),
     }
+}
+
+/// Readers that go through files again and again and compare every byte, until they are told to finish.
+#[derive(Debug)]
+pub struct Load {
+    over: Arc<AtomicBool>,
+    readers: Vec<JoinHandle<Result<usize>>>,
+}
+
+impl Load {
+    /// Splits the files among `readers`; each takes one kind of access after the other.
+    #[must_use]
+    pub fn start(readers: usize, kinds: &'static [Kind], files: &[(PathBuf, PathBuf)]) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let share = files.len().div_ceil(readers.max(1)).max(1);
+        let start = |files: &[(PathBuf, PathBuf)]| {
+            let (over, files) = (Arc::clone(&over), files.to_vec());
+            thread::spawn(move || read_on(&over, kinds, &files))
+        };
+        let readers = files.chunks(share).map(start).collect();
+        Self { over, readers }
+    }
+
+    /// Ends them. The number of reads, or what the first of them got that was not right.
+    pub fn finish(mut self) -> Result<usize> {
+        self.over.store(true, Ordering::Relaxed);
+        let ends = self
+            .readers
+            .drain(..)
+            .map(|reader| reader.join().unwrap_or_else(|_| bail!("a reader's thread panicked")));
+        ends.sum()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+fn read_on(over: &AtomicBool, kinds: &[Kind], files: &[(PathBuf, PathBuf)]) -> Result<usize> {
+    for (reads, ((file, truth), kind)) in files.iter().cycle().zip(kinds.iter().cycle()).enumerate()
+    {
+        if over.load(Ordering::Relaxed) {
+            return Ok(reads);
+        }
+        let got = access(*kind, file, truth)?;
+        if got != End::Right {
+            over.store(true, Ordering::Relaxed);
+            bail!("{kind:?} of {} after {reads} reads: {got:?}", file.display());
+        }
+    }
+    bail!("no files, or no kinds of access")
 }
 
 /// Many readers at once. Killed when dropped.

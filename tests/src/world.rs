@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::daemon::Daemon;
+use crate::guest;
 use crate::process::{Output, Run};
 use crate::proxy::{Proxy, Quality};
 use crate::repository::{MAIN, Repository, lonely_path};
@@ -100,8 +101,9 @@ impl World {
         for (name, value) in GIT_ENVIRONMENT {
             daemon.set_env(name, value);
         }
-        if !setting.configuration.is_empty() {
-            daemon.configure(setting.configuration)?;
+        let configuration = guest::configuration() + setting.configuration;
+        if !configuration.is_empty() {
+            daemon.configure(&configuration)?;
         }
         if setting.start {
             daemon.start()?;

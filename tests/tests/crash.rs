@@ -13,6 +13,7 @@ use hydrant_tests::reader::{Crowd, End, end, expect_right, start};
 use hydrant_tests::repository::lonely;
 use hydrant_tests::world::{Setting, World};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 fn world(name: &str, quality: Quality) -> Result<World> {
     World::with(name, Setting { proxy: Some(quality), ..Setting::default() })
@@ -74,6 +75,49 @@ fn root_killed_workers_under_load() -> Result<()> {
         thread::sleep(Duration::from_millis(600));
     }
     crowds.into_iter().try_for_each(Crowd::expect_right)
+}
+
+/// A worker that is killed before it has read all that it was sent: its socket says `ECONNRESET`, which is
+/// not the worker's fault, however often that happens to the same events.
+#[test]
+#[ignore = "needs root"]
+fn root_killed_workers_with_unread_events() -> Result<()> {
+    let world = world("crash-unread", Quality::default())?;
+    let repository = lonely(10, 20_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..10)?;
+    world.proxy()?.hold();
+    let (mut readers, mut killed) = (Vec::new(), Vec::new());
+    for (n, (file, truth)) in files.iter().enumerate().take(6) {
+        let workers = until("all workers are there", Duration::from_secs(30), || {
+            let shards = world.daemon.status().ok()?.shards;
+            let pids = shards.iter().map(|shard| shard.worker_pid.map(Pid::from_raw));
+            let workers: Vec<Pid> = pids.collect::<Option<_>>()?;
+            (!workers.iter().any(|worker| killed.contains(worker))).then_some(workers)
+        })?;
+        until("they have all that waits", Duration::from_secs(30), || {
+            let queue = world.daemon.admin().queue().ok()?;
+            (queue.len() >= n && queue.iter().all(|event| event.state == "in_flight")).then_some(())
+        })?;
+        for worker in &workers {
+            kill(*worker, Signal::SIGSTOP)?;
+        }
+        readers.push(start(Kind::Read, file, truth)?);
+        until("another event was sent", Duration::from_secs(30), || {
+            let queue = world.daemon.admin().queue().ok()?;
+            (queue.len() > n && queue.iter().all(|event| event.state == "in_flight")).then_some(())
+        })?;
+        for worker in &workers {
+            kill(*worker, Signal::SIGKILL)?;
+        }
+        killed.extend(workers);
+    }
+    world.proxy()?.heal();
+    for (n, reader) in readers.into_iter().enumerate() {
+        let got = end(&reader.wait()?)?;
+        ensure!(got == End::Right, "reader {n}: {got:?}\n{}", world.daemon.log_tail(30));
+    }
+    Ok(())
 }
 
 /// The whole daemon killed, as by a power cut but for the page cache: when it is started again everything

@@ -1,14 +1,15 @@
 //! Hydrant's units under a real systemd: the service starts and stops, and what kills it costs no reader an error.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hydrant_tests::access::Kind;
 use hydrant_tests::container::Container;
-use hydrant_tests::process::until;
+use hydrant_tests::process::{Run, until};
 use hydrant_tests::proxy::Quality;
-use hydrant_tests::reader::{End, end, expect_right, start};
+use hydrant_tests::reader::{End, Load, end, expect_right, start};
 use hydrant_tests::repository::{Repository, lonely};
 use hydrant_tests::world::{Setting, World};
 use nix::sys::signal::{Signal, kill};
@@ -36,6 +37,13 @@ impl Service {
         let url = self.world.serve(repository, "repo")?;
         self.container.check(&["hydrant", "clone", "--history=none", &url, TREE])?;
         Ok(())
+    }
+
+    /// The number that the kernel has given to the tree's mount.
+    fn mount_id(&self) -> Result<Option<String>> {
+        let table = fs_err::read_to_string(self.container.path("/proc/1/mountinfo"))?;
+        let found = table.lines().find(|line| line.split(' ').nth(4) == Some(TREE));
+        Ok(found.and_then(|line| line.split(' ').next()).map(str::to_owned))
     }
 
     /// Files of the clone as seen from outside, with their truth.
@@ -114,4 +122,162 @@ fn root_systemd_killed_supervisor() -> Result<()> {
         ensure!(got == End::Right, "{got:?}\n{}", container.journal(100));
     }
     files.iter().try_for_each(|(file, truth)| expect_right(Kind::Pread, file, truth))
+}
+
+/// `systemctl restart`, again and again, under readers that compare every byte; the tree is never unmounted.
+#[test]
+#[ignore = "needs root"]
+fn root_systemd_restart_is_not_noticed() -> Result<()> {
+    let service = Service::boot("systemd-restart")?;
+    let container = &service.container;
+    container.systemctl(&["start", "hydrantd"])?;
+    let repository = lonely(600, 20_000)?;
+    service.clone(&repository)?;
+    let files = service.files(&repository, 600)?;
+    let mounted = service.mount_id()?;
+    let load = Load::start(4, &[Kind::Read, Kind::MmapPrivate, Kind::Sendfile], &files);
+    let mut pids = BTreeSet::new();
+    for _ in 0..6 {
+        std::thread::sleep(Duration::from_millis(200));
+        pids.insert(container.supervisor()?);
+        container.systemctl(&["restart", "hydrantd"])?;
+        // it is served by another process, and was mounted all the time
+        ensure!(!pids.contains(&container.supervisor()?));
+        ensure!(service.mount_id()? == mounted, "{}", container.journal(60));
+    }
+    let reads = load.finish().with_context(|| container.journal(200))?;
+    println!("{reads} reads");
+    // the queue is long when the last one comes
+    service.world.proxy()?.hold();
+    let later = lonely(4, 200_000)?;
+    let url = service.world.serve(&later, "later")?;
+    service.world.proxy()?.heal();
+    container.check(&["hydrant", "clone", "--history=none", &url, "/home/later"])?;
+    let files = service.world.lonely_files(&later, &container.path("/home/later"), 0..4)?;
+    service.world.proxy()?.hold();
+    let readers: Vec<_> = files
+        .iter()
+        .map(|(file, truth)| start(Kind::MmapShared, file, truth))
+        .collect::<Result<_>>()?;
+    service.waiting(readers.len())?;
+    container.systemctl(&["restart", "hydrantd"])?;
+    service.waiting(readers.len())?;
+    service.world.proxy()?.heal();
+    for reader in readers {
+        let got = end(&reader.wait()?)?;
+        ensure!(got == End::Right, "{got:?}\n{}", container.journal(100));
+    }
+    container.systemctl(&["stop", "hydrantd"])?;
+    ensure!(service.mount_id()?.is_none(), "still mounted");
+    Ok(())
+}
+
+/// A supervisor that does nothing any more is killed and replaced.
+#[test]
+#[ignore = "needs root"]
+fn root_systemd_watchdog() -> Result<()> {
+    let service = Service::boot("systemd-watchdog")?;
+    let container = &service.container;
+    container.override_unit("[Service]\nWatchdogSec=2\n")?;
+    container.systemctl(&["start", "hydrantd"])?;
+    let repository = lonely(3, 200_000)?;
+    service.clone(&repository)?;
+    let files = service.files(&repository, 3)?;
+    let (file, truth) = &files[0];
+    // it gives signs of life
+    let supervisor = container.supervisor()?;
+    std::thread::sleep(Duration::from_secs(4));
+    ensure!(container.supervisor()? == supervisor, "{}", container.journal(60));
+    kill(supervisor, Signal::SIGSTOP)?;
+    let reader = start(Kind::Read, file, truth)?;
+    service.successor(supervisor)?;
+    let got = end(&reader.wait()?)?;
+    ensure!(got == End::Right, "{got:?}\n{}", container.journal(100));
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::Pread, file, truth))
+}
+
+/// A tree in use: a stop waits, and readers get their bytes meanwhile.
+#[test]
+#[ignore = "needs root"]
+fn root_systemd_stop_waits_for_a_tree_in_use() -> Result<()> {
+    let service = Service::boot("systemd-busy")?;
+    let container = &service.container;
+    container.systemctl(&["start", "hydrantd"])?;
+    let repository = lonely(3, 200_000)?;
+    service.clone(&repository)?;
+    let files = service.files(&repository, 3)?;
+    // not by a command in the container, which would be the stop's to end
+    let user = Run::program("sleep", &["600"]).current_dir(&container.path(TREE)).start()?;
+    container.systemctl(&["stop", "--no-block", "hydrantd"])?;
+    until("it is told to stop", Duration::from_secs(30), || {
+        (container.property("SubState").ok()? == "stop-sigterm").then_some(())
+    })?;
+    for (file, truth) in &files {
+        expect_right(Kind::Read, file, truth)?;
+    }
+    ensure!(container.property("SubState")? == "stop-sigterm", "{}", container.journal(60));
+    drop(user);
+    until("it has stopped", Duration::from_secs(60), || {
+        (container.property("ActiveState").ok()? == "inactive").then_some(())
+    })
+    .with_context(|| container.journal(60))?;
+    ensure!(container.property("Result")? == "success");
+    ensure!(service.mount_id()?.is_none(), "still mounted");
+    Ok(())
+}
+
+/// The socket alone is enabled: the first command starts the daemon.
+#[test]
+#[ignore = "needs root"]
+fn root_systemd_socket_starts_the_daemon() -> Result<()> {
+    let service = Service::boot("systemd-socket")?;
+    let container = &service.container;
+    container.systemctl(&["start", "hydrantd.socket"])?;
+    ensure!(container.property("ActiveState")? == "inactive");
+    container.check(&["hydrant", "status"])?;
+    ensure!(container.property("ActiveState")? == "active");
+    // who is asked during a restart answers after it
+    container.systemctl(&["restart", "--no-block", "hydrantd"])?;
+    container.check(&["hydrant", "status"])?;
+    let permissions =
+        |path| -> Result<String> { Ok(container.check(&["stat", "-c", "%a %U %G", path])?.text()) };
+    ensure!(permissions("/run/hydrant/hydrantd.sock")? == "660 root hydrant");
+    ensure!(permissions("/run/hydrant")? == "755 root root");
+    ensure!(permissions("/var/lib/hydrant")? == "711 root root");
+    container.systemctl(&["stop", "hydrantd", "hydrantd.socket"])?;
+    ensure!(!container.path("/run/hydrant/hydrantd.sock").exists());
+    Ok(())
+}
+
+/// As little as the service can do with. The unit's comments say what each of the rest is good for.
+#[test]
+#[ignore = "needs root"]
+fn root_systemd_hardening() -> Result<()> {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../systemd/hydrantd.service");
+    let analyze = ["security", "--offline=true", "--no-pager", "--threshold=53", unit];
+    Run::program("systemd-analyze", &analyze).check()?;
+    // nothing that gives the service mounts that nobody else sees
+    let service = Service::boot("systemd-hardening")?;
+    let container = &service.container;
+    container.systemctl(&["start", "hydrantd"])?;
+    let namespace = |pid: &str| -> Result<String> {
+        Ok(container.check(&["readlink", &format!("/proc/{pid}/ns/mnt")])?.text())
+    };
+    ensure!(namespace(&container.property("MainPID")?)? == namespace("1")?);
+    let log = container.journal(1000);
+    let complaints: Vec<_> =
+        log.lines().filter(|line| line.contains("hydrantd.service:")).collect();
+    ensure!(complaints.is_empty(), "{complaints:#?}");
+    // from a local path: git runs as its other end
+    let repository = lonely(2, 100_000)?;
+    repository.copy_to(&service.world.path("home/origin.git"))?;
+    for setting in ["transfer.advertiseObjectInfo", "uploadpack.allowFilter"] {
+        container.check(&["git", "-C", "/home/origin.git", "config", setting, "true"])?;
+    }
+    container.check(&["hydrant", "clone", "/home/origin.git", "/home/local"])?;
+    let files = service.world.lonely_files(&repository, &container.path("/home/local"), 0..2)?;
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::Read, file, truth))?;
+    container.check(&["git", "-C", "/home/local", "status"])?;
+    container.check(&["hydrant", "rm", "--keep", "/home/local"])?;
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::Read, file, truth))
 }

@@ -16,6 +16,8 @@
 //! | `POST /v1/queue/{id}/deny` | | `{}` |
 //! | `GET /v1/queue/failed` | | list of [`FailedEvent`] |
 //! | `POST /v1/queue/failed/clear` | | [`Cleared`] |
+//! | `GET /v1/workers` | | list of [`Worker`] |
+//! | `POST /v1/workers/restart` | [`RestartRequest`] | list of [`Worker`]: the new ones |
 //! | `POST /v1/stop` | | `{}` |
 //!
 //! A request that fails is answered with a status of 400 or more and an [`ErrorBody`]. Sizes are in
@@ -231,10 +233,48 @@ pub struct Shard {
     pub worker_pid: Option<i32>,
     /// Workers that ended without being asked to.
     pub worker_deaths: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_death: Option<WorkerDeath>,
     pub waiting: u64,
     pub in_flight: u64,
     /// How long the oldest event has waited.
     pub longest_wait_ms: u64,
+}
+
+/// How a worker ended without being asked to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerDeath {
+    pub pid: i32,
+    pub ago_ms: u64,
+    /// Such as `signal: 9 (SIGKILL)` or `killed by the kernel: out of memory (limit 512 MiB)`.
+    pub end: String,
+}
+
+/// A shard's worker, of `GET /v1/workers`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worker {
+    pub shard: u16,
+    pub pid: Option<i32>,
+    /// `running`; `starting`; `stopping`, to be replaced; `none` for a moment between two.
+    pub state: String,
+    pub age_ms: Option<u64>,
+    /// Of its cgroup, with the page cache of what it has read and written; of the process, where that is not known.
+    pub memory_bytes: Option<u64>,
+    /// The limit.
+    pub memory_max_bytes: Option<u64>,
+    /// Its cgroup's directory.
+    pub cgroup: Option<String>,
+    /// Workers of this shard that ended without being asked to.
+    pub deaths: u64,
+    pub last_death: Option<WorkerDeath>,
+}
+
+/// `POST /v1/workers/restart`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartRequest {
+    /// All of them, one after the other, otherwise.
+    #[serde(default)]
+    pub shard: Option<u16>,
 }
 
 /// Sums since the daemon started.

@@ -4,6 +4,8 @@ use std::fs::{File, Permissions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use fs_err as fs;
 use hydrant_api::Directories;
@@ -14,6 +16,10 @@ use thiserror::Error;
 /// The directories' lock files (two names, so that one directory can be both).
 const STATE_LOCK: &str = "state.lock";
 const RUN_LOCK: &str = "hydrantd.lock";
+
+/// How long to wait for what a killed daemon has left, and how often to look.
+const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(5);
+const TAKE_OVER_STEP: Duration = Duration::from_millis(1);
 
 /// The right to use a state and a run directory: flock(2) on a file in each, which the kernel lets
 /// go when the process ends, however it ends. The fds are close-on-exec.
@@ -33,6 +39,20 @@ pub enum LockError {
 }
 
 impl InstanceLock {
+    /// As [`take`](Self::take), after a daemon that was killed: a child that it was about to start may
+    /// hold the locks for a moment longer, until its exec.
+    pub fn take_over(directories: &Directories) -> Result<Self, LockError> {
+        let end = Instant::now() + TAKE_OVER_PATIENCE;
+        loop {
+            match Self::take(directories) {
+                Err(LockError::Held { .. }) if Instant::now() < end => {
+                    thread::sleep(TAKE_OVER_STEP)
+                }
+                result => return result,
+            }
+        }
+    }
+
     /// Makes the directories where they are missing (the state directory so that others can pass
     /// but not list it, the run directory readable) and takes both.
     pub fn take(directories: &Directories) -> Result<Self, LockError> {
@@ -109,6 +129,21 @@ mod tests {
         let _other = InstanceLock::take(&directories(root.path(), "s3", "r3")).unwrap();
         drop(first);
         InstanceLock::take(&directories(root.path(), "s", "r")).unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_daemon_has_left_is_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let place = directories(root.path(), "s", "r");
+        let first = InstanceLock::take(&place).unwrap();
+        let begin = Instant::now();
+        let letting_go = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            drop(first);
+        });
+        InstanceLock::take_over(&place).unwrap();
+        assert!(begin.elapsed() >= Duration::from_millis(50));
+        letting_go.join().unwrap();
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 use std::fs::Permissions;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 use hydrant_api::Directories;
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::{Gid, Group};
 use thiserror::Error;
 use tokio::net::UnixListener;
@@ -17,11 +19,12 @@ pub const DEFAULT_GROUP: &str = "hydrant";
 /// The longest path of a socket in bytes (`sun_path` less its NUL, unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// The socket, listening. Its file is removed when the server ends.
+/// The socket, listening. A file that we made is removed when the server ends.
 #[derive(Debug)]
 pub struct AdminSocket {
     listener: UnixListener,
-    guard: SocketFile,
+    path: PathBuf,
+    guard: Option<SocketFile>,
 }
 
 /// Why there is no socket.
@@ -33,6 +36,8 @@ pub enum SocketError {
     NotASocket(PathBuf),
     #[error("there is no group {0:?}")]
     NoGroup(String),
+    #[error("the socket that the service manager passed is not the listening one at {}", .0.display())]
+    NotOurs(PathBuf),
     #[error("can't listen on {}", .path.display())]
     Listen { path: PathBuf, source: io::Error },
     #[error("can't put the admin socket in place")]
@@ -80,15 +85,30 @@ impl AdminSocket {
         let inode = fs::symlink_metadata(&temporary)?.ino();
         fs::rename(&temporary, &path)?;
         fs::remove_dir(&private)?;
-        Ok(Self { listener, guard: SocketFile { path, inode } })
+        Ok(Self { listener, path: path.clone(), guard: Some(SocketFile { path, inode }) })
+    }
+
+    /// A socket on which the service manager has listened for us: who may connect was its business.
+    /// To be called inside a tokio runtime.
+    pub fn passed(fd: OwnedFd, directories: &Directories) -> Result<Self, SocketError> {
+        let path = directories.socket();
+        let listens = getsockopt(&fd, sockopt::AcceptConn).map_err(io::Error::from)?;
+        let listener = std::os::unix::net::UnixListener::from(fd);
+        let address = listener.local_addr()?;
+        // clients look for it there
+        if !listens || address.as_pathname() != Some(&path) {
+            return Err(SocketError::NotOurs(path));
+        }
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener: UnixListener::from_std(listener)?, path, guard: None })
     }
 
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.guard.path
+        &self.path
     }
 
-    pub(super) fn into_parts(self) -> (UnixListener, SocketFile) {
+    pub(super) fn into_parts(self) -> (UnixListener, Option<SocketFile>) {
         (self.listener, self.guard)
     }
 }
@@ -165,6 +185,24 @@ mod tests {
         let error = AdminSocket::bind(&directories(root.path()), None).unwrap_err();
         assert!(matches!(error, SocketError::NotASocket(_)));
         assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_was_passed() {
+        let root = tempfile::tempdir().unwrap();
+        let ours = directories(root.path());
+        let listener = std::os::unix::net::UnixListener::bind(ours.socket()).unwrap();
+        let other = Directories { run: root.path().join("other"), ..ours.clone() };
+        let copy = listener.try_clone().unwrap();
+        let error = AdminSocket::passed(copy.into(), &other).unwrap_err();
+        assert!(matches!(error, SocketError::NotOurs(_)), "{error}");
+        let socket = AdminSocket::passed(listener.into(), &ours).unwrap();
+        UnixStream::connect(socket.path()).unwrap();
+        drop(socket);
+        assert!(ours.socket().exists(), "it is the service manager's");
+        let stream = UnixStream::pair().unwrap().0;
+        let error = AdminSocket::passed(stream.into(), &ours).unwrap_err();
+        assert!(matches!(error, SocketError::NotOurs(_)), "{error}");
     }
 
     #[tokio::test]

@@ -13,7 +13,10 @@ use super::{Error, Event};
 
 /// How much is read at once, in bytes: 16 events with a range. Every event is an fd, and from the
 /// kernel's reading of the first until the last is written down nobody else knows of them.
-const BUFFER_LEN: usize = 16 * 48;
+const BUFFER_LEN: usize = 16 * EVENT_LEN;
+
+/// An event with a range, in bytes.
+const EVENT_LEN: usize = 48;
 
 /// What one read gave.
 #[derive(Debug)]
@@ -40,9 +43,18 @@ impl Channel {
 
     /// Reads what there is, up to 16 events. Doesn't wait (groups are made nonblocking).
     pub fn read(&self) -> Result<Read, Error> {
-        let mut buffer = [0; BUFFER_LEN];
+        self.read_into(&mut [0; BUFFER_LEN])
+    }
+
+    /// Reads up to `count` events that have a range.
+    #[cfg(test)]
+    pub(crate) fn read_at_most(&self, count: usize) -> Result<Read, Error> {
+        self.read_into(&mut vec![0; count * EVENT_LEN])
+    }
+
+    fn read_into(&self, buffer: &mut [u8]) -> Result<Read, Error> {
         let length = loop {
-            match nix::unistd::read(self, &mut buffer) {
+            match nix::unistd::read(self, buffer) {
                 Ok(0) => return Ok(Read::Gone),
                 Ok(length) => break length,
                 Err(Errno::EAGAIN) => return Ok(Read::Empty),

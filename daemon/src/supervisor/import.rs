@@ -234,7 +234,7 @@ pub async fn import(
     let (control, theirs) = seqpacket::pair().map_err(io("can't make a socket"))?;
     let control = Seqpacket::new(control).map_err(io("can't use a socket"))?;
     let spool = job.store.spool_dir(IMPORTERS).map_err(io("can't make a scratch directory"))?;
-    let user = &job.store.worker_user;
+    let user = job.store.worker_user;
     let fds = Fds {
         control: theirs,
         spool,
@@ -249,10 +249,8 @@ pub async fn import(
         contents: create("contents")?,
     };
     let cgroup = job.cgroups.make("importer");
-    let mut importer = Spawn::role(Role::Importer)
-        .argument(format!("--uid={}", user.uid))
-        .argument(format!("--gid={}", user.gid))
-        .inherit(&ENVIRONMENT);
+    let mut importer =
+        Spawn::role(Role::Importer).arguments(user.arguments()).inherit(&ENVIRONMENT);
     for fd in <[OwnedFd; importer::FDS]>::from(fds) {
         importer = importer.fd(fd);
     }

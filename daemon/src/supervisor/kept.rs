@@ -30,6 +30,9 @@ const MARGIN: i32 = 4096;
 /// How far to look when there is no table.
 const FAR: i32 = 1 << 16;
 
+/// The name of the admin socket where systemd listens for us: `FileDescriptorName=` in `hydrantd.socket`.
+const LISTENER: &str = "admin";
+
 const GROUP: &str = "group-";
 const TABLE: &str = "table-";
 
@@ -47,6 +50,7 @@ pub fn table_name(shard: ShardId) -> String {
 #[derive(Debug, Default)]
 pub struct Kept {
     shards: BTreeMap<u16, KeptShard>,
+    listener: Option<OwnedFd>,
 }
 
 /// A shard whose group has never been closed.
@@ -65,14 +69,19 @@ impl Kept {
         let begin = Instant::now();
         let mut groups = BTreeMap::new();
         let mut tables = BTreeMap::new();
+        let mut listener = None;
         for (name, fd) in fdstore::take()? {
+            if name == LISTENER {
+                listener = Some(fd);
+                continue;
+            }
             match (number_after(&name, GROUP), number_after(&name, TABLE)) {
                 (Some(shard), _) => drop(groups.insert(shard, fd)),
                 (_, Some(shard)) => drop(tables.insert(shard, fd)),
                 _ => warn!(name, "a file descriptor that nobody here knows"),
             }
         }
-        let mut kept = Self::default();
+        let mut kept = Self { shards: BTreeMap::new(), listener };
         for (shard, fd) in groups {
             if let Some(taken) = KeptShard::take_back(ShardId(shard), fd, tables.remove(&shard)) {
                 kept.shards.insert(shard, taken);
@@ -89,7 +98,7 @@ impl Kept {
                 shards = kept.shards.len(),
                 waiting = owed,
                 micros = begin.elapsed().as_micros() as u64,
-                "taken over from a supervisor that died"
+                "taken over from the supervisor before"
             );
         }
         Ok(kept)
@@ -110,6 +119,12 @@ impl Kept {
     #[must_use]
     pub fn ids(&self) -> HashSet<ShardId> {
         self.shards.keys().copied().map(ShardId).collect()
+    }
+
+    /// The admin socket, if somebody listens for us.
+    #[must_use]
+    pub fn listener(&mut self) -> Option<OwnedFd> {
+        self.listener.take()
     }
 
     #[must_use]

@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use super::cgroups::Cgroups;
 use super::failed::News;
 use super::kept::{self, Kept};
+use super::manager::{self, End};
 use super::mounts;
 use super::origins::Origins;
 use super::shard::{Command, Hooks, Rules, Shard};
@@ -30,13 +31,20 @@ use crate::worker::sandbox;
 /// How often a tree that is in use is tried again when the daemon is to stop.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How long requests may go on before a restart.
+const FINISH: Duration = Duration::from_secs(30);
+
 /// Runs the supervisor until it is told to stop. `kept`: what the one before it has left.
 pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> anyhow::Result<()> {
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "hydrantd must be started as root");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let _lock = InstanceLock::take(&directories)?;
+    let _lock = if kept.is_empty() {
+        InstanceLock::take(&directories)?
+    } else {
+        InstanceLock::take_over(&directories)?
+    };
     let files = limits::raise_open_files().context("can't raise the limit of open files")?;
     let user = not_in_group(worker_user(&config)?, config.socket_group.as_deref())?;
     let store = Store::open(&directories.state, user).with_context(|| {
@@ -47,7 +55,10 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
     recover(&catalog, &store).await?;
 
     // who connects from now on waits until we serve
-    let socket = AdminSocket::bind(&directories, config.socket_group.as_deref())?;
+    let socket = match kept.listener() {
+        Some(passed) => AdminSocket::passed(passed, &directories)?,
+        None => AdminSocket::bind(&directories, config.socket_group.as_deref())?,
+    };
     let guarded = kept.ids();
     // pools are assigned to shards by their number: it rules as long as there are groups of before
     let count = kept.count().unwrap_or_else(|| config.shards());
@@ -89,33 +100,52 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         shutting.wait_for(|shut| *shut).await.ok();
     }));
     notify("READY=1");
-    tokio::select! {
-        _ = terminate.recv() => info!("told to stop"),
-        _ = interrupt.recv() => info!("interrupted"),
-        _ = hangup.recv() => info!("hung up"),
-        _ = stopping.wait_for(|stop| *stop) => info!("asked to stop"),
-    }
+    tokio::spawn(manager::keep_watchdog_quiet(supervisor.shards.clone()));
+    let end = tokio::select! {
+        _ = terminate.recv() => manager::meaning_of_terminate().await,
+        _ = interrupt.recv() => End::Stop,
+        _ = hangup.recv() => End::Stop,
+        _ = stopping.wait_for(|stop| *stop) => End::Stop,
+    };
     notify("STOPPING=1");
-    supervisor.wind_down().await;
-    shut.send_replace(true);
-    // requests in hand are answered, but nobody may hold us up
-    tokio::time::timeout(Duration::from_secs(10), server).await.ok();
-    tokio::task::spawn_blocking(move || cgroups.close()).await.ok();
-    info!("stopped");
+    match end {
+        End::Stop => {
+            info!("stopping");
+            supervisor.wind_down().await;
+            shut.send_replace(true);
+            // requests in hand are answered, but nobody may hold us up
+            tokio::time::timeout(Duration::from_secs(10), server).await.ok();
+            tokio::task::spawn_blocking(move || cgroups.close()).await.ok();
+            info!("stopped");
+        }
+        End::HandOver => {
+            info!("leaving everything to the next supervisor");
+            shut.send_replace(true);
+            // a clone in hand gets some time, and the next supervisor does without the rest
+            if tokio::time::timeout(FINISH, server).await.is_err() {
+                warn!("requests that are not done are given up");
+            }
+            supervisor.hand_over().await;
+            // an older systemd can't start anything beside groups that are left
+            tokio::task::spawn_blocking(move || cgroups.close()).await.ok();
+        }
+    }
     Ok(())
 }
 
 fn worker_user(config: &Config) -> anyhow::Result<WorkerUser> {
+    let without_landlock = config.without_landlock.unwrap_or(false);
     if let Some(name) = &config.worker_user {
         let user = nix::unistd::User::from_name(name)
             .with_context(|| format!("can't look the worker_user {name} up"))?
             .with_context(|| format!("there is no user {name}, the configured worker_user"))?;
         anyhow::ensure!(!user.uid.is_root(), "worker_user must not be root");
-        return Ok(WorkerUser { uid: user.uid.as_raw(), gid: user.gid.as_raw() });
+        let (uid, gid) = (user.uid.as_raw(), user.gid.as_raw());
+        return Ok(WorkerUser { uid, gid, without_landlock });
     }
     let (uid, gid) = sandbox::unused_uid()
         .context("there is no unused uid for the workers; configure worker_user")?;
-    Ok(WorkerUser { uid, gid })
+    Ok(WorkerUser { uid, gid, without_landlock })
 }
 
 /// Workers must not be able to talk to the admin socket: its group is never theirs.
@@ -230,6 +260,17 @@ fn start_shards(
 }
 
 impl Supervisor {
+    /// Leaves mounts and readers to the next supervisor. What no table would say about must not be: so no
+    /// event may be half read, nor a mount be put in its place.
+    async fn hand_over(&self) {
+        lock(&self.live).stopping = true;
+        for shard in &self.shards {
+            // the reply is that the shard has ended
+            shard.ask(|reply| Command::HandOver { reply }).await;
+        }
+        info!(up_secs = self.started.elapsed().as_secs(), "the next supervisor may take over");
+    }
+
     /// Unmounts everything, then lets the groups go: never the other way round. A tree that is in use
     /// is served until it is free.
     async fn wind_down(&self) {

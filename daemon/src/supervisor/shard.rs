@@ -15,6 +15,7 @@
 mod commands;
 mod handle;
 mod poison;
+mod recycle;
 pub(super) mod waiter;
 mod workers;
 
@@ -40,12 +41,14 @@ use crate::queue::decide::{Decision, decide};
 use crate::queue::inflight::{self, DEFAULT_CAPACITY, Slot, Table};
 pub use crate::queue::quarantine::Quarantined;
 use crate::queue::wire::{
-    Counters as FetchCounters, FromQueue, LONGEST_WAIT, Limits, OriginSpec, ToQueue,
+    Counters as FetchCounters, FromQueue, LONGEST_WAIT, Limits, OriginSpec, ToQueue, ToWorker,
 };
 use crate::range::ByteRange;
 use crate::segment::presence;
 use crate::sys::fdstore;
-pub use handle::{Command, Counters, Hooks, Rules, ShardHandle, Snapshot, StartError};
+pub use handle::{
+    Command, Counters, Hooks, LastDeath, Rules, ShardHandle, Snapshot, StartError, WorkerSnapshot,
+};
 pub use poison::{GivenUp, epoch_ms, from_epoch};
 use waiter::{Held, Waiter};
 
@@ -91,10 +94,13 @@ enum Check {
 #[derive(Debug)]
 struct Prefetch {
     pool: PoolId,
+    message: ToWorker,
+    /// Workers that died of their own fault while they had it.
+    strikes: u32,
     reply: oneshot::Sender<Result<(), String>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Pool {
     origin: OriginSpec,
     limits: Limits,
@@ -127,7 +133,10 @@ pub struct Shard {
     backoff: Duration,
     /// Workers in a row that ended soon, or could not be started.
     quick_deaths: u32,
+    pace: workers::Pace,
     worker_deaths: u64,
+    last_death: Option<LastDeath>,
+    recycle: Option<recycle::Recycle>,
     /// Why we killed the worker ourselves.
     killed: Option<String>,
     poison: poison::Poison,
@@ -143,6 +152,8 @@ pub struct Shard {
     rules: Rules,
     hooks: Hooks,
     stopping: bool,
+    /// Dropped last: the shard has let go of everything.
+    handing_over: Option<oneshot::Sender<()>>,
 }
 
 /// An event that is in the table, and about which nothing has been decided.
@@ -170,7 +181,7 @@ impl Segment {
 impl Drop for Shard {
     /// Leaves those who wait to the next supervisor, if there can be one.
     fn drop(&mut self) {
-        if fdstore::is_there() {
+        if fdstore::is_there() || self.handing_over.is_some() {
             self.events.drain().for_each(|(_, held)| held.waiter.leave());
         }
     }
@@ -254,7 +265,10 @@ impl Shard {
             restart_at: Some(tokio::time::Instant::now()),
             backoff: Duration::ZERO,
             quick_deaths: 0,
+            pace: workers::Pace::default(),
             worker_deaths: 0,
+            last_death: None,
+            recycle: None,
             killed: None,
             poison: poison::Poison::default(),
             prefetches: HashMap::new(),
@@ -269,6 +283,7 @@ impl Shard {
             rules,
             hooks,
             stopping: false,
+            handing_over: None,
         };
         tokio::spawn(async move {
             let end = tokio::spawn(shard.run()).await;
@@ -592,6 +607,7 @@ impl Shard {
         {
             self.kill_worker("it is stuck at its start");
         }
+        self.watch_recycle();
         for (event, why, in_flight) in overdue {
             match (why, in_flight) {
                 (Overdue::Silent, true) => {

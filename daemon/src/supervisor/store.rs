@@ -35,6 +35,17 @@ use crate::sys::lease;
 pub struct WorkerUser {
     pub uid: u32,
     pub gid: u32,
+    /// It is content with a kernel that has no Landlock.
+    pub without_landlock: bool,
+}
+
+impl WorkerUser {
+    /// What a process is told about who it is to be.
+    pub fn arguments(self) -> impl Iterator<Item = String> {
+        let Self { uid, gid, without_landlock } = self;
+        let landlock = without_landlock.then(|| "--without-landlock".to_owned());
+        [format!("--uid={uid}"), format!("--gid={gid}")].into_iter().chain(landlock)
+    }
 }
 
 /// The state directory of this daemon.

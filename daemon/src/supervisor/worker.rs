@@ -150,11 +150,10 @@ impl Worker {
     pub fn start(shard: ShardId, store: &Store, cgroups: &Cgroups) -> io::Result<Self> {
         let (control, their_control) = seqpacket::pair()?;
         let (queue, their_queue) = seqpacket::pair()?;
-        let user = &store.worker_user;
+        let user = store.worker_user;
         let cgroup = cgroups.make(&format!("worker-{shard}"));
         let spawn = Spawn::role(Role::Worker)
-            .argument(format!("--uid={}", user.uid))
-            .argument(format!("--gid={}", user.gid))
+            .arguments(user.arguments())
             .argument(format!("--shard={shard}"))
             .inherit(&ENVIRONMENT)
             .fd(their_control)
@@ -248,6 +247,11 @@ impl Worker {
 
     pub fn set_running(&mut self) {
         self.running = true;
+    }
+
+    /// It is going to be told to stop, and gets nothing more.
+    pub fn retire(&mut self) {
+        self.running = false;
     }
 
     /// Waits for what the worker does next. `want_write`: also for the queue socket to take another

@@ -202,21 +202,17 @@ impl Cgroup {
         MemoryEvents::read(&self.directory).ok()
     }
 
-    /// In bytes; `None` where the group has no memory controller.
-    #[must_use]
-    pub fn memory_current(&self) -> Option<u64> {
-        self.number("memory.current")
-    }
-
     /// In bytes; `None` where there is no limit.
     #[must_use]
     pub fn memory_max(&self) -> Option<u64> {
-        self.number("memory.max")
+        number(&self.directory, "memory.max")
     }
+}
 
-    fn number(&self, file: &str) -> Option<u64> {
-        std::fs::read_to_string(self.directory.join(file)).ok()?.trim().parse().ok()
-    }
+/// The number in a file of the group at `directory`, such as `memory.current`; `None` also where it says `max`.
+#[must_use]
+pub fn number(directory: &Path, file: &str) -> Option<u64> {
+    std::fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok()
 }
 
 impl Drop for Cgroup {

@@ -75,6 +75,12 @@ fn manager() -> Option<&'static OsString> {
     MANAGER.get()?.as_ref()
 }
 
+/// The manager is systemd, not a parent of our own: it listens at a path.
+#[must_use]
+pub fn is_systemd() -> bool {
+    manager().is_some_and(|address| address.as_encoded_bytes().starts_with(b"/"))
+}
+
 /// Tells the manager something, such as `READY=1`.
 pub fn notify(message: &str) -> io::Result<()> {
     send(message, &[])

@@ -185,7 +185,10 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<R
             break length;
         }
         let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
+        // The peer was closed before it had read all that we sent. The kernel says so once, and
+        // before what it has sent us (`net/unix/af_unix.c:unix_release_sock`): that comes now, then the end.
+        let reset = error.kind() == io::ErrorKind::ConnectionReset;
+        if error.kind() != io::ErrorKind::Interrupted && !reset {
             return Err(error);
         }
     };

@@ -77,7 +77,10 @@ impl Spawn {
     /// Our own program, the very file that runs now even if it has been replaced, in a role.
     #[must_use]
     pub fn role(role: Role) -> Self {
-        Self::program(Path::new("/proc/self/exe")).argument(role.name())
+        let own = Self::program(Path::new("/proc/self/exe"));
+        #[cfg(test)]
+        let own = STAND_IN.get().map_or_else(|| own, |stand_in| stand_in());
+        own.argument(role.name())
     }
 
     /// Another program, by its path.
@@ -98,6 +101,11 @@ impl Spawn {
     pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
         self
+    }
+
+    #[must_use]
+    pub fn arguments(self, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        arguments.into_iter().fold(self, Self::argument)
     }
 
     /// Sets one variable.
@@ -205,6 +213,10 @@ pub fn inherited<const N: usize>() -> io::Result<[OwnedFd; N]> {
     }
     <[OwnedFd; N]>::try_from(fds).map_err(|_| io::Error::other("file descriptors were lost"))
 }
+
+/// A program that stands in for ours, in a test program that has set it.
+#[cfg(test)]
+pub(crate) static STAND_IN: OnceLock<fn() -> Spawn> = OnceLock::new();
 
 type Failure = (&'static str, io::Error);
 type Job = (fork::Plan, mpsc::Sender<Result<Child, Failure>>);

@@ -21,11 +21,16 @@ use crate::source::{Fetch, FetchError, Sink};
 pub const FDS: usize = 3;
 
 /// Runs the process: gives up privileges, then serves its queue.
-pub fn main(uid: u32, gid: u32, [control, queue, spool]: [OwnedFd; FDS]) -> anyhow::Result<()> {
+pub fn main(
+    uid: u32,
+    gid: u32,
+    without_landlock: bool,
+    [control, queue, spool]: [OwnedFd; FDS],
+) -> anyhow::Result<()> {
     // the system's certificates, while they can be read wherever they are
     load_system_roots();
     let spool_dir = Some(spool.as_fd());
-    let spec = SandboxSpec { uid, gid, spool_dir, readable: Vec::new(), without_landlock: false };
+    let spec = SandboxSpec { uid, gid, spool_dir, readable: Vec::new(), without_landlock };
     sandbox::enter(&spec).context("can't enter the sandbox")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

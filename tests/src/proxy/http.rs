@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read};
 use std::net::TcpStream;
 
 /// Reads messages off a connection as they are.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     stream: TcpStream,
     /// Read but not handed out.
     buffer: Vec<u8>,
@@ -17,14 +17,14 @@ enum Framing {
     Close,
 }
 
-type Take<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
+pub(crate) type Take<'a> = &'a mut dyn FnMut(&[u8]) -> bool;
 
 fn cut_short() -> io::Error {
     io::Error::new(ErrorKind::UnexpectedEof, "the connection ended within a message")
 }
 
 impl Reader {
-    pub(super) fn new(stream: TcpStream) -> Self {
+    pub(crate) fn new(stream: TcpStream) -> Self {
         Self { stream, buffer: Vec::new() }
     }
 
@@ -56,7 +56,7 @@ impl Reader {
     }
 
     /// A whole request, head and body; `None` at the end of the connection.
-    pub(super) fn request(&mut self) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) fn request(&mut self) -> io::Result<Option<Vec<u8>>> {
         let Some(head) = self.head()? else { return Ok(None) };
         let framing = match framing(&head) {
             Framing::Close => Framing::Length(0),
@@ -71,7 +71,7 @@ impl Reader {
     }
 
     /// A response, handed out piece by piece until `take` says no.
-    pub(super) fn response(&mut self, take: Take<'_>) -> io::Result<()> {
+    pub(crate) fn response(&mut self, take: Take<'_>) -> io::Result<()> {
         let head = self.head()?.ok_or_else(cut_short)?;
         let none =
             [b" 204 ".as_slice(), b" 304 ", b" 100 "].iter().any(|c| head[8..].starts_with(c));

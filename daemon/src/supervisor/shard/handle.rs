@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -62,6 +63,10 @@ pub enum Command {
         event: EventId,
         reply: oneshot::Sender<bool>,
     },
+    /// Another worker, please. The reply comes when it has taken over.
+    Recycle {
+        reply: oneshot::Sender<Result<(), String>>,
+    },
     /// What is in quarantine from before.
     Quarantine {
         ranges: Vec<Quarantined>,
@@ -72,6 +77,14 @@ pub enum Command {
     },
     /// Every mount is gone: deny what is pending and end.
     Stop {
+        reply: oneshot::Sender<()>,
+    },
+    /// Answers a shard that is not stuck, sooner or later.
+    Ping {
+        reply: oneshot::Sender<()>,
+    },
+    /// Leave those who wait to the next supervisor, and end. The reply's sender is dropped then.
+    HandOver {
         reply: oneshot::Sender<()>,
     },
     /// From the shard's own tasks: a segment said to be complete was checked.
@@ -88,7 +101,9 @@ pub enum Command {
 pub struct Snapshot {
     pub shard: ShardId,
     pub worker_pid: Option<i32>,
+    pub worker: Option<WorkerSnapshot>,
     pub worker_deaths: u64,
+    pub last_death: Option<LastDeath>,
     pub counters: Counters,
     pub fetched: HashMap<PoolId, FetchCounters>,
     pub trouble: HashMap<PoolId, String>,
@@ -96,6 +111,24 @@ pub struct Snapshot {
     pub events: Vec<(EventId, PoolId, Pending)>,
     /// By the clock of [`Pending::arrived`].
     pub now: Duration,
+}
+
+/// A worker at this moment.
+#[derive(Debug, Clone)]
+pub struct WorkerSnapshot {
+    pub pid: i32,
+    pub age: Duration,
+    /// As [`hydrant_api::Worker::state`].
+    pub state: &'static str,
+    pub cgroup: Option<PathBuf>,
+}
+
+/// How a worker ended.
+#[derive(Debug, Clone)]
+pub struct LastDeath {
+    pub pid: i32,
+    pub at: Instant,
+    pub end: String,
 }
 
 /// Sums since the shard was started.

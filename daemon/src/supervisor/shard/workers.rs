@@ -1,16 +1,38 @@
 //! A shard's worker: its start and its end, and what it says.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, error, info, warn};
 
-use super::{Pool, Prefetch, QUICK_DEATH, Shard, TOO_MANY_DEATHS};
+use super::{LastDeath, Pool, Prefetch, QUICK_DEATH, Shard, TOO_MANY_DEATHS};
 use crate::ids::{PoolId, SegmentId};
-use crate::queue::broker::Death;
+use crate::queue::broker::{Death, MAX_STRIKES};
 use crate::queue::wire::{Counters as FetchCounters, FromWorker, ToWorker};
 use crate::supervisor::worker::{Control, Exit, Upcall, Worker, cut};
+
+/// As many workers that were killed from outside are followed at once by the next, in [`PACE_TIME`].
+const PACE: usize = 20;
+const PACE_TIME: Duration = Duration::from_secs(1);
+
+/// When the latest workers died by somebody else's doing.
+#[derive(Debug, Default)]
+pub(super) struct Pace(VecDeque<Instant>);
+
+impl Pace {
+    /// How long to wait after a death at `now`. A kill says nothing about the next worker, unless
+    /// there are ever more.
+    fn delay(&mut self, now: Instant) -> Duration {
+        self.0.push_back(now);
+        if self.0.len() <= PACE {
+            return Duration::ZERO;
+        }
+        let first = self.0.pop_front().unwrap_or(now);
+        PACE_TIME.saturating_sub(now.saturating_duration_since(first))
+    }
+}
 
 impl Shard {
     pub(super) fn start_worker(&mut self) {
@@ -42,16 +64,22 @@ impl Shard {
         if self.quick_deaths >= TOO_MANY_DEATHS {
             let why = "the workers end as soon as they are started: see the log";
             self.segments.values_mut().for_each(|segment| segment.refuse(why));
+            for (_, Prefetch { reply, .. }) in self.prefetches.drain() {
+                reply.send(Err(why.into())).ok();
+            }
+            self.end_recycle(Err(why.into()));
         }
         self.restart_at = Some(tokio::time::Instant::now() + self.backoff);
     }
 
     pub(super) fn kill_worker(&mut self, why: &str) {
+        let retiring = self.is_retiring();
         if let Some(worker) = self.worker.as_mut()
             && self.killed.is_none()
         {
             warn!(shard = %self.id, pid = worker.pid(), why, "killing the worker");
-            self.killed = Some(why.to_owned());
+            // one that was told to stop has not ended by its own fault
+            self.killed = Some(why.to_owned()).filter(|_| !retiring);
             worker.kill();
         }
     }
@@ -59,13 +87,23 @@ impl Shard {
     pub(super) fn worker_ended(&mut self, exit: Exit) {
         let Some(worker) = self.worker.take() else { return };
         let exit = worker.explain(exit);
-        self.worker_deaths += 1;
         let in_flight = self.broker.in_flight();
         let killed = self.killed.take().filter(|_| exit.from_outside);
         let death =
             if exit.from_outside && killed.is_none() { Death::Outside } else { Death::Fault };
         let end = killed.map_or(exit.description, |why| format!("killed: {why}"));
-        warn!(shard = %self.id, pid = worker.pid(), end, in_flight, "worker ended");
+        let retired = self.is_retiring();
+        if let Some(recycle) = &mut self.recycle {
+            recycle.ended = true;
+        }
+        if retired {
+            info!(shard = %self.id, pid = worker.pid(), end, in_flight, "worker stopped");
+        } else {
+            warn!(shard = %self.id, pid = worker.pid(), end, in_flight, "worker ended");
+            self.worker_deaths += 1;
+            self.last_death =
+                Some(LastDeath { pid: worker.pid(), at: Instant::now(), end: end.clone() });
+        }
         self.counters.requeued += in_flight as u64;
         self.note_death(death, &end);
         for answer in self.broker.worker_died(death, Self::now()) {
@@ -73,10 +111,26 @@ impl Shard {
         }
         let left: Vec<_> = self.events.keys().copied().collect();
         left.into_iter().for_each(|event| self.note(event));
-        for (_, Prefetch { reply, .. }) in self.prefetches.drain() {
-            reply.send(Err("the worker ended".into())).ok();
+        if death == Death::Fault {
+            self.strike_prefetches();
         }
-        self.schedule_restart(worker.age());
+        match death {
+            Death::Fault => self.schedule_restart(worker.age()),
+            Death::Outside => {
+                let now = Instant::now();
+                let delay = if retired { Duration::ZERO } else { self.pace.delay(now) };
+                self.restart_at = Some(tokio::time::Instant::now() + delay);
+            }
+        }
+    }
+
+    /// What was asked for ahead of readers goes to the next worker, unless it killed three.
+    fn strike_prefetches(&mut self) {
+        self.prefetches.values_mut().for_each(|prefetch| prefetch.strikes += 1);
+        let too_many = |_: &u64, prefetch: &mut Prefetch| prefetch.strikes >= MAX_STRIKES;
+        for (_, Prefetch { reply, .. }) in self.prefetches.extract_if(too_many) {
+            reply.send(Err("three workers died while they had it: see the log".into())).ok();
+        }
     }
 
     pub(super) fn worker_message(&mut self, message: FromWorker) {
@@ -103,7 +157,7 @@ impl Shard {
                 };
                 let origins = Arc::clone(&self.origins);
                 tokio::spawn(async move {
-                    let (result, fds) = match origins.transport(pool) {
+                    let (result, fds) = match origins.transport(pool).await {
                         Ok(fd) => (Ok(()), vec![fd]),
                         Err(error) => (Err(error), Vec::new()),
                     };
@@ -189,7 +243,7 @@ impl Shard {
 
     /// Tells a new worker all that it serves, then lets it take events.
     pub(super) fn introduce(&mut self) {
-        if !(self.serving && self.worker_ready) {
+        if !(self.serving && self.worker_ready) || self.is_retiring() {
             return;
         }
         let Some(worker) = self.worker.as_mut() else { return };
@@ -208,6 +262,9 @@ impl Shard {
             }
         }
         control.send(ToWorker::Start, Vec::new());
+        for prefetch in self.prefetches.values() {
+            control.send(prefetch.message.clone(), Vec::new());
+        }
         worker.set_running();
         for (id, error) in failed {
             error!(shard = %self.id, segment = %id, %error, "can't open a segment for the worker");
@@ -216,6 +273,7 @@ impl Shard {
                 segment.refuse(&format!("can't open segment {id} for the worker: {error}"));
             }
         }
+        self.recycled();
     }
 }
 
@@ -228,4 +286,21 @@ fn add(sum: &mut FetchCounters, more: &FetchCounters) {
     sum.received_bytes = sum.received_bytes.saturating_add(more.received_bytes);
     sum.sent_bytes = sum.sent_bytes.saturating_add(more.sent_bytes);
     sum.rejected_objects = sum.rejected_objects.saturating_add(more.rejected_objects);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kills_are_followed_at_once_up_to_a_pace() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        for n in 0..PACE as u32 {
+            assert_eq!(pace.delay(start + n * Duration::from_millis(10)), Duration::ZERO);
+        }
+        let late = start + Duration::from_millis(300);
+        assert_eq!(pace.delay(late), Duration::from_millis(700));
+        assert_eq!(pace.delay(start + 2 * PACE_TIME), Duration::ZERO);
+    }
 }

@@ -60,6 +60,17 @@ async fn the_end_is_none_and_sending_to_nobody_is_an_error() {
 }
 
 #[tokio::test]
+async fn last_words_are_heard_though_the_peer_has_left_something_unread() {
+    let (a, b) = connected();
+    a.send(b"not read", &[]).await.unwrap();
+    b.send(b"last words", &[]).await.unwrap();
+    drop(b);
+    let mut buffer = [0; 100];
+    assert_eq!(a.recv(&mut buffer).await.unwrap().unwrap().length, b"last words".len());
+    assert!(a.recv(&mut buffer).await.unwrap().is_none());
+}
+
+#[tokio::test]
 async fn a_message_that_is_too_long_is_an_error_and_leaks_nothing() {
     let (a, b) = connected();
     let (reader, writer) = pipe();

@@ -1,0 +1,138 @@
+//! What the service manager wants of us while we run: signs of life, and an end of one kind or the other.
+//!
+//! `systemctl restart` is a stop and a start for systemd, and both begin with the same SIGTERM. But its
+//! descriptor store outlives a restart, and not a stop. So the two must end differently: before a
+//! restart, what waits is left to the next supervisor and nothing is unmounted; before a stop, everything
+//! is. Which of the two it is, is the type of the job that systemd works on.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::process::Command as Process;
+use tracing::{error, info, warn};
+
+use super::shard::{Command, ShardHandle};
+use crate::sys::fdstore;
+
+/// How long systemd may take to say what it is doing.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why we are to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Nobody comes after us.
+    Stop,
+    /// Another supervisor does, and gets what the manager keeps.
+    HandOver,
+}
+
+/// What SIGTERM means. In doubt, a stop: it leaves nothing unguarded.
+pub async fn meaning_of_terminate() -> End {
+    if !fdstore::is_systemd() {
+        return End::Stop;
+    }
+    match is_restarting().await {
+        Ok(true) => End::HandOver,
+        Ok(false) => End::Stop,
+        Err(error) => {
+            warn!(%error, "can't ask systemd whether this is a restart: stopping");
+            End::Stop
+        }
+    }
+}
+
+async fn is_restarting() -> io::Result<bool> {
+    let unit = unit(&std::fs::read_to_string("/proc/self/cgroup")?)
+        .ok_or_else(|| io::Error::other("this process is in no service"))?;
+    let mut systemctl = Process::new("systemctl");
+    systemctl.args(["list-jobs", "--no-legend", "--no-pager", "--plain", "--full"]);
+    systemctl.env("LC_ALL", "C").stdin(std::process::Stdio::null()).kill_on_drop(true);
+    let answer = tokio::time::timeout(PATIENCE, systemctl.output())
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    if !answer.status.success() {
+        let why = String::from_utf8_lossy(&answer.stderr).trim().to_owned();
+        return Err(io::Error::other(format!("systemctl: {why}")));
+    }
+    Ok(has_restart(&String::from_utf8_lossy(&answer.stdout), &unit))
+}
+
+/// The service of a process by its `/proc/PID/cgroup`, which may be in a cgroup of its own below.
+fn unit(cgroups: &str) -> Option<String> {
+    // version 2, else systemd's own of version 1
+    let line = |start| cgroups.lines().find_map(|line| line.strip_prefix(start));
+    let in_service =
+        |path: &str| path.split('/').find(|name| name.ends_with(".service")).map(str::to_owned);
+    line("0::")
+        .and_then(in_service)
+        .or_else(|| in_service(cgroups.lines().find_map(|l| l.split_once(":name=systemd:"))?.1))
+}
+
+/// Lines of `systemctl list-jobs`: number, unit, type, state.
+fn has_restart(jobs: &str, unit: &str) -> bool {
+    jobs.lines().any(|line| {
+        let mut columns = line.split_whitespace().skip(1);
+        columns.next() == Some(unit) && columns.next().is_some_and(|kind| kind == "restart")
+    })
+}
+
+/// Tells the manager again and again that the shards are not stuck, if it wants to know
+/// (`WatchdogSec=`, sd_watchdog_enabled(3)).
+pub async fn keep_watchdog_quiet(shards: Vec<ShardHandle>) {
+    let Some(limit) = watchdog() else { return };
+    info!(limit_secs = limit.as_secs_f32(), "the service manager watches");
+    let mut tick = tokio::time::interval(limit / 4);
+    loop {
+        tick.tick().await;
+        let mut stuck = None;
+        for shard in &shards {
+            // one that has ended, as in a stop, is not stuck
+            let ping = shard.ask(|reply| Command::Ping { reply });
+            if tokio::time::timeout(limit / 4, ping).await.is_err() {
+                stuck = Some(shard.id);
+            }
+        }
+        if let Some(shard) = stuck {
+            error!(%shard, "a shard does not answer: the service manager will kill us");
+            continue;
+        }
+        // it may have no room for more messages for a while
+        let sent = tokio::task::spawn_blocking(|| fdstore::notify("WATCHDOG=1")).await;
+        if let Ok(Err(error)) = sent {
+            warn!(%error, "can't give the service manager a sign of life");
+        }
+    }
+}
+
+fn watchdog() -> Option<Duration> {
+    let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
+    let for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+    let limit = number("WATCHDOG_USEC").filter(|limit| *limit > 0 && for_us)?;
+    fdstore::is_there().then(|| Duration::from_micros(limit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_of_a_process() {
+        let of = |text| unit(text);
+        assert_eq!(of("0::/system.slice/hydrantd.service\n").unwrap(), "hydrantd.service");
+        assert_eq!(of("0::/a.slice/h.service/supervisor\n").unwrap(), "h.service");
+        let hybrid = "3:cpu:/\n1:name=systemd:/system.slice/hydrantd.service\n0::/\n";
+        assert_eq!(of(hybrid).unwrap(), "hydrantd.service");
+        assert_eq!(of("0::/user.slice/session-1.scope\n"), None);
+        assert_eq!(of(""), None);
+    }
+
+    #[test]
+    fn a_restart_among_the_jobs() {
+        let jobs = "101 other.service    restart running\n102 hydrantd.service restart running\n";
+        assert!(has_restart(jobs, "hydrantd.service"));
+        assert!(!has_restart(jobs, "d.service"));
+        assert!(!has_restart("7 hydrantd.service stop running\n", "hydrantd.service"));
+        assert!(!has_restart("No jobs running.\n", "hydrantd.service"));
+        assert!(!has_restart("", "hydrantd.service"));
+    }
+}

@@ -1,0 +1,302 @@
+//! A whole run.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::MS;
+use super::board::{Board, Done, MAX_READERS, MAX_TREES, Outcome};
+use super::content::Content;
+use super::crew::{Crew, Harvest};
+use super::killer::{self, Plan, Register, Role};
+use super::origin::Origin;
+use super::reader::Orders;
+use super::report::{Report, answers};
+use super::trees::Rotation;
+use super::weather::{self, Almanac};
+use super::witness::Witness;
+use crate::process::until;
+use crate::proxy::{Proxy, Quality};
+use crate::server::url_at;
+use crate::world::{Setting, World};
+
+/// What the daemon is configured with: short stalls, so that they are over soon.
+const CONFIGURATION: &str = "deadline_secs = 30\nstall_secs = 2\n";
+
+/// An access that takes longer than this is hung: longer than the deadline with all that comes on top.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// So many are told.
+const MOST_VIOLATIONS: usize = 200;
+
+/// What to do.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// This program, with the subcommands `reader` and others.
+    pub program: PathBuf,
+    pub seed: u64,
+    pub kills: usize,
+    pub per_second: f64,
+    /// This part of the kills is for the supervisor.
+    pub supervisors: f64,
+    pub readers: usize,
+    /// At most so long, even if there were fewer kills.
+    pub longest: Duration,
+    pub trees: usize,
+    pub files: u64,
+    pub pause: Duration,
+    pub round_trip: Duration,
+    pub faults: bool,
+    /// A reader that is blocked for longer has to be in the queue.
+    pub listed_after: Duration,
+    /// `brokered` or `kernel`; whichever the daemon takes otherwise.
+    pub queue: Option<String>,
+}
+
+/// Ends the run should this be dropped early, by an error.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Runs Hydrant.
+pub fn hydrant(options: &Options) -> Result<Report> {
+    if options.readers > MAX_READERS || options.trees > MAX_TREES || options.trees == 0 {
+        bail!("at most {MAX_READERS} readers and {MAX_TREES} trees");
+    }
+    let setting = Setting { configuration: CONFIGURATION, ..Setting::default() };
+    let mut world = World::with("chaos", setting)?;
+    let queue = world.daemon.status()?.queue;
+    if options.queue.as_ref().is_some_and(|wanted| *wanted != queue) {
+        bail!("the daemon has the {queue} queue here");
+    }
+    let mut sources = Vec::new();
+    for number in 0..options.trees {
+        let content = Content { seed: options.seed + number as u64, files: options.files };
+        sources.push((content, content.repository()?));
+    }
+    let origin = Origin::start(world.server.port(), &sources)?;
+    let proxy = Proxy::start(origin.port(), Quality::round_trip(options.round_trip))?;
+    let mut urls = Vec::new();
+    for (number, (content, repository)) in sources.iter().enumerate() {
+        let name = format!("r{number}");
+        world.server.add(repository, &name, crate::server::Offers::default())?;
+        urls.push((*content, url_at(proxy.port(), &name)));
+    }
+    let (register, almanac) = (Register::default(), Almanac::default());
+    let (over, calm) = (AtomicBool::new(false), AtomicBool::new(false));
+    let board_file = world.path("board");
+    let board = Board::create(&board_file)?;
+    let directory = world.scratch.make("trees")?;
+    let rotation = Rotation {
+        world: &world,
+        board,
+        directory: directory.clone(),
+        sources: urls,
+        register: &register,
+        almanac: &almanac,
+        calm: &calm,
+        open: Mutex::default(),
+        count: Mutex::default(),
+    };
+    rotation.begin()?;
+    let orders = Orders {
+        board: board_file,
+        trees: directory,
+        slot: 0,
+        seed: options.seed,
+        pause: options.pause,
+        limit: LIMIT,
+    };
+    let mut crew = Crew::start(board, options.program.clone(), orders, options.readers)?;
+    let begin = Instant::now();
+    let mut report = Report {
+        system: format!("Hydrant, {queue} queue"),
+        seed: options.seed,
+        readers: options.readers,
+        ..Report::default()
+    };
+    let is_over = || over.load(Ordering::SeqCst);
+    let is_calm = || calm.load(Ordering::SeqCst);
+    let killed = AtomicBool::new(false);
+    let witness = Witness::new(&rotation, options.listed_after);
+    let seen = thread::scope(|scope| -> Result<_> {
+        let _end = End(&over);
+        scope.spawn(|| register.watch(&world.daemon, is_over));
+        let renewing = scope.spawn(|| rotation.run(is_over));
+        let witnessing = scope.spawn(|| witness.run(options.seed, is_over));
+        if options.faults {
+            scope.spawn(|| weather::run(&proxy, &origin, &almanac, options.seed, is_over, is_calm));
+        }
+        scope.spawn(|| {
+            let Options { seed, kills, per_second, supervisors, .. } = *options;
+            killer::run(Plan { seed, kills, per_second, supervisors }, &register, is_over, is_calm);
+            killed.store(true, Ordering::SeqCst);
+        });
+        let mut said = Instant::now();
+        while !killed.load(Ordering::SeqCst) && begin.elapsed() < options.longest {
+            crew.look()?;
+            if renewing.is_finished() {
+                break;
+            }
+            if said.elapsed() > Duration::from_secs(10) {
+                said = Instant::now();
+                let (kills, cold) = (register.kills().len(), crew.harvest.cold);
+                let seconds = begin.elapsed().as_secs();
+                eprintln!(
+                    "{seconds} s: {kills} kills, {cold} cold reads, {} bad",
+                    crew.harvest.bad.len()
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        over.store(true, Ordering::SeqCst);
+        let renewed = renewing.join().unwrap_or_else(|_| bail!("the rotation of trees panicked"));
+        if let Err(error) = renewed {
+            report.violation(format!("trees can't be renewed: {error:#}"));
+        }
+        witnessing.join().ok().context("the witness panicked")
+    })?;
+    report.seconds = begin.elapsed().as_secs_f64();
+
+    // no kills, no faults: all end soon
+    proxy.heal();
+    board.over.store(1, Ordering::SeqCst);
+    let left = crew.finish(LIMIT + Duration::from_secs(5))?;
+    crew.sums();
+    report.hung = crew.harvest.hung + left as u64;
+    if let Err(error) = until("nobody waits any more", Duration::from_secs(60), || {
+        let queue = world.daemon.admin().queue().ok()?;
+        queue.is_empty().then_some(())
+    }) {
+        report.violation(format!("{error:#}: {:?}", world.daemon.admin().queue()));
+    }
+    read_log(&mut report, &world.daemon.log_tail(usize::MAX));
+    judge(&mut report, &crew.harvest, &almanac, &register);
+    let kills = register.kills();
+    report.supervisor_kills = kills.iter().filter(|k| k.role == Role::Supervisor).count();
+    report.worker_kills = kills.len() - report.supervisor_kills;
+    time(&mut report, &register, &crew.harvest);
+    report.fault_stretches = almanac.count();
+    report.fault_seconds = almanac.bad().as_secs_f64();
+    report.queue_samples = seen.samples;
+    report.queue_events_compared = seen.events;
+    report.queue_blocked_readers_found = seen.blocked;
+    report.queue_longest = seen.longest;
+    report.requeued = seen.requeued;
+    report.other_processes = seen.others;
+    report.lost_or_twice =
+        seen.violations.iter().filter(|v| v.contains("by supervisor")).count() as u64;
+    report.violations.extend(seen.violations);
+    {
+        let count = rotation.count.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        report.clones = count.clones;
+        report.commands_cut_short = count.cut_short.clone();
+        report.violations.extend(count.failures.iter().cloned());
+    }
+    drop(rotation);
+    // all must go, and leave nothing mounted
+    if let Err(error) = world.daemon.stop() {
+        report.violation(format!("the daemon does not stop: {error:#}"));
+    }
+    let mounts = crate::scratch::mounts_below(world.scratch.path())?;
+    if !mounts.is_empty() {
+        report.violation(format!("still mounted: {mounts:?}"));
+    }
+    if !report.violations.is_empty() {
+        eprintln!("{}", world.daemon.log_tail(60));
+    }
+    Ok(report)
+}
+
+fn name(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Errno(errno) => format!("{:?}", nix::errno::Errno::from_raw(errno)),
+        other => format!("{other:?}").to_uppercase(),
+    }
+}
+
+/// Sorts what was not right.
+fn judge(report: &mut Report, harvest: &Harvest, almanac: &Almanac, register: &Register) {
+    report.reads = harvest.reads;
+    report.cold_reads = harvest.cold;
+    report.bytes_compared = harvest.bytes;
+    report.longest_read_ms = harvest.longest as f64 / MS as f64;
+    for done in &harvest.bad {
+        let Done { began, ended, outcome, .. } = *done;
+        // what the page cache makes of every answer that is no: TROUBLESHOOTING.md
+        let is_denial = matches!(outcome, Outcome::Errno(libc::EIO | libc::EFAULT) | Outcome::Bus);
+        let caught: u64 = report.errors_in_no_table.values().sum();
+        let place = match outcome {
+            Outcome::Zeros => {
+                report.zeros += 1;
+                None
+            }
+            Outcome::Wrong | Outcome::Right => {
+                report.wrong += 1;
+                None
+            }
+            _ if is_denial && almanac.was_bad(began, ended) => {
+                Some(&mut report.errors_of_the_origin)
+            }
+            // documented: the supervisor was killed between the kernel's read and its table
+            _ if is_denial
+                && caught < report.in_no_table
+                && register.killed(began, ended, true) =>
+            {
+                Some(&mut report.errors_in_no_table)
+            }
+            _ => {
+                *report.errors.entry(name(outcome)).or_default() += 1;
+                None
+            }
+        };
+        if let Some(excused) = place {
+            *excused.entry(name(outcome)).or_default() += 1;
+        } else if report.violations.len() < MOST_VIOLATIONS {
+            let took = (ended - began) / MS;
+            report.violation(format!("{outcome:?} after {took} ms: {:?}", done.access));
+        }
+    }
+    if report.hung > 0 {
+        report.violation(format!("{} readers hung", report.hung));
+    }
+    report.violations.extend(harvest.deaths.iter().cloned());
+}
+
+fn time(report: &mut Report, register: &Register, harvest: &Harvest) {
+    let (kills, births) = (register.kills(), register.births());
+    let mut roles: Vec<Role> = kills.iter().map(|kill| kill.role).collect();
+    roles.sort_unstable();
+    roles.dedup();
+    let records = |supervisor: bool| {
+        let of_kind = move |role: &&Role| (**role == Role::Supervisor) == supervisor;
+        let records = |role: &Role| (&kills[..], &births[..], &harvest.waits[..], *role);
+        answers(roles.iter().filter(of_kind).map(records))
+    };
+    report.after_supervisor_kill = records(true);
+    report.after_worker_kill = records(false);
+}
+
+/// Errors in the daemon's log, and readers that were caught between the kernel and the table.
+fn read_log(report: &mut Report, log: &str) {
+    for line in log.lines() {
+        if line.contains("that were in no table") {
+            let found = line.split("found=").nth(1).and_then(|rest| rest.split_whitespace().next());
+            report.in_no_table += found.and_then(|found| found.parse().ok()).unwrap_or(1);
+        }
+        let stray = line.contains("an answer that nobody waits for");
+        report.lost_or_twice += u64::from(stray);
+        if line.contains("panicked") || line.contains("ERROR") || stray {
+            report.violation(format!("log: {line}"));
+        }
+    }
+    report.violations.truncate(MOST_VIOLATIONS);
+}

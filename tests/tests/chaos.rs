@@ -1,0 +1,40 @@
+//! The daemon's processes are killed again and again under readers that check every byte: a short
+//! `hydrant-chaos`.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use hydrant_tests::chaos::report::Report;
+use hydrant_tests::chaos::run::{Options, hydrant};
+use hydrant_tests::daemon::built;
+
+/// No zeros, no wrong bytes, no errors but the broken origin's, nobody hangs, no event is lost or answered
+/// twice, and the queue shows who waits for what.
+#[test]
+#[ignore = "needs root"]
+fn root_chaos() -> Result<()> {
+    let options = Options {
+        program: built("hydrant-chaos")?,
+        seed: 7,
+        kills: 120,
+        per_second: 6.0,
+        supervisors: 0.15,
+        readers: 16,
+        longest: Duration::from_secs(60),
+        trees: 2,
+        files: 600,
+        pause: Duration::from_millis(60),
+        round_trip: Duration::from_millis(2),
+        faults: true,
+        // other tests keep the machine busy
+        listed_after: Duration::from_secs(15),
+        queue: None,
+    };
+    let report = hydrant(&options)?;
+    print!("{}", Report::table(std::slice::from_ref(&report)));
+    ensure!(report.violations.is_empty(), "{:#?}", report.violations);
+    ensure!(report.worker_kills > 20 && report.supervisor_kills > 2, "hardly any kills");
+    ensure!(report.cold_reads > 50, "hardly any reads");
+    ensure!(report.queue_events_compared > 0, "the queue was never seen");
+    Ok(())
+}
