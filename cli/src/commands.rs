@@ -8,6 +8,7 @@ mod ls;
 mod mount;
 mod prefetch;
 mod queue;
+mod reload;
 mod rm;
 mod status;
 mod stop;
@@ -32,6 +33,7 @@ pub enum Command {
     Queue(queue::Queue),
     Workers(workers::Workers),
     Doctor(doctor::Doctor),
+    Reload(reload::Reload),
     Stop(stop::Stop),
     Completions(completions::Completions),
     #[command(hide = true)]
@@ -56,6 +58,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Command::Prefetch(command) => command.run(&context).await,
         Command::Queue(command) => command.run(&context).await,
         Command::Workers(command) => command.run(&context).await,
+        Command::Reload(command) => command.run(&context).await,
         Command::Stop(command) => command.run(&context).await,
         Command::Doctor(command) => command.run(&context),
         Command::Completions(_) | Command::Daemonize(_) => Ok(()),

@@ -29,7 +29,7 @@ pub use caller::Caller;
 pub use error::ApiError;
 pub use lock::{InstanceLock, LockError};
 pub use progress::ProgressSender;
-pub use socket::{AdminSocket, DEFAULT_GROUP, SocketError};
+pub use socket::{AdminSocket, DEFAULT_GROUP, SocketError, SocketFile};
 
 use crate::ids::EventId;
 
@@ -123,6 +123,10 @@ pub trait Service: Send + Sync + 'static {
         caller: Caller,
         request: RestartRequest,
     ) -> impl Future<Output = Result<Vec<Worker>, ApiError>> + Send;
+
+    /// Begins to replace the daemon by the one that is installed now, and returns. Only root's requests
+    /// get here.
+    fn reload(&self, caller: Caller) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Begins to stop the daemon, and returns. Only root's requests get here.
     fn stop(&self, caller: Caller) -> impl Future<Output = Result<(), ApiError>> + Send;

@@ -4,9 +4,8 @@
 //! runs as root, without network, and believes nothing of what it reads: the manifest and the content
 //! come from the importer, which has parsed bytes from the origin.
 //!
-//! It reads one line of JSON, a [`Job`], makes new segments, the tree's image and the existence pack,
-//! and answers with a [`Reply`]. It can then be asked for the git index of the tree with a second
-//! line, an [`IndexJob`], once somebody knows what the mounted files show.
+//! It reads a line of JSON, a [`Job`], makes new segments, the tree's image, the existence pack and the
+//! git index, and answers with a [`Reply`].
 //!
 //! All paths it is given have to be in directories that only root can write to. What it makes is
 //! durable when it answers; when it fails it leaves nothing. Until the answer is in the catalog none
@@ -25,7 +24,7 @@ mod tests;
 pub mod tree;
 
 use std::collections::HashSet;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -38,7 +37,7 @@ use crate::segment::SegmentKind;
 use crate::segment::extents::ExtentsError;
 
 use files::{Made, sync_dir};
-use pack::Pack;
+use pack::{Pack, Plan};
 use place::Placed;
 use tree::{Kind, Tree};
 
@@ -72,6 +71,7 @@ pub struct Job {
     pub image: PathBuf,
     pub owner: Owner,
     pub pack: Option<PackJob>,
+    pub index: Option<IndexJob>,
 }
 
 /// An existence pack is wanted.
@@ -83,12 +83,10 @@ pub struct PackJob {
     pub in_repository: Option<PathBuf>,
 }
 
-/// The git index is wanted.
+/// The git index is wanted. It need not be durable: git makes a new one when it is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexJob {
     pub index: PathBuf,
-    /// `st_dev` of the mounted files.
-    pub dev: u64,
     /// What `st_ino` of the mounted files has besides the inode number in the image.
     pub ino_or: u64,
 }
@@ -139,7 +137,6 @@ pub struct Built {
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     Built(Box<Built>),
-    Index,
     /// What went wrong, for people to read.
     Failed(String),
 }
@@ -170,71 +167,110 @@ impl BuildError {
     }
 }
 
-/// A tree that was built, and what is needed to write its index.
+/// A tree that was built.
 #[derive(Debug)]
 pub struct Builder {
-    tree: Tree,
-    nids: Vec<u64>,
-    owner: Owner,
+    pub tree: Tree,
+    /// The inode number of each node in the image.
+    pub nids: Vec<u64>,
     pub built: Built,
 }
 
-impl Builder {
-    /// Does a job.
-    pub fn build(job: &Job) -> Result<Self, BuildError> {
-        let open = |path: &PathBuf| {
-            let file = fs_err::File::open(path);
-            let file = file.map_err(BuildError::io("read what the importer wrote"))?;
-            Ok::<_, BuildError>(BufReader::with_capacity(256 << 10, file))
-        };
-        let tree = Tree::read(open(&job.manifest)?)?;
-        let mut made = Made::default();
-        let mut placed =
-            Placed::new(&tree, &job.pool, &job.segments, job.first_segment, &mut made)?;
-        let filled_bytes = match &job.contents {
-            Some(path) => placed.fill(&tree, open(path)?)?,
-            None => 0,
-        };
-        let pack = match &job.pack {
-            Some(wanted) => {
-                let known = match &wanted.in_repository {
-                    Some(path) => read_ids(open(path)?)?,
-                    None => HashSet::new(),
-                };
-                let segment = placed.next_free(job.first_segment);
-                let place = (wanted.dir.as_path(), job.owner);
-                pack::make(&tree, &mut placed, &known, segment, &job.pool, place, &mut made)?
-            }
-            None => None,
-        };
-        placed.sync()?;
-        let image = image::make(&tree, &placed, pack.as_ref(), job.owner)?;
-        let nids = image.nids;
-        let mut write = || {
-            made.write(&job.image, 0o600, |out| image.layout.write(out))?;
-            job.image.parent().map_or(Ok(()), sync_dir)
-        };
-        write().map_err(BuildError::io("write the tree's image"))?;
+/// Does a job.
+pub fn build(job: &Job) -> Result<Builder, BuildError> {
+    let open = |path: &PathBuf| {
+        let file = fs_err::File::open(path);
+        let file = file.map_err(BuildError::io("read what the importer wrote"))?;
+        Ok::<_, BuildError>(BufReader::with_capacity(256 << 10, file))
+    };
+    let tree = Tree::read(open(&job.manifest)?)?;
+    let mut made = Made::default();
+    let mut placed = Placed::new(&tree, &job.pool, &job.segments, job.first_segment, &mut made)?;
+    let filled_bytes = match &job.contents {
+        Some(path) => placed.fill(&tree, open(path)?)?,
+        None => 0,
+    };
+    let plan = match &job.pack {
+        Some(wanted) => {
+            let known = match &wanted.in_repository {
+                Some(path) => read_ids(open(path)?)?,
+                None => HashSet::new(),
+            };
+            let segment = placed.next_free(job.first_segment);
+            pack::plan(&tree, &mut placed, &known, segment)?
+        }
+        None => None,
+    };
+    let (nids, image_size) = std::thread::scope(|scope| {
+        let (tree, placed, plan) = (&tree, &placed, plan.as_ref());
+        let pack = scope.spawn(move || write_pack(job, tree, placed, plan));
+        let image = write_image(job, tree, placed, plan);
+        let pack = pack.join().map_err(|_| BuildError::Tree("a thread has panicked".into()));
+        let (files, nids, size) = image?;
+        made.take(files);
+        made.take(pack??);
+        Ok::<_, BuildError>((nids, size))
+    })?;
+    let mut durable = || {
+        made.settle()?;
+        let dirs = [Some(job.pool.as_path()), job.image.parent()];
+        let pack_dir = plan.as_ref().and(job.pack.as_ref()).map(|pack| pack.dir.as_path());
+        dirs.into_iter().chain([pack_dir]).flatten().try_for_each(sync_dir)
+    };
+    durable().map_err(BuildError::io("make the tree's files durable"))?;
+    let built = summary(&tree, &placed, job, filled_bytes, image_size, plan.map(|plan| plan.pack));
+    made.keep();
+    Ok(Builder { tree, nids, built })
+}
 
-        let image_size = image.layout.image_len();
-        let built = summary(&tree, &placed, job, filled_bytes, image_size, pack);
-        made.keep();
-        Ok(Self { tree, nids, owner: job.owner, built })
+fn write_pack(
+    job: &Job,
+    tree: &Tree,
+    placed: &Placed,
+    plan: Option<&Plan>,
+) -> Result<Made, BuildError> {
+    let mut made = Made::default();
+    if let (Some(plan), Some(wanted)) = (plan, &job.pack) {
+        let place = (wanted.dir.as_path(), job.owner);
+        pack::write(plan, tree, placed, &job.pool, place, &mut made)?;
     }
+    Ok(made)
+}
 
-    /// Writes the git index of the tree, the owner's.
-    pub fn index(&self, job: &IndexJob) -> Result<(), BuildError> {
-        let Owner { uid, gid } = self.owner;
-        let shown = index::Shown { uid, gid, dev: job.dev, ino_or: job.ino_or };
-        let mut made = Made::default();
-        let write = made.write(&job.index, 0o644, |out| {
-            index::write(&self.tree, &self.nids, &shown, out)?;
-            self.owner.give(out.get_ref())
-        });
-        write.map_err(BuildError::io("write the git index"))?;
-        made.keep();
-        Ok(())
+/// Writes the image and the git index; gives the numbers of the inodes and the image's size.
+fn write_image(
+    job: &Job,
+    tree: &Tree,
+    placed: &Placed,
+    plan: Option<&Plan>,
+) -> Result<(Made, Vec<u64>, u64), BuildError> {
+    let mut made = Made::default();
+    let image = image::make(tree, placed, plan.map(|plan| &plan.pack), job.owner)?;
+    let write = made.write(&job.image, 0o600, |out| image.layout.write(out));
+    write.map_err(BuildError::io("write the tree's image"))?;
+    if let Some(wanted) = &job.index {
+        write_index(wanted, tree, &image.nids, job.owner, &mut made)?;
     }
+    let size = image.layout.image_len();
+    Ok((made, image.nids, size))
+}
+
+fn write_index(
+    job: &IndexJob,
+    tree: &Tree,
+    nids: &[u64],
+    owner: Owner,
+    made: &mut Made,
+) -> Result<(), BuildError> {
+    let Owner { uid, gid } = owner;
+    let shown = index::Shown { uid, gid, ino_or: job.ino_or };
+    let mut write = || {
+        let file = made.create(&job.index, 0o644)?;
+        let mut out = BufWriter::with_capacity(256 << 10, file);
+        index::write(tree, nids, &shown, &mut out)?;
+        owner.give(out.get_ref())
+    };
+    write().map_err(BuildError::io("write the git index"))
 }
 
 fn summary(
@@ -287,11 +323,9 @@ fn read_ids(input: impl BufRead) -> Result<HashSet<ObjectId>, BuildError> {
 
 /// The process: lines of JSON in, lines of JSON out. Ends with the input.
 pub fn run(mut input: impl BufRead, mut output: impl Write) -> io::Result<()> {
-    let mut builder = None;
     let mut line = String::new();
     while input.read_line(&mut line)? > 0 {
-        let reply = reply(&line, &mut builder);
-        let reply = reply.unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
+        let reply = reply(&line).unwrap_or_else(|error| Reply::Failed(format!("{error:#}")));
         serde_json::to_writer(&mut output, &reply)?;
         output.write_all(b"\n")?;
         output.flush()?;
@@ -300,15 +334,6 @@ pub fn run(mut input: impl BufRead, mut output: impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn reply(line: &str, builder: &mut Option<Builder>) -> anyhow::Result<Reply> {
-    match builder {
-        None => {
-            let built = builder.insert(Builder::build(&serde_json::from_str(line)?)?).built.clone();
-            Ok(Reply::Built(Box::new(built)))
-        }
-        Some(builder) => {
-            builder.index(&serde_json::from_str(line)?)?;
-            Ok(Reply::Index)
-        }
-    }
+fn reply(line: &str) -> anyhow::Result<Reply> {
+    Ok(Reply::Built(Box::new(build(&serde_json::from_str(line)?)?.built)))
 }

@@ -16,6 +16,7 @@
 //! [`contents`]).
 
 pub mod attributes;
+mod blobs;
 mod collect;
 pub mod listing;
 mod run;
@@ -33,7 +34,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 
 use crate::builder::contents;
-use crate::manifest::{Entry, EntryKind, Header, VERSION, Writer};
+use crate::manifest::{EntryKind, Header, VERSION, Writer};
 use crate::object::ObjectId;
 use crate::source::{Fetch, FetchError, Sink};
 
@@ -42,6 +43,7 @@ pub use attributes::ATTRIBUTES;
 pub(crate) use run::local_blob;
 pub use run::{FDS, Fds, main};
 
+use blobs::Blobs;
 use collect::Collector;
 use listing::{Kind, Listed, Listing, ListingError};
 
@@ -60,7 +62,7 @@ pub trait Origin: Fetch {
     fn sizes(
         &self,
         keys: &[ObjectId],
-    ) -> impl Future<Output = Result<HashMap<ObjectId, u64>, FetchError>> + Send;
+    ) -> impl Future<Output = Result<Vec<(ObjectId, u64)>, FetchError>> + Send;
 
     /// Like [`Fetch::fetch`], and writes the pack as it came, whole and without any framing.
     fn fetch_pack(
@@ -126,9 +128,7 @@ impl std::fmt::Debug for Spool {
 #[derive(Debug)]
 pub struct Importer<W> {
     listing: Listing,
-    /// The different blobs of regular files, sorted, and their sizes.
-    blobs: Vec<ObjectId>,
-    sizes: Vec<Option<u64>>,
+    blobs: Blobs,
     targets: HashMap<ObjectId, Vec<u8>>,
     converted: HashSet<Vec<u8>>,
     /// What is in the repository now.
@@ -142,14 +142,8 @@ pub struct Importer<W> {
 impl<W: Write + Send> Importer<W> {
     #[must_use]
     pub fn new(listing: Listing, contents: W, spool: Spool) -> Self {
-        let is_file = |e: &Listed<'_>| matches!(e.kind, Kind::File | Kind::Executable);
-        let files = listing.iter().filter(|(_, e)| is_file(e));
-        let mut blobs: Vec<ObjectId> = files.map(|(_, e)| e.key).collect();
-        blobs.sort_unstable();
-        blobs.dedup();
         Self {
-            sizes: vec![None; blobs.len()],
-            blobs,
+            blobs: Blobs::new(&listing),
             listing,
             targets: HashMap::new(),
             converted: HashSet::new(),
@@ -167,9 +161,7 @@ impl<W: Write + Send> Importer<W> {
 
     /// Tells a size that is known otherwise: from the pool, from a cache. It is not asked for again.
     pub fn know(&mut self, key: &ObjectId, size: u64) {
-        if let Ok(at) = self.blobs.binary_search(key) {
-            self.sizes[at] = Some(size);
-        }
+        self.blobs.know(key, size);
     }
 
     /// Fetches what has to be there at once; the pack goes to `pack`, which is empty when there is
@@ -269,14 +261,14 @@ impl<W: Write + Send> Importer<W> {
     /// Finds out the size of every file. Blobs whose size the origin doesn't tell are fetched.
     pub async fn sizes(&mut self, origin: &impl Origin) -> Result<Sizes, ImportError> {
         let failed = |source| ImportError::Fetch { what: "the sizes of files", source };
-        let mut summary = Sizes { blobs: self.blobs.len() as u64, ..Sizes::default() };
+        let mut summary = Sizes { blobs: self.blobs.len(), ..Sizes::default() };
         let unknown = self.unknown();
         summary.known = summary.blobs - unknown.len() as u64;
         let mut attempt = 0;
         while !unknown.is_empty() {
             match origin.sizes(&unknown).await {
                 Ok(sizes) => {
-                    sizes.iter().for_each(|(key, size)| self.know(key, *size));
+                    sizes.iter().for_each(|(key, size)| self.blobs.know(key, *size));
                     break;
                 }
                 Err(error) => pause(error, &mut attempt).await.map_err(failed)?,
@@ -316,15 +308,14 @@ impl<W: Write + Send> Importer<W> {
         }
     }
 
-    /// The blobs whose size is not known.
+    /// The blobs whose size is not known, each once, in the order of the listing.
     #[must_use]
     pub fn unknown(&self) -> Vec<ObjectId> {
-        let all = self.blobs.iter().zip(&self.sizes);
-        all.filter(|(_, size)| size.is_none()).map(|(key, _)| *key).collect()
+        self.blobs.unknown(&self.listing)
     }
 
     fn size(&self, key: &ObjectId) -> Option<u64> {
-        self.blobs.binary_search(key).ok().and_then(|at| self.sizes[at])
+        self.blobs.size(key)
     }
 
     /// The objects that were sent to the repository, for the builder: an id in hexadecimal digits
@@ -349,13 +340,8 @@ impl<W: Write + Send> Importer<W> {
         };
         let mut writer = Writer::new(out, &header).map_err(failed)?;
         for (number, listed) in self.listing.iter() {
-            let entry = Entry {
-                parent: listed.parent,
-                name: listed.name.to_vec(),
-                key: listed.key,
-                kind: self.kind(number, &listed)?,
-            };
-            writer.entry(&entry).map_err(failed)?;
+            let kind = self.kind(number, &listed)?;
+            writer.put(listed.parent, listed.name, &listed.key, &kind).map_err(failed)?;
         }
         writer.finish().map_err(failed)?;
         let failed = |source| ImportError::Io { what: "the content that was fetched", source };
@@ -383,7 +369,7 @@ impl<W: Write + Send> Importer<W> {
                 EntryKind::Converted { executable }
             }
             Kind::File | Kind::Executable => {
-                let size = self.size(&listed.key);
+                let size = self.blobs.size_of_entry(number);
                 let size = size.ok_or_else(|| fail("its size is not known"))?;
                 EntryKind::File { size, executable }
             }

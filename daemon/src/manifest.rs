@@ -5,6 +5,7 @@
 //! [postcard](https://postcard.jamesmunns.com/wire-format.html) records, each behind its length in
 //! four little-endian bytes: one [`Header`], then the entries.
 
+use std::fmt;
 use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -77,22 +78,43 @@ pub enum ManifestError {
     Entry { number: u64, what: String },
 }
 
+/// An [`Entry`] on its way out.
+#[derive(Debug, Serialize)]
+struct EntryRef<'a> {
+    parent: u32,
+    name: &'a [u8],
+    key: &'a ObjectId,
+    kind: &'a EntryKind,
+}
+
 /// Writes a manifest.
 #[derive(Debug)]
 pub struct Writer<W> {
     out: W,
+    record: Vec<u8>,
 }
 
 impl<W: Write> Writer<W> {
     /// Starts a manifest. `out` should be buffered.
     pub fn new(out: W, header: &Header) -> io::Result<Self> {
-        let mut writer = Self { out };
+        let mut writer = Self { out, record: Vec::new() };
         writer.record(header)?;
         Ok(writer)
     }
 
     pub fn entry(&mut self, entry: &Entry) -> io::Result<()> {
-        self.record(entry)
+        self.put(entry.parent, &entry.name, &entry.key, &entry.kind)
+    }
+
+    /// Adds an entry by its parts.
+    pub fn put(
+        &mut self,
+        parent: u32,
+        name: &[u8],
+        key: &ObjectId,
+        kind: &EntryKind,
+    ) -> io::Result<()> {
+        self.record(&EntryRef { parent, name, key, kind })
     }
 
     /// Ends the manifest with an empty record, without which it counts as cut short.
@@ -103,11 +125,15 @@ impl<W: Write> Writer<W> {
     }
 
     fn record(&mut self, record: &impl Serialize) -> io::Result<()> {
-        let bytes = postcard::to_stdvec(record).map_err(io::Error::other)?;
-        let len = u32::try_from(bytes.len()).ok().filter(|len| *len <= MAX_RECORD);
+        let mut bytes = std::mem::take(&mut self.record);
+        bytes.clear();
+        bytes.extend_from_slice(&[0; 4]);
+        let mut bytes = postcard::to_extend(record, bytes).map_err(io::Error::other)?;
+        let len = u32::try_from(bytes.len() - 4).ok().filter(|len| *len <= MAX_RECORD);
         let len = len.ok_or_else(|| io::Error::other("a record of the manifest is too long"))?;
-        self.out.write_all(&len.to_le_bytes())?;
-        self.out.write_all(&bytes)
+        bytes[..4].copy_from_slice(&len.to_le_bytes());
+        self.record = bytes;
+        self.out.write_all(&self.record)
     }
 }
 
@@ -118,21 +144,25 @@ pub struct Reader<R> {
     header: Header,
     /// For each entry so far, root included: is it a directory, and the last name seen in it.
     directories: Vec<Option<Vec<u8>>>,
+    record: Vec<u8>,
 }
 
 impl<R: Read> Reader<R> {
     /// Reads the header. `input` should be buffered.
     pub fn new(mut input: R) -> Result<Self, ManifestError> {
         let wrong = |what: &str| ManifestError::Entry { number: 0, what: what.to_owned() };
-        let bytes = read_record(&mut input)?.ok_or_else(|| wrong("there is no header"))?;
-        let header: Header = decode(&bytes).map_err(|what| wrong(&what))?;
+        let mut record = Vec::new();
+        if !read_record(&mut input, &mut record)? {
+            return Err(wrong("there is no header"));
+        }
+        let header: Header = decode(&record).map_err(|what| wrong(&what))?;
         if header.version != VERSION {
             return Err(ManifestError::Version(header.version));
         }
         if header.commit.kind() != header.hash || header.tree.kind() != header.hash {
             return Err(wrong("the ids are of another hash function"));
         }
-        Ok(Self { input, header, directories: vec![Some(Vec::new())] })
+        Ok(Self { input, header, directories: vec![Some(Vec::new())], record })
     }
 
     #[must_use]
@@ -144,10 +174,12 @@ impl<R: Read> Reader<R> {
     pub fn next_entry(&mut self) -> Result<Option<(u32, Entry)>, ManifestError> {
         let number = self.directories.len();
         let fail = |what: String| ManifestError::Entry { number: number as u64, what };
-        let Some(bytes) = read_record(&mut self.input)? else { return Ok(None) };
-        let entry: Entry = decode(&bytes).map_err(fail)?;
+        if !read_record(&mut self.input, &mut self.record)? {
+            return Ok(None);
+        }
+        let entry: Entry = decode(&self.record).map_err(fail)?;
         let number = u32::try_from(number).map_err(|_| fail("too many entries".into()))?;
-        let shown = String::from_utf8_lossy(&entry.name).into_owned();
+        let shown = Shown(&entry.name);
         let name = &entry.name[..];
         if name.is_empty() || name.len() > 255 || name == b"." || name == b".." {
             return Err(fail(format!("{shown:?} can't be a file's name")));
@@ -173,12 +205,12 @@ impl<R: Read> Reader<R> {
             return Err(fail(format!("{shown:?} has an impossible size, {size}")));
         }
         let is_directory = entry.kind == EntryKind::Directory;
-        let mut sort_name = entry.name.clone();
-        if is_directory {
-            sort_name.push(b'/');
-        }
+        let sort_name = || name.iter().chain(is_directory.then_some(&b'/'));
         match self.directories.get_mut(entry.parent as usize) {
-            Some(Some(last)) if *last < sort_name => *last = sort_name,
+            Some(Some(last)) if last.iter().lt(sort_name()) => {
+                last.clear();
+                last.extend(sort_name());
+            }
             Some(Some(_)) => return Err(fail(format!("{shown:?} is out of order or there twice"))),
             _ => return Err(fail(format!("{shown:?} is in no directory"))),
         }
@@ -195,20 +227,29 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     }
 }
 
-/// The next record; `None` at the empty record that ends a manifest.
-fn read_record(input: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
+/// A name for people to read.
+struct Shown<'a>(&'a [u8]);
+
+impl fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&String::from_utf8_lossy(self.0), f)
+    }
+}
+
+/// Reads the next record into `bytes`; false at the empty record that ends a manifest.
+fn read_record(input: &mut impl Read, bytes: &mut Vec<u8>) -> io::Result<bool> {
     let mut len = [0; 4];
     input.read_exact(&mut len)?;
     let len = u32::from_le_bytes(len);
     if len == 0 {
-        return Ok(None);
+        return Ok(false);
     }
     if len > MAX_RECORD {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a record is too long"));
     }
-    let mut bytes = vec![0; len as usize];
-    input.read_exact(&mut bytes)?;
-    Ok(Some(bytes))
+    bytes.resize(len as usize, 0);
+    input.read_exact(bytes)?;
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -95,6 +95,27 @@ impl Ord for HashKind {
     }
 }
 
+/// The first eight bytes of an id's bytes as a number; see [`ObjectId::prefix`].
+#[must_use]
+pub fn prefix(id: &[u8]) -> u64 {
+    id.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+/// In [`DIGITS`]: no digit.
+const NO_DIGIT: u8 = 0x80;
+
+/// The value of each byte as a hexadecimal digit.
+const DIGITS: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        values[b"0123456789ABCDEF"[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+
 /// Text or bytes that are no object id.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{0:?} is not an object id (40 or 64 hexadecimal digits)")]
@@ -116,13 +137,18 @@ impl ObjectId {
     /// From 40 or 64 hexadecimal digits.
     pub fn from_hex(hex: &[u8]) -> Result<Self, NotAnObjectId> {
         let wrong = || NotAnObjectId(String::from_utf8_lossy(hex).into_owned());
-        let digit = |c: u8| (c as char).to_digit(16).map(|d| d as u8).ok_or_else(wrong);
         if hex.len() != 40 && hex.len() != 64 {
             return Err(wrong());
         }
         let mut bytes = [0; 32];
+        let mut strange = 0;
         for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+            let (high, low) = (DIGITS[usize::from(pair[0])], DIGITS[usize::from(pair[1])]);
+            strange |= high | low;
+            *byte = high << 4 | low & 0xf;
+        }
+        if strange & NO_DIGIT != 0 {
+            return Err(wrong());
         }
         Self::from_bytes(&bytes[..hex.len() / 2])
     }
@@ -134,6 +160,19 @@ impl ObjectId {
         hasher.update(format!("blob {}\0", content.len()).as_bytes());
         hasher.update(content);
         hasher.finish()
+    }
+
+    /// Appends its 40 or 64 hexadecimal digits.
+    pub fn append_hex(&self, out: &mut Vec<u8>) {
+        let digit = |value: u8| b"0123456789abcdef"[usize::from(value)];
+        out.extend(self.as_bytes().iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]));
+    }
+
+    /// Its first eight bytes as a number, which sorts as the ids do: enough to tell nearly all
+    /// apart.
+    #[must_use]
+    pub fn prefix(&self) -> u64 {
+        prefix(&self.bytes)
     }
 
     /// 20 or 32 bytes.
@@ -150,7 +189,9 @@ impl ObjectId {
 
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.as_bytes().iter().try_for_each(|b| write!(f, "{b:02x}"))
+        let mut digits = Vec::with_capacity(64);
+        self.append_hex(&mut digits);
+        f.write_str(std::str::from_utf8(&digits).unwrap_or_default())
     }
 }
 
@@ -196,6 +237,14 @@ mod tests {
         assert_eq!(ObjectId::from_hex(sha1.as_bytes()).unwrap().to_string(), sha1);
         assert!(ObjectId::from_hex(b"e69d").is_err());
         assert!(ObjectId::from_hex(&[b'g'; 40]).is_err());
+        let capitals = sha1.to_uppercase();
+        assert_eq!(ObjectId::from_hex(capitals.as_bytes()).unwrap().to_string(), sha1);
+        for (at, strange) in [(0, b'/'), (39, b':'), (7, b'@'), (8, b'`'), (20, 0xff)] {
+            let mut hex = sha1.as_bytes().to_vec();
+            hex[at] = strange;
+            assert!(ObjectId::from_hex(&hex).is_err(), "{strange}");
+        }
+        assert_eq!(ObjectId::from_hex(sha1.as_bytes()).unwrap().prefix(), 0xe69d_e29b_b2d1_d643);
     }
 
     #[test]

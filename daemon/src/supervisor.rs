@@ -22,6 +22,7 @@ mod service;
 pub(crate) mod shard;
 mod status;
 pub(crate) mod store;
+mod succession;
 mod target;
 mod worker;
 mod workers;
@@ -34,7 +35,8 @@ use hydrant_api::{Directories, ErrorCode, Owner};
 use tokio::sync::watch;
 
 pub use kept::Kept;
-pub use run::run;
+pub use manager::awaited;
+pub use run::{Outcome, run};
 
 use crate::admin::ApiError;
 use crate::catalog::Catalog;
@@ -65,7 +67,9 @@ pub struct Supervisor {
     live: Arc<Mutex<mounts::LiveMounts>>,
     /// Pools that a clone is adding to, or of which a tree is being mounted.
     cloning: Arc<Mutex<Vec<PoolId>>>,
-    stop: watch::Sender<bool>,
+    end: watch::Sender<Option<manager::End>>,
+    /// No other supervisor on this machine has, had or will have it until the next boot.
+    instance: u64,
     started: Instant,
 }
 

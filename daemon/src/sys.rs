@@ -10,6 +10,7 @@ pub mod mount;
 pub mod notify;
 pub mod privileges;
 pub mod readable;
+pub mod replace;
 pub mod seqpacket;
 pub mod shared;
 pub mod spawn;

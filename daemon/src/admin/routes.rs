@@ -43,6 +43,7 @@ pub(super) fn router<S: Service>(service: Arc<S>) -> Router {
         .route("/v1/queue/{id}/deny", post(deny::<S>))
         .route("/v1/workers", get(workers::<S>))
         .route("/v1/workers/restart", post(restart_workers::<S>))
+        .route("/v1/reload", post(reload::<S>))
         .route("/v1/stop", post(stop::<S>))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
@@ -182,6 +183,12 @@ async fn restart_workers<S: Service>(
     let request: RestartRequest = parse(body)?;
     tracing::info!(uid = caller.uid, shard = request.shard, "restart workers");
     to_the_end("restart", async move { service.restart_workers(caller, request).await }).await
+}
+
+async fn reload<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Nothing> {
+    caller.require_root("reload the daemon")?;
+    tracing::info!(pid = caller.pid, "reload");
+    to_the_end("reload", async move { service.reload(caller).await.map(|()| Nothing::new()) }).await
 }
 
 async fn stop<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Nothing> {

@@ -64,6 +64,7 @@ impl Service for Fake {
     async fn status(&self, caller: Caller) -> Result<Status, ApiError> {
         self.note(format!("status {}:{} {:?}", caller.uid, caller.gid, caller.pid));
         Ok(Status {
+            instance: 1,
             version: "0".into(),
             pid: 1,
             state_dir: "/s".into(),
@@ -161,6 +162,11 @@ impl Service for Fake {
     ) -> Result<Vec<Worker>, ApiError> {
         self.note(format!("restart {:?}", request.shard));
         Ok(vec![])
+    }
+
+    async fn reload(&self, _: Caller) -> Result<(), ApiError> {
+        self.note("reload".into());
+        Ok(())
     }
 
     async fn stop(&self, _: Caller) -> Result<(), ApiError> {

@@ -14,8 +14,6 @@ use crate::builder::tree::{Kind, Tree};
 pub struct Shown {
     pub uid: u32,
     pub gid: u32,
-    /// The mount's `st_dev`.
-    pub dev: u64,
     /// What `st_ino` has besides the inode number in the image; git keeps the lower 32 bits.
     pub ino_or: u64,
 }
@@ -77,7 +75,8 @@ fn stat_data(tree: &Tree, node: u32, nid: u64, shown: &Shown, entry: &mut Vec<u8
             let time = tree.header().mtime as u32;
             let ino = (nid | shown.ino_or) as u32;
             let size = tree.size(node) as u32;
-            [time, 0, time, 0, shown.dev as u32, ino, mode, shown.uid, shown.gid, size]
+            // No device: it is another one at each mount, and git, libgit2 and JGit don't look at it.
+            [time, 0, time, 0, 0, ino, mode, shown.uid, shown.gid, size]
         }
         _ => [0, 0, 0, 0, 0, 0, mode, 0, 0, 0],
     };

@@ -19,7 +19,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::builder::files::{Made, sync_dir};
+use crate::builder::files::Made;
 use crate::builder::place::{Placed, write_segment};
 use crate::builder::tree::Tree;
 use crate::builder::{BuildError, Owner, SegmentUse};
@@ -47,18 +47,25 @@ pub struct Pack {
     pub device: u32,
 }
 
-/// Lays out the pack of all files of the tree but those whose objects are `in_repository`: makes its
-/// segment in the pool, and `<name>.idx` and `<name>.keep` in `pack_dir`, both the owner's. `None`
-/// when no object is left.
-pub fn make(
+/// An existence pack that is laid out, and in no file yet.
+#[derive(Debug)]
+pub struct Plan {
+    pub pack: Pack,
+    segment: SegmentId,
+    frame: Frame,
+    extents: ExtentsWriter,
+    /// Where each object's entry is; 0 for what is not in the pack.
+    offsets: Vec<u64>,
+}
+
+/// Lays out the pack of all files of the tree but those whose objects are `in_repository`; `segment` is
+/// to be its segment. `None` when no object is left.
+pub fn plan(
     tree: &Tree,
     placed: &mut Placed,
     in_repository: &HashSet<ObjectId>,
     segment: SegmentId,
-    pool: &Path,
-    (pack_dir, owner): (&Path, Owner),
-    made: &mut Made,
-) -> Result<Option<Pack>, BuildError> {
+) -> Result<Option<Plan>, BuildError> {
     let hash = tree.header().hash;
     let mut offsets = vec![0; placed.objects().len()];
     let mut extents = ExtentsWriter::new(segment, SegmentKind::Pack, hash);
@@ -88,35 +95,49 @@ pub fn make(
     }
     let frame = Frame::new(hash, keys.iter().map(|node| tree.id(*node)), end);
     let size = frame.size();
-    write_segment(pool, segment, &extents, size, made, |data| {
+    let device = placed.segments.len() as u32;
+    placed.segments.push(SegmentUse { segment, kind: SegmentKind::Pack, size, new: true });
+    let name = format!("pack-{}", frame.trailer);
+    let pack = Pack { name, objects: keys.len() as u64, size, device };
+    Ok(Some(Plan { pack, segment, frame, extents, offsets }))
+}
+
+/// Makes the pack's segment in the pool, and `<name>.idx` and `<name>.keep` in `pack_dir`, both the
+/// owner's. The caller [settles](Made::settle) them.
+pub fn write(
+    plan: &Plan,
+    tree: &Tree,
+    placed: &Placed,
+    pool: &Path,
+    (pack_dir, owner): (&Path, Owner),
+    made: &mut Made,
+) -> Result<(), BuildError> {
+    let hash = tree.header().hash;
+    let Plan { pack, segment, frame, extents, offsets } = plan;
+    write_segment(pool, *segment, extents, pack.size, made, |data| {
         data.write_all_at(&frame.head, 0)?;
         // the block that the tail shares with the last entry is made when it is read
         let from = frame.tail_at.next_multiple_of(BLOCK);
         data.write_all_at(&frame.tail[(from - frame.tail_at) as usize..], from)
     })?;
 
-    let name = format!("pack-{}", frame.trailer);
-    let objects = placed.objects().iter().zip(&offsets);
+    let name = &pack.name;
+    let objects = placed.objects().iter().zip(offsets);
     let entries = objects.filter(|(_, offset)| **offset != 0);
     let entries = entries.map(|(node, offset)| (tree.id(*node), *offset));
     let write = || {
         let idx = pack_dir.join(format!("{name}.idx"));
         made.write(&idx, 0o444, |out| {
-            write_index(out, &frame, hash, entries)?;
+            write_index(out, frame, hash, entries)?;
             owner.give(out.get_ref())
         })?;
         let keep = pack_dir.join(format!("{name}.keep"));
         made.write(&keep, 0o444, |out| {
             out.write_all(b"hydrant: the objects of the checked out tree, fetched when read\n")?;
             owner.give(out.get_ref())
-        })?;
-        sync_dir(pack_dir)
+        })
     };
-    write().map_err(BuildError::io("write the index of the existence pack"))?;
-
-    let device = placed.segments.len() as u32;
-    placed.segments.push(SegmentUse { segment, kind: SegmentKind::Pack, size, new: true });
-    Ok(Some(Pack { name, objects: keys.len() as u64, size, device }))
+    write().map_err(BuildError::io("write the index of the existence pack"))
 }
 
 /// Writes an index (gitformat-pack(5)); `entries` are sorted by id.

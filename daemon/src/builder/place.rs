@@ -11,11 +11,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::builder::contents;
-use crate::builder::files::{Made, sync_dir};
+use crate::builder::files::Made;
 use crate::builder::tree::{Kind, Tree};
 use crate::builder::{BuildError, SegmentUse};
 use crate::ids::SegmentId;
-use crate::object::ObjectId;
+use crate::object::{ObjectId, prefix};
 use crate::range::BLOCK;
 use crate::segment::extents::{Extents, ExtentsWriter};
 use crate::segment::{MAX_PACKED_SIZE, SegmentKind};
@@ -77,7 +77,13 @@ impl Placed {
     ) -> Result<Self, BuildError> {
         let mut files: Vec<u32> =
             tree.numbers().filter(|n| is_file(tree, *n) && tree.size(*n) > 0).collect();
-        files.sort_unstable_by_key(|n| (tree.id_bytes(*n), *n));
+        files.sort_by_cached_key(|n| prefix(tree.id_bytes(*n)));
+        // those with one prefix, which are nearly always one object
+        for same in
+            files.chunk_by_mut(|a, b| prefix(tree.id_bytes(*a)) == prefix(tree.id_bytes(*b)))
+        {
+            same.sort_unstable_by_key(|n| (tree.id_bytes(*n), *n));
+        }
         let mut placed = Self {
             segments: Vec::new(),
             by_id: Vec::new(),
@@ -267,11 +273,6 @@ impl Placed {
         }
     }
 
-    /// Makes the names of new segments durable.
-    pub fn sync(&self) -> Result<(), BuildError> {
-        sync_dir(&self.pool).map_err(BuildError::io("make the segments durable"))
-    }
-
     /// The first number that no new segment has taken.
     #[must_use]
     pub fn next_free(&self, first_free: SegmentId) -> SegmentId {
@@ -318,7 +319,7 @@ struct NewSegment {
 }
 
 /// Makes a segment's sparse file of `size` bytes, which `content` may write parts of, and its extent
-/// index. The index appears last, and the caller makes the directory durable.
+/// index. The caller [settles](Made::settle) them and makes the directory durable.
 pub fn write_segment(
     pool: &Path,
     segment: SegmentId,
@@ -332,7 +333,7 @@ pub fn write_segment(
         let data = made.create(&data_path(pool, segment), 0o600)?;
         data.set_len(size)?;
         content(data.file())?;
-        data.sync_all()?;
+        made.written(data)?;
         made.write(&extents_path(pool, segment), 0o600, |out| extents.write(out, size))
     };
     make().map_err(fail)

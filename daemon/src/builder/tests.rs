@@ -51,11 +51,12 @@ impl State {
             image: self.path("tree.erofs"),
             owner: Owner { uid: meta.uid(), gid: meta.gid() },
             pack: None,
+            index: None,
         }
     }
 
     fn build(&mut self, job: &Job) -> Built {
-        let built = Builder::build(job).unwrap().built;
+        let built = build(job).unwrap().built;
         let new = built.segments.iter().filter(|s| s.new);
         self.known.extend(new.map(|s| s.segment));
         self.next = built.next_segment.0;
@@ -158,12 +159,12 @@ fn an_origin_can_t_change_a_size() {
     let mut maker = Maker::default();
     maker.sized(0, b"z", b"1", 11);
     maker.sized(0, b"zz", b"0", 1);
-    let error = Builder::build(&state.job(&maker)).unwrap_err();
+    let error = build(&state.job(&maker)).unwrap_err();
     assert!(matches!(error, BuildError::Sizes { sizes: [10, 11], .. }), "{error}");
     let mut maker = Maker::default();
     maker.sized(0, b"y", b"2", 1);
     maker.sized(0, b"z", b"2", 2);
-    let error = Builder::build(&state.job(&maker)).unwrap_err();
+    let error = build(&state.job(&maker)).unwrap_err();
     assert!(matches!(error, BuildError::Sizes { sizes: [1, 2], .. }), "{error}");
     assert_eq!(listing(&state.path("pool")), ["1.data", "1.extents"], "nothing is left");
 }
@@ -186,7 +187,7 @@ fn takes_in_content_that_is_here() {
     give(&[(b"short", b"short"), (b"a link's", b"a link's"), (&long, &long)]);
     let mut job = state.job(&maker);
     job.contents = Some(state.path("contents"));
-    let built = Builder::build(&job).unwrap().built;
+    let built = build(&job).unwrap().built;
     assert_eq!(built.filled_bytes, long.len() as u64 + 5);
     let data = fs_err::File::open(state.path("pool/1.data")).unwrap();
     let read = |offset, len| {
@@ -204,7 +205,7 @@ fn takes_in_content_that_is_here() {
 
     for wrong in [&b"shore"[..], b"shorter"] {
         give(&[(wrong, b"short")]);
-        assert!(Builder::build(&job).is_err());
+        assert!(build(&job).is_err());
         assert_eq!(listing(&state.path("pool")), [""; 0], "nothing is left");
     }
 }
@@ -214,16 +215,16 @@ fn the_process_answers_line_by_line() {
     let state = State::new();
     let mut maker = Maker::default();
     maker.file(b"a", b"1");
-    let job = serde_json::to_string(&state.job(&maker)).unwrap();
-    let index = IndexJob { index: state.path("index"), dev: 1, ino_or: 0 };
-    let index = serde_json::to_string(&index).unwrap();
+    let mut job = state.job(&maker);
+    job.index = Some(IndexJob { index: state.path("index"), ino_or: 0 });
+    let job = serde_json::to_string(&job).unwrap();
     let mut output = Vec::new();
-    super::run(format!("{job}\n{index}\n{job}\n").as_bytes(), &mut output).unwrap();
+    super::run(format!("{job}\n{{}}\n{job}\n").as_bytes(), &mut output).unwrap();
     let output = String::from_utf8(output).unwrap();
     let replies: Vec<Reply> = output.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert!(matches!(&replies[0], Reply::Built(built) if built.files == 1), "{output}");
-    assert_eq!(replies[1], Reply::Index);
-    assert!(matches!(&replies[2], Reply::Failed(_)), "{output}");
+    assert!(matches!(&replies[1], Reply::Failed(_)), "{output}");
+    assert!(matches!(&replies[2], Reply::Built(_)), "{output}");
     assert!(fs_err::read(state.path("index")).unwrap().starts_with(b"DIRC"));
 }
 
@@ -238,7 +239,7 @@ fn the_same_job_gives_the_same_bytes() {
         maker.file(b"z", b"2");
         let mut job = state.job(&maker);
         job.pack = Some(PackJob { dir: state.path("pack"), in_repository: None });
-        let pack = Builder::build(&job).unwrap().built.pack.unwrap();
+        let pack = build(&job).unwrap().built.pack.unwrap();
         let idx = fs_err::read(state.path("pack").join(pack.name + ".idx")).unwrap();
         images.push((fs_err::read(&job.image).unwrap(), idx));
     }
@@ -305,7 +306,7 @@ fn a_pack_can_be_larger_than_4_gib() {
     maker.sized(0, b"d", b"4", 10);
     let mut job = state.job(&maker);
     job.pack = Some(PackJob { dir: state.path("pack"), in_repository: None });
-    let built = Builder::build(&job).unwrap().built;
+    let built = build(&job).unwrap().built;
     let pack = built.pack.unwrap();
     let index = fs_err::read(state.path("pack").join(format!("{}.idx", pack.name))).unwrap();
     assert!(index.starts_with(b"\xfftOc"));

@@ -34,7 +34,7 @@ impl<W: Write + Send> Sink for Collector<'_, W> {
             Content::Memory(bytes) => bytes.len() as u64,
             Content::Spooled { len, .. } => *len,
         };
-        let is_file = self.importer.blobs.binary_search(&key).is_ok();
+        let is_file = self.importer.blobs.has(&key);
         self.importer.know(&key, len);
         let pass_on = is_file && self.importer.kept.insert(key);
         match content {

@@ -12,13 +12,11 @@ use futures_util::future::BoxFuture;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Importer, Listing, Origin, Revision, Spool, attributes};
-use crate::object::ObjectId;
-use crate::queue::wire::{
-    self, Credential, FromImporter, GitOrigin, Imported, Limits, OriginSpec, ToImporter,
-};
+use crate::object::{HashKind, ObjectId};
+use crate::queue::wire::{self, Credential, FromImporter, GitOrigin, Imported, ToImporter};
 use crate::source::git::{
     Connector, Credentials, GitSource, SizesQuery, load_system_roots, stream,
 };
@@ -133,14 +131,25 @@ async fn import(
     mut messages: mpsc::UnboundedReceiver<ToImporter>,
     fds: Fds,
 ) -> anyhow::Result<Imported> {
-    let Some(ToImporter::Job { version, origin, limits, commit, tree, time, conversion }) =
-        messages.recv().await
-    else {
-        anyhow::bail!("the supervisor sent no job");
+    let Some(ToImporter::Origin { version, transport, limits }) = messages.recv().await else {
+        anyhow::bail!("the supervisor sent no origin");
     };
     anyhow::ensure!(version == wire::VERSION, "the supervisor is of another version");
-    let OriginSpec::Git(origin) = *origin;
-    let listing = Listing::read(origin.hash, BufReader::new(File::from(fds.tree)))?;
+    let credentials: Arc<dyn Credentials> = Arc::clone(supervisor) as _;
+    let connector: Arc<dyn Connector> = Arc::clone(supervisor) as _;
+    // the hash function is not known yet
+    let origin = GitOrigin { hash: HashKind::Sha1, transport: *transport };
+    let source = GitSource::new(origin, limits, credentials, connector)?;
+    // while git is still busy
+    let meeting = source.clone();
+    tokio::spawn(async move { meeting.meet().await });
+
+    let Some(ToImporter::Job { commit, tree, time, conversion }) = messages.recv().await else {
+        anyhow::bail!("the supervisor sent no job");
+    };
+    supervisor.begun.send_replace(true);
+    let hash = commit.kind();
+    let listing = Listing::read(hash, BufReader::new(File::from(fds.tree)))?;
     let names = u64::from(listing.len());
     let blobs = listing.blobs();
     let spool = fds.spool;
@@ -158,8 +167,8 @@ async fn import(
         }
     }
     // in no pool, as it needs no place
-    importer.know(&ObjectId::of_blob(origin.hash, b""), 0);
-    let source = RepositoryOrigin::new(origin, limits, supervisor, tree, blobs)?;
+    importer.know(&ObjectId::of_blob(hash, b""), 0);
+    let source = RepositoryOrigin::new(source.with_hash(hash), tree, blobs);
 
     let mut eager_pack = File::from(fds.eager_pack);
     let unknown = importer.unknown();
@@ -218,21 +227,12 @@ struct RepositoryOrigin {
     /// How the sizes became known, and advice; nothing when they were not asked for.
     outcome: Mutex<Option<(String, Option<String>)>>,
     /// Sizes that were asked for already.
-    told: Mutex<Option<HashMap<ObjectId, u64>>>,
+    told: Mutex<Option<Vec<(ObjectId, u64)>>>,
 }
 
 impl RepositoryOrigin {
-    fn new(
-        origin: GitOrigin,
-        limits: Limits,
-        supervisor: &Arc<Supervisor>,
-        tree: ObjectId,
-        blobs: Vec<ObjectId>,
-    ) -> Result<Self, FetchError> {
-        let credentials: Arc<dyn Credentials> = Arc::clone(supervisor) as _;
-        let connector: Arc<dyn Connector> = Arc::clone(supervisor) as _;
-        let source = GitSource::new(origin, limits, credentials, connector)?;
-        Ok(Self { source, tree, blobs, outcome: Mutex::default(), told: Mutex::default() })
+    fn new(source: GitSource, tree: ObjectId, blobs: Vec<ObjectId>) -> Self {
+        Self { source, tree, blobs, outcome: Mutex::default(), told: Mutex::default() }
     }
 
     fn outcome(self) -> Option<(String, Option<String>)> {
@@ -256,18 +256,14 @@ impl Fetch for RepositoryOrigin {
 }
 
 impl Origin for RepositoryOrigin {
-    async fn sizes(&self, keys: &[ObjectId]) -> Result<HashMap<ObjectId, u64>, FetchError> {
+    async fn sizes(&self, keys: &[ObjectId]) -> Result<Vec<(ObjectId, u64)>, FetchError> {
         if keys.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(Vec::new());
         }
         if let Some(told) = self.told.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Ok(told);
         }
-        let wanted: std::collections::HashSet<_> = keys.iter().copied().collect();
-        let known = self.blobs.iter().filter(|key| !wanted.contains(key));
-        // only which ones matters
-        let known: HashMap<_, _> = known.map(|key| (*key, 0)).collect();
-        let query = SizesQuery { tree: Some(self.tree), entries: &self.blobs, known: &known };
+        let query = SizesQuery { tree: Some(self.tree), entries: &self.blobs, wanted: keys };
         let outcome = self.source.sizes(&query).await?;
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) =
             Some((outcome.how.to_owned(), outcome.advice));
@@ -296,6 +292,9 @@ struct Supervisor {
     control: Arc<Seqpacket>,
     next: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Reply>>>,
+    /// The job has come. Before that the supervisor answers no questions: the user's git may be
+    /// asking for the same password just then.
+    begun: watch::Sender<bool>,
 }
 
 enum Reply {
@@ -305,7 +304,8 @@ enum Reply {
 
 impl Supervisor {
     fn new(control: Arc<Seqpacket>) -> Self {
-        Self { control, next: AtomicU64::new(1), waiting: Mutex::default() }
+        let begun = watch::Sender::new(false);
+        Self { control, next: AtomicU64::new(1), waiting: Mutex::default(), begun }
     }
 
     async fn tell(&self, message: &FromImporter) -> anyhow::Result<()> {
@@ -345,6 +345,8 @@ impl Supervisor {
     }
 
     async fn ask(&self, message: impl FnOnce(u64) -> FromImporter) -> Result<Reply, String> {
+        let begun = self.begun.subscribe().wait_for(|begun| *begun).await.map(drop);
+        begun.map_err(|_| "there is no job".to_owned())?;
         let request = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, reply) = oneshot::channel();
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(request, sender);

@@ -1,6 +1,5 @@
 //! A real git repository for tests, and an origin on top of it.
 
-use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -139,10 +138,10 @@ impl Fetch for TestOrigin {
 }
 
 impl Origin for TestOrigin {
-    async fn sizes(&self, keys: &[ObjectId]) -> Result<HashMap<ObjectId, u64>, FetchError> {
+    async fn sizes(&self, keys: &[ObjectId]) -> Result<Vec<(ObjectId, u64)>, FetchError> {
         self.fault()?;
         if !self.object_info {
-            return Ok(HashMap::new());
+            return Ok(Vec::new());
         }
         let check = "--batch-check=%(objectsize)";
         let out = run_with(git(&self.dir).args(["cat-file", check]), &lines(keys));

@@ -33,10 +33,17 @@ use crate::sys::shared::{SharedWords, sealed_memory};
 /// Slots of a table when there is no reason for another number: 2 MiB of memory when all have been used.
 pub const DEFAULT_CAPACITY: u32 = 16384;
 
+/// Whether [`Table::open`] takes a table of this version.
+#[must_use]
+pub fn is_readable(version: u64) -> bool {
+    version == VERSION
+}
+
 /// More than any process can have fds.
 const MAX_CAPACITY: u64 = 1 << 24;
 const MAGIC: u64 = u64::from_be_bytes(*b"HydraInF");
-const VERSION: u64 = 1;
+/// Of the layout. A later one is to be able to go on with a table of the one before.
+pub const VERSION: u64 = 1;
 /// 128 bytes: no two slots share a cache line.
 const SLOT_WORDS: usize = 16;
 /// A slot is written in well under a microsecond: who sees it odd so often sees a dead writer's.
@@ -147,7 +154,7 @@ impl Table {
         if table.header(Header::Magic).load(Ordering::Acquire) != MAGIC {
             return Err(TableError::Format { reason: "wrong magic number" });
         }
-        if table.header(Header::Version).load(Ordering::Relaxed) != VERSION {
+        if !is_readable(table.header(Header::Version).load(Ordering::Relaxed)) {
             return Err(TableError::Format { reason: "another version" });
         }
         let capacity = table.header(Header::Capacity).load(Ordering::Relaxed);

@@ -119,11 +119,10 @@ pub enum FromQueue {
 /// From the supervisor to an importer, on its control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToImporter {
-    /// The first message: what is to be imported.
+    /// The first message: where the repository is.
+    Origin { version: u32, transport: Box<GitTransport>, limits: Limits },
+    /// The second, which may take its time: what is to be imported.
     Job {
-        version: u32,
-        origin: Box<OriginSpec>,
-        limits: Limits,
         commit: ObjectId,
         tree: ObjectId,
         /// The committer's time, in seconds since the epoch.

@@ -79,6 +79,25 @@ impl GitSource {
         Ok(Self { inner: Arc::new(Inner { hash: origin.hash, transport, forge, connections }) })
     }
 
+    /// The same repository, now that the hash function of its objects is known.
+    #[must_use]
+    pub fn with_hash(self, hash: HashKind) -> Self {
+        let inner = &self.inner;
+        let (transport, forge) = (inner.transport.clone(), inner.forge.clone());
+        let connections = inner.connections;
+        Self { inner: Arc::new(Inner { hash, transport, forge, connections }) }
+    }
+
+    /// Gets to know an HTTP server, so that the first question needs no other before it. Trouble is
+    /// left to that question.
+    pub async fn meet(&self) {
+        if let Transport::Http(http) = &self.inner.transport
+            && let Err(error) = http.session().await
+        {
+            tracing::debug!(%error, "can't reach the origin yet");
+        }
+    }
+
     /// Uses this forge's API for sizes instead of the one that the URL suggests.
     #[must_use]
     pub fn with_forge(self, forge: Forge) -> Self {

@@ -31,8 +31,9 @@ use super::origins::Access;
 use super::store::Store;
 use super::worker::{ENVIRONMENT, Exit, cut, explain, in_group};
 use crate::ids::ShardId;
-use crate::importer::{self, Fds};
-use crate::queue::wire::{self, FromImporter, GitOrigin, Imported, Limits, OriginSpec, ToImporter};
+use crate::importer::{self, Fds, attributes};
+use crate::queue::wire::{self, FromImporter, GitTransport, Imported, Limits, ToImporter};
+use crate::sys::cgroup::Cgroup;
 use crate::sys::seqpacket::{self, Seqpacket};
 use crate::sys::spawn::{Child as Importer, Role, Spawn};
 
@@ -59,7 +60,7 @@ pub enum ImportError {
     Ended(String),
 }
 
-/// What an importer made. The files are in [`Job::directory`].
+/// What an importer made.
 #[derive(Debug)]
 pub struct Import {
     pub imported: Imported,
@@ -85,15 +86,25 @@ impl Import {
 #[derive(Debug)]
 pub struct Job<'a> {
     pub store: &'a Arc<Store>,
-    pub cgroups: &'a Cgroups,
     pub access: &'a Access,
-    pub origin: GitOrigin,
-    pub limits: Limits,
     pub head: &'a Head,
     /// What the pool has already.
     pub known: Known,
-    /// An existing directory for the manifest.
-    pub directory: PathBuf,
+    pub conversion: attributes::Config,
+}
+
+/// An importer that waits for its job.
+#[derive(Debug)]
+pub struct Waiting {
+    importer: Importer,
+    cgroup: Option<Cgroup>,
+    control: Seqpacket,
+    /// Where the lists go that it reads.
+    tree: OwnedFd,
+    local: OwnedFd,
+    known: OwnedFd,
+    attributes: OwnedFd,
+    directory: PathBuf,
 }
 
 /// The gits around an importer.
@@ -105,36 +116,101 @@ struct Gits {
     attributes: Option<OwnedFd>,
 }
 
-/// The importer's ends of the pipes.
-struct Ends {
-    tree: OwnedFd,
-    local: OwnedFd,
-    attributes: OwnedFd,
-}
-
 fn pipe() -> Result<(OwnedFd, OwnedFd), ImportError> {
     nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
         .map_err(|errno| ImportError::Io { what: "can't make a pipe", source: errno.into() })
 }
 
-impl Gits {
-    fn start(git: &Git) -> Result<(Self, Ends), ImportError> {
-        let mut gits = Self::default();
+impl Waiting {
+    /// Starts an importer that is to write into an existing directory.
+    pub fn start(store: &Store, cgroups: &Cgroups, directory: &Path) -> Result<Self, ImportError> {
+        let io = |what: &'static str| move |source| ImportError::Io { what, source };
+        let create = |name: &str| {
+            let mut options = File::options();
+            options.read(true).write(true).create(true).truncate(true);
+            let file = options.open(directory.join(name));
+            file.map(OwnedFd::from).map_err(io("can't create a file for the importer"))
+        };
+        let (control, theirs) = seqpacket::pair().map_err(io("can't make a socket"))?;
+        let control = Seqpacket::new(control).map_err(io("can't use a socket"))?;
+        let spool = store.spool_dir(IMPORTERS).map_err(io("can't make a scratch directory"))?;
         let (tree, tree_in) = pipe()?;
-        let mut command = git.command(&["ls-tree", "-r", "-t", "-z", "--full-tree", "HEAD"])?;
-        command.stdout(Stdio::from(tree_in));
-        gits.spawn("ls-tree", command)?;
         let (local, local_in) = pipe()?;
+        let (known, known_in) = pipe()?;
+        let (attributes, attributes_in) = pipe()?;
+        let fds = Fds {
+            control: theirs,
+            spool,
+            tree,
+            local,
+            known,
+            attributes,
+            eager_pack: create("eager.pack")?,
+            converted_pack: create("converted.pack")?,
+            manifest: create("manifest")?,
+            in_repository: create("in-repository")?,
+            contents: create("contents")?,
+        };
+        let arguments = store.worker_user.arguments();
+        let mut importer = Spawn::role(Role::Importer).arguments(arguments).inherit(&ENVIRONMENT);
+        for fd in <[OwnedFd; importer::FDS]>::from(fds) {
+            importer = importer.fd(fd);
+        }
+        let cgroup = cgroups.make("importer");
+        let importer = in_group(importer, cgroup.as_ref()).start();
+        let importer = importer.map_err(io_other).map_err(io("can't start the importer"))?;
+        Ok(Self {
+            importer,
+            cgroup,
+            control,
+            tree: tree_in,
+            local: local_in,
+            known: known_in,
+            attributes: attributes_in,
+            directory: directory.to_owned(),
+        })
+    }
+
+    /// Tells the importer where the repository is, so that it can get to know the server.
+    pub async fn introduce(
+        &self,
+        transport: &GitTransport,
+        limits: Limits,
+    ) -> Result<(), ImportError> {
+        let transport = Box::new(transport.clone());
+        let message = ToImporter::Origin { version: wire::VERSION, transport, limits };
+        tell(&self.control, &message, &[]).await
+    }
+
+    /// Starts the gits that list what is in the repository.
+    pub fn list(self, git: &Git) -> Result<Listing, ImportError> {
+        let mut gits = Gits { attributes: Some(self.attributes), ..Gits::default() };
+        let mut command = git.command(&["ls-tree", "-r", "-t", "-z", "--full-tree", "HEAD"])?;
+        command.stdout(Stdio::from(self.tree));
+        gits.spawn("ls-tree", command)?;
         let format = "--batch-check=%(objectname) %(objecttype) %(objectsize)";
         let args = ["cat-file", "--batch-all-objects", "--unordered", format];
         let mut command = git.command(&args)?;
-        command.stdout(Stdio::from(local_in)).env("GIT_NO_LAZY_FETCH", "1");
+        command.stdout(Stdio::from(self.local)).env("GIT_NO_LAZY_FETCH", "1");
         gits.spawn("cat-file", command)?;
-        let (attributes, attributes_in) = pipe()?;
-        gits.attributes = Some(attributes_in);
-        Ok((gits, Ends { tree, local, attributes }))
+        let Self { importer, cgroup, control, known, directory, .. } = self;
+        Ok(Listing { importer, cgroup, control, known, directory, gits })
     }
+}
 
+/// An importer whose lists are on their way.
+#[derive(Debug)]
+pub struct Listing {
+    importer: Importer,
+    /// Dropped after the importer.
+    cgroup: Option<Cgroup>,
+    control: Seqpacket,
+    known: OwnedFd,
+    directory: PathBuf,
+    gits: Gits,
+}
+
+impl Gits {
     fn spawn(&mut self, name: &'static str, mut command: Command) -> Result<(), GitError> {
         let mut child = command.spawn().map_err(|source| GitError::Start { source })?;
         // at once: a git that can't say what is wrong with a tree would wait, and the importer for it
@@ -220,52 +296,18 @@ async fn end(importer: &mut Importer) -> Exit {
 
 /// Runs an importer to its end. `progress` is told what it is doing.
 pub async fn import(
+    listing: Listing,
     job: Job<'_>,
     mut progress: impl FnMut(&str, u64, u64),
 ) -> Result<Import, ImportError> {
-    let io = |what: &'static str| move |source| ImportError::Io { what, source };
-    let path = |name: &str| job.directory.join(name);
-    let create = |name: &str| {
-        let mut options = File::options();
-        let file = options.read(true).write(true).create(true).truncate(true).open(path(name));
-        file.map(OwnedFd::from).map_err(io("can't create a file for the importer"))
-    };
-    let (mut gits, ends) = Gits::start(&job.access.git)?;
-    let (control, theirs) = seqpacket::pair().map_err(io("can't make a socket"))?;
-    let control = Seqpacket::new(control).map_err(io("can't use a socket"))?;
-    let spool = job.store.spool_dir(IMPORTERS).map_err(io("can't make a scratch directory"))?;
-    let user = job.store.worker_user;
-    let fds = Fds {
-        control: theirs,
-        spool,
-        tree: ends.tree,
-        local: ends.local,
-        known: job.known.list(job.store).map_err(io("can't make a pipe"))?,
-        attributes: ends.attributes,
-        eager_pack: create("eager.pack")?,
-        converted_pack: create("converted.pack")?,
-        manifest: create("manifest")?,
-        in_repository: create("in-repository")?,
-        contents: create("contents")?,
-    };
-    let cgroup = job.cgroups.make("importer");
-    let mut importer =
-        Spawn::role(Role::Importer).arguments(user.arguments()).inherit(&ENVIRONMENT);
-    for fd in <[OwnedFd; importer::FDS]>::from(fds) {
-        importer = importer.fd(fd);
-    }
-    let mut importer = in_group(importer, cgroup.as_ref())
-        .start()
-        .map_err(io_other)
-        .map_err(io("can't start the importer"))?;
+    let Listing { mut importer, cgroup, control, known, directory, mut gits } = listing;
+    let path = |name: &str| directory.join(name);
+    job.known.list(job.store, known);
     let message = ToImporter::Job {
-        version: wire::VERSION,
-        origin: Box::new(OriginSpec::Git(job.origin.clone())),
-        limits: job.limits,
         commit: job.head.commit,
         tree: job.head.tree,
         time: job.head.commit_time,
-        conversion: job.access.git.conversion().await?,
+        conversion: job.conversion,
     };
     tell(&control, &message, &[]).await?;
     let mut upcalls = 0;
@@ -314,7 +356,8 @@ pub async fn import(
             }
         }
     };
-    end(&mut importer).await;
+    // what it has made is there; nobody has to see it go
+    tokio::spawn(async move { end(&mut importer).await });
     gits.wait().await?;
     index_pack(&job.access.git, &path("converted.pack")).await?;
     info!(

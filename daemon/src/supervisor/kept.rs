@@ -31,7 +31,13 @@ const MARGIN: i32 = 4096;
 const FAR: i32 = 1 << 16;
 
 /// The name of the admin socket where systemd listens for us: `FileDescriptorName=` in `hydrantd.socket`.
-const LISTENER: &str = "admin";
+pub const LISTENER: &str = "admin";
+
+/// The name of an admin socket that the program before us in this process made.
+pub const OWN_LISTENER: &str = "own-admin";
+
+/// The name of a pidfd: of the process that guards what a supervisor left when it was told to restart.
+pub const GUARD: &str = "guard";
 
 const GROUP: &str = "group-";
 const TABLE: &str = "table-";
@@ -50,7 +56,17 @@ pub fn table_name(shard: ShardId) -> String {
 #[derive(Debug, Default)]
 pub struct Kept {
     shards: BTreeMap<u16, KeptShard>,
-    listener: Option<OwnedFd>,
+    listener: Option<Listener>,
+    guard: Option<OwnedFd>,
+}
+
+/// An admin socket that we did not make.
+#[derive(Debug)]
+pub enum Listener {
+    /// systemd's.
+    Managers(OwnedFd),
+    /// Of the program before us in this process.
+    Ours(OwnedFd),
 }
 
 /// A shard whose group has never been closed.
@@ -69,19 +85,18 @@ impl Kept {
         let begin = Instant::now();
         let mut groups = BTreeMap::new();
         let mut tables = BTreeMap::new();
-        let mut listener = None;
+        let (mut listener, mut guard) = (None, None);
         for (name, fd) in fdstore::take()? {
-            if name == LISTENER {
-                listener = Some(fd);
-                continue;
-            }
-            match (number_after(&name, GROUP), number_after(&name, TABLE)) {
-                (Some(shard), _) => drop(groups.insert(shard, fd)),
-                (_, Some(shard)) => drop(tables.insert(shard, fd)),
+            match (name.as_str(), number_after(&name, GROUP), number_after(&name, TABLE)) {
+                (LISTENER, ..) => listener = Some(Listener::Managers(fd)),
+                (OWN_LISTENER, ..) => listener = Some(Listener::Ours(fd)),
+                (GUARD, ..) => guard = Some(fd),
+                (_, Some(shard), _) => drop(groups.insert(shard, fd)),
+                (_, _, Some(shard)) => drop(tables.insert(shard, fd)),
                 _ => warn!(name, "a file descriptor that nobody here knows"),
             }
         }
-        let mut kept = Self { shards: BTreeMap::new(), listener };
+        let mut kept = Self { shards: BTreeMap::new(), listener, guard };
         for (shard, fd) in groups {
             if let Some(taken) = KeptShard::take_back(ShardId(shard), fd, tables.remove(&shard)) {
                 kept.shards.insert(shard, taken);
@@ -123,8 +138,19 @@ impl Kept {
 
     /// The admin socket, if somebody listens for us.
     #[must_use]
-    pub fn listener(&mut self) -> Option<OwnedFd> {
+    pub fn listener(&mut self) -> Option<Listener> {
         self.listener.take()
+    }
+
+    /// Ends the process that has guarded what is ours now. To be called once orders are taken.
+    pub fn relieve_guard(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            if let Err(error) = crate::sys::spawn::signal(&guard, nix::sys::signal::Signal::SIGKILL)
+            {
+                warn!(%error, "can't end the process that guarded the readers in the restart");
+            }
+            forget(GUARD);
+        }
     }
 
     #[must_use]

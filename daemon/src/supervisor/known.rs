@@ -7,7 +7,6 @@ use std::io::{self, BufWriter, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use nix::fcntl::OFlag;
 use tracing::warn;
 
 use super::store::Store;
@@ -42,10 +41,9 @@ impl Supervisor {
 }
 
 impl Known {
-    /// Lists the objects in the words of `git cat-file --batch-check`: `<id> blob <size>`. Gives the
-    /// end of a pipe, in which all of it comes as long as somebody reads.
-    pub fn list(self, store: &Arc<Store>) -> io::Result<OwnedFd> {
-        let (list, out) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    /// Lists the objects in the words of `git cat-file --batch-check`: `<id> blob <size>`. All of it
+    /// goes into a pipe, as long as somebody reads.
+    pub fn list(self, store: &Arc<Store>, out: OwnedFd) {
         let store = Arc::clone(store);
         tokio::task::spawn_blocking(move || {
             let mut out = BufWriter::with_capacity(1 << 16, std::fs::File::from(out));
@@ -65,7 +63,6 @@ impl Known {
             }
             out.flush().ok();
         });
-        Ok(list)
     }
 }
 

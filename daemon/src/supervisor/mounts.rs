@@ -44,14 +44,6 @@ pub struct LiveMounts {
     pub stopping: bool,
 }
 
-/// A tree's mount that has no place yet, and what it shows.
-#[derive(Debug)]
-pub struct Detached {
-    mount: DetachedMount,
-    /// `st_dev` of its files.
-    pub dev: u64,
-}
-
 /// What `st_ino` of a file of the image has besides its number there (`xino` of overlayfs).
 pub const INO_OR: u64 = 1 << 63;
 
@@ -158,12 +150,6 @@ fn not_mounted(directory: &Path, layers: Layers<'_>) -> Result<(), ApiError> {
     }
 }
 
-impl Detached {
-    pub fn root(&self) -> BorrowedFd<'_> {
-        self.mount.as_fd()
-    }
-}
-
 impl Supervisor {
     pub(super) async fn mount_at(&self, directory: &Path) -> Result<Option<Mount>, ApiError> {
         let found = self.catalog.mount_by_directory(directory).await;
@@ -205,7 +191,7 @@ impl Supervisor {
         mount: &Mount,
         tree: &Tree,
         pool: &Pool,
-    ) -> Result<Detached, ApiError> {
+    ) -> Result<DetachedMount, ApiError> {
         self.serve(tree, pool).await?;
         let store = Arc::clone(&self.store);
         let directory = self.store.mount_dir(mount.id);
@@ -219,9 +205,7 @@ impl Supervisor {
             let layers = Some(Layers { upper: &upper, work: &work });
             let tree =
                 TreeMount { image: &image, devices: &devices, layers, read_only, restricted };
-            let mount = mount::mount(&tree)?;
-            let dev = nix::sys::stat::fstat(&mount).map_or(0, |stat| stat.st_dev);
-            Ok::<_, mount::MountError>(Detached { mount, dev })
+            mount::mount(&tree)
         })
         .await;
         let made = made.map_err(|error| internal("can't mount the tree", &error))?;
@@ -256,17 +240,14 @@ impl Supervisor {
         &self,
         mount: &Mount,
         tree: &Tree,
-        detached: Detached,
+        detached: DetachedMount,
         target: BorrowedFd<'_>,
     ) -> Result<(), ApiError> {
         let mut live = lock(&self.live);
         if live.stopping {
             return Err(ApiError::conflict("Hydrant is stopping"));
         }
-        detached
-            .mount
-            .attach(target)
-            .map_err(|error| internal("can't attach the mount", &error))?;
+        detached.attach(target).map_err(|error| internal("can't attach the mount", &error))?;
         let this = Live { pool: tree.pool, directory: mount.directory.clone() };
         live.mounts.insert(mount.id, this);
         Ok(())

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,18 +15,19 @@ use tracing::{error, info, warn};
 
 use super::cgroups::Cgroups;
 use super::failed::News;
-use super::kept::{self, Kept};
+use super::kept::{self, Kept, Listener};
 use super::manager::{self, End};
 use super::mounts;
 use super::origins::Origins;
 use super::shard::{Command, Hooks, Rules, Shard};
 use super::store::{Store, WorkerUser};
 use super::{Supervisor, lock};
-use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, serve};
+use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, SocketFile, serve};
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::ids::ShardId;
-use crate::sys::{fdstore, limits};
+use crate::queue::inflight;
+use crate::sys::{fdstore, limits, replace};
 use crate::worker::sandbox;
 
 /// How often a tree that is in use is tried again when the daemon is to stop.
@@ -34,12 +36,26 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long requests may go on before a restart.
 const FINISH: Duration = Duration::from_secs(30);
 
+/// What is to be done when a supervisor has ended.
+#[derive(Debug)]
+pub enum Outcome {
+    Ended,
+    /// To become the installed one, with these fds ([`replace::replace`]).
+    Replace(Vec<(String, OwnedFd)>),
+}
+
 /// Runs the supervisor until it is told to stop. `kept`: what the one before it has left.
-pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> anyhow::Result<()> {
+pub async fn run(
+    directories: Directories,
+    config: Config,
+    mut kept: Kept,
+) -> anyhow::Result<Outcome> {
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "hydrantd must be started as root");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    replace::take_orders().context("can't take signals")?;
+    kept.relieve_guard();
     let _lock = if kept.is_empty() {
         InstanceLock::take(&directories)?
     } else {
@@ -55,8 +71,9 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
     recover(&catalog, &store).await?;
 
     // who connects from now on waits until we serve
-    let socket = match kept.listener() {
-        Some(passed) => AdminSocket::passed(passed, &directories)?,
+    let mut socket = match kept.listener() {
+        Some(Listener::Managers(passed)) => AdminSocket::passed(passed, &directories)?,
+        Some(Listener::Ours(passed)) => AdminSocket::inherited(passed, &directories)?,
         None => AdminSocket::bind(&directories, config.socket_group.as_deref())?,
     };
     let guarded = kept.ids();
@@ -76,7 +93,7 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         }
     })?;
     info!(state = %directories.state.display(), shards = shards.len(), open_files = files.soft, "started");
-    let (stop, mut stopping) = watch::channel(false);
+    let (end, mut ending) = watch::channel(None);
     let supervisor = Arc::new(Supervisor {
         directories: directories.clone(),
         config,
@@ -89,12 +106,14 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         busy: Mutex::new(HashSet::new()),
         live: Arc::default(),
         cloning: Arc::default(),
-        stop,
+        end,
+        instance: inflight::now(),
         started: Instant::now(),
     });
     supervisor.record_failures(news);
     supervisor.restore_quarantine().await;
     supervisor.restore().await;
+    let (listener, file) = (socket.copy()?, socket.take_file());
     let (shut, mut shutting) = watch::channel(false);
     let server = tokio::spawn(serve(socket, Arc::clone(&supervisor), async move {
         shutting.wait_for(|shut| *shut).await.ok();
@@ -105,11 +124,11 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         _ = terminate.recv() => manager::meaning_of_terminate().await,
         _ = interrupt.recv() => End::Stop,
         _ = hangup.recv() => End::Stop,
-        _ = stopping.wait_for(|stop| *stop) => End::Stop,
+        Ok(end) = ending.wait_for(Option::is_some) => end.unwrap_or(End::Stop),
     };
-    notify("STOPPING=1");
     match end {
         End::Stop => {
+            notify("STOPPING=1");
             info!("stopping");
             supervisor.wind_down().await;
             shut.send_replace(true);
@@ -117,20 +136,28 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
             tokio::time::timeout(Duration::from_secs(10), server).await.ok();
             tokio::task::spawn_blocking(move || cgroups.close()).await.ok();
             info!("stopped");
+            Ok(Outcome::Ended)
         }
-        End::HandOver => {
+        End::HandOver | End::Replace => {
             info!("leaving everything to the next supervisor");
             shut.send_replace(true);
             // a clone in hand gets some time, and the next supervisor does without the rest
             if tokio::time::timeout(FINISH, server).await.is_err() {
                 warn!("requests that are not done are given up");
             }
-            supervisor.hand_over().await;
+            let mut estate = supervisor.hand_over().await?;
             // an older systemd can't start anything beside groups that are left
             tokio::task::spawn_blocking(move || cgroups.close()).await.ok();
+            if end == End::HandOver {
+                supervisor.leave_a_guard(estate);
+                return Ok(Outcome::Ended);
+            }
+            let name = if file.is_some() { kept::OWN_LISTENER } else { kept::LISTENER };
+            file.into_iter().for_each(SocketFile::keep);
+            estate.push((name.to_owned(), listener));
+            Ok(Outcome::Replace(estate))
         }
     }
-    Ok(())
 }
 
 fn worker_user(config: &Config) -> anyhow::Result<WorkerUser> {
@@ -260,17 +287,6 @@ fn start_shards(
 }
 
 impl Supervisor {
-    /// Leaves mounts and readers to the next supervisor. What no table would say about must not be: so no
-    /// event may be half read, nor a mount be put in its place.
-    async fn hand_over(&self) {
-        lock(&self.live).stopping = true;
-        for shard in &self.shards {
-            // the reply is that the shard has ended
-            shard.ask(|reply| Command::HandOver { reply }).await;
-        }
-        info!(up_secs = self.started.elapsed().as_secs(), "the next supervisor may take over");
-    }
-
     /// Unmounts everything, then lets the groups go: never the other way round. A tree that is in use
     /// is served until it is free.
     async fn wind_down(&self) {

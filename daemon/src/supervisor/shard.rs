@@ -246,6 +246,7 @@ impl Shard {
         }
         let (sender, commands) = mpsc::unbounded_channel();
         let for_handle = Arc::clone(&group);
+        let table_for_handle = Arc::new(table.as_fd().try_clone_to_owned()?);
         let shard = Self {
             id,
             group,
@@ -296,7 +297,7 @@ impl Shard {
                 error!(shard = %id, "a fault in the shard: who reads what is missing waits from now on");
             }
         });
-        Ok(ShardHandle { id, commands: sender, _group: for_handle })
+        Ok(ShardHandle { id, commands: sender, group: for_handle, table: table_for_handle })
     }
 
     async fn run(mut self) {

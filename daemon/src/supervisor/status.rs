@@ -108,6 +108,7 @@ impl Supervisor {
         }
         Ok(api::Status {
             version: env!("CARGO_PKG_VERSION").into(),
+            instance: self.instance,
             pid: i32::try_from(std::process::id()).unwrap_or(0),
             state_dir: path_to_text(&self.directories.state),
             run_dir: path_to_text(&self.directories.run),

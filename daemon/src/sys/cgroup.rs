@@ -14,9 +14,12 @@ use std::time::Duration;
 
 use fs_err as fs;
 
-/// Where the daemon itself goes in a group that the service manager has handed over: processes and
-/// groups with limits can't be side by side.
-pub const OWN: &str = "supervisor";
+/// Where the service manager starts the daemon itself in the group that it hands over (`DelegateSubgroup=`):
+/// processes and groups with limits can't be side by side.
+const OWN: &str = "supervisor";
+
+/// What the names of groups begin with that are made here. Others below a delegated one are not ours.
+const KINDS: [&str; 2] = ["worker-", "importer-"];
 
 /// How long an ended process may take to leave its group.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -103,11 +106,16 @@ impl Parent {
             },
         };
         fs::create_dir_all(&directory).map_err(failed("make", &directory))?;
-        // from the root down where it is ours to do: what is handed on must have been handed on above
-        let above = directory.ancestors().take_while(|path| path.starts_with(&hierarchy.root));
-        let mut above: Vec<_> = above.take(if ours { usize::MAX } else { 1 }).collect();
-        above.reverse();
-        above.iter().for_each(|directory| hand_controllers_on(directory));
+        if ours {
+            // from the root down: what is handed on must have been handed on above
+            let above = directory.ancestors().take_while(|path| path.starts_with(&hierarchy.root));
+            let mut above: Vec<_> = above.collect();
+            above.reverse();
+            above.iter().for_each(|directory| hand_controllers_on(directory));
+        } else if hierarchy.own != directory {
+            // not beside processes, the daemon's or the next one's: an older systemd could not start that
+            hand_controllers_on(&directory);
+        }
         let parent = Self { directory, ours, next: AtomicU64::new(1) };
         parent.sweep();
         Ok(parent)
@@ -125,7 +133,7 @@ impl Parent {
         handed_on.is_ok_and(|list| list.split_whitespace().any(|name| name == controller))
     }
 
-    /// A new group, its name beginning with `name`. A limit that can't be set because its controller is
+    /// A new group, its name beginning with `name` (one of [`KINDS`]). A limit that can't be set because its controller is
     /// missing is left out: [`has`](Self::has) tells.
     pub fn make(&self, name: &str, limits: Limits) -> Result<Cgroup, CgroupError> {
         let directory = loop {
@@ -169,7 +177,10 @@ impl Parent {
     pub fn sweep(&self) {
         let Ok(entries) = fs::read_dir(&self.directory) else { return };
         let groups = entries.flatten().map(|entry| entry.path());
-        let groups = groups.filter(|path| path.is_dir() && !path.ends_with(OWN));
+        let groups = groups.filter(|path| {
+            let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+            path.is_dir() && KINDS.iter().any(|kind| name.starts_with(kind.as_bytes()))
+        });
         for directory in groups {
             if remove(&directory).is_err() {
                 std::fs::write(directory.join("cgroup.kill"), "1").ok();
@@ -280,7 +291,7 @@ impl Hierarchy {
         Ok(Self { own: root.join(own), root })
     }
 
-    /// The group that was handed over to us, without a process in it; `None` where nobody hands any over.
+    /// The group that was handed over to us; `None` where nobody hands any over.
     fn delegated(&self) -> Result<Option<PathBuf>, CgroupError> {
         if self.own == self.root && !Path::new("/run/systemd/system").exists() {
             return Ok(None);
@@ -292,19 +303,6 @@ impl Hierarchy {
         }
         if !is_delegated(&self.own) {
             return Err(CgroupError::NotDelegated(self.own.clone()));
-        }
-        let inner = self.own.join(OWN);
-        let made = match fs::create_dir(&inner) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            made => made,
-        };
-        made.map_err(failed("make", &inner))?;
-        // all of the daemon's: a helper that is left would keep the controllers from being handed on
-        let processes = self.own.join("cgroup.procs");
-        let list = fs::read_to_string(&processes).map_err(failed("read", &processes))?;
-        for pid in list.lines() {
-            // one that has just ended is no loss
-            std::fs::write(inner.join("cgroup.procs"), pid).ok();
         }
         Ok(Some(self.own.clone()))
     }

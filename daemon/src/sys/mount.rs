@@ -357,13 +357,13 @@ mod tests {
     #[ignore = "needs root"]
     fn root_a_detached_mount_goes_away_with_its_fd() {
         let context = FsContext::open(c"tmpfs").unwrap();
-        context.set_string(c"source", c"hydrant-test").unwrap();
+        context.set_string(c"source", c"hydrant-mount-that-goes").unwrap();
         context.create().unwrap();
         let attributes = Attributes { nosuid: true, nodev: true, ..Attributes::default() };
         let mount = context.mount(attributes).unwrap();
         assert!(stat_mount(mount.as_fd(), c"").unwrap().is_root);
         drop(mount);
         let mounts = fs_err::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(!mounts.contains("hydrant-test"));
+        assert!(!mounts.contains("hydrant-mount-that-goes"));
     }
 }

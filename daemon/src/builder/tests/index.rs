@@ -35,7 +35,7 @@ fn write_index(project: &Project, dir: &Path) {
         let meta = fs_err::symlink_metadata(dir.join(OsStr::from_bytes(&path)));
         nids.push(meta.map_or(0, |meta| meta.ino()));
     }
-    let shown = Shown { uid: meta.uid(), gid: meta.gid(), dev: meta.dev(), ino_or: high };
+    let shown = Shown { uid: meta.uid(), gid: meta.gid(), ino_or: high };
     let mut out = std::io::BufWriter::new(Vec::new());
     index::write(tree, &nids, &shown, &mut out).unwrap();
     fs_err::write(dir.join(".git/index"), out.into_inner().unwrap()).unwrap();

@@ -52,10 +52,9 @@ impl Mounted {
         // what a file shows besides its number in the image
         let shown = fs_err::metadata(merged.0.join("a/b.c")).unwrap();
         let nid = fs_err::metadata(lower.0.join("a/b.c")).unwrap().ino();
-        let (dev, ino_or) = (shown.dev(), shown.ino() & !nid);
-        let index = project.path("index");
-        project.builder().index(&IndexJob { index: index.clone(), dev, ino_or }).unwrap();
-        fs_err::copy(index, merged.0.join(".git/index")).unwrap();
+        let job = IndexJob { index: project.path("index"), ino_or: shown.ino() & !nid };
+        project.write_index(&job);
+        fs_err::copy(job.index, merged.0.join(".git/index")).unwrap();
         merged
     }
 }

@@ -6,7 +6,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::builder::{Builder, Job, Owner, PackJob, SegmentUse, place};
+use crate::builder::files::Made;
+use crate::builder::{
+    Builder, IndexJob, Job, Owner, PackJob, SegmentUse, build, place, write_index,
+};
 use crate::ids::SegmentId;
 use crate::importer::testing::{Repository, TestOrigin, block_on, git, run, run_with};
 use crate::object::{HashKind, ObjectId};
@@ -121,8 +124,9 @@ impl Project {
                 dir: clone.join(".git/objects/pack"),
                 in_repository: Some(self.path("ids")),
             }),
+            index: None,
         };
-        let builder = Builder::build(&job).unwrap();
+        let builder = build(&job).unwrap();
         let new = builder.built.segments.iter().filter(|s| s.new).map(|s| s.segment);
         self.known.extend(new);
         self.next = builder.built.next_segment.0;
@@ -132,6 +136,16 @@ impl Project {
 
     pub fn builder(&self) -> &Builder {
         self.builder.as_ref().unwrap()
+    }
+
+    /// Writes the git index of what was built last.
+    pub fn write_index(&self, job: &IndexJob) {
+        let meta = fs_err::metadata(self.dir.path()).unwrap();
+        let owner = Owner { uid: meta.uid(), gid: meta.gid() };
+        let mut made = Made::default();
+        let Builder { tree, nids, .. } = self.builder();
+        write_index(job, tree, nids, owner, &mut made).unwrap();
+        made.keep();
     }
 
     pub fn segments(&self) -> &[SegmentUse] {

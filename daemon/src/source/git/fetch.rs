@@ -43,11 +43,10 @@ async fn request(
     sink: &mut dyn Sink,
 ) -> Result<Option<Content>, FetchError> {
     // No thin-pack: no base is to be outside. No filter: nothing but what is asked for comes anyway.
-    let mut arguments = vec!["no-progress".to_owned(), "ofs-delta".to_owned()];
-    arguments.extend(keys.iter().map(|key| format!("want {key}")));
-    arguments.push("done".to_owned());
+    let arguments = vec!["no-progress".to_owned(), "ofs-delta".to_owned()];
+    let ids = ("want", keys.to_vec());
     let mut sent = 0;
-    let command = Command { name: "fetch", arguments };
+    let command = Command { name: "fetch", arguments, ids, last: Some("done") };
     let reply = transport.command(hash, &command, &mut sent).await;
     sink.sent(sent);
     let mut reply = reply?;

@@ -36,6 +36,9 @@ const AGENT: &str = concat!("git/2.47.0 hydrant/", env!("CARGO_PKG_VERSION"));
 /// Requests longer than this are sent compressed; git's own client has the same limit.
 const GZIP_FROM: usize = 1024;
 
+/// Requests longer than this are compressed by another thread.
+const GZIP_ASIDE: usize = 64 << 10;
+
 /// As many redirects as git follows.
 const REDIRECTS: usize = 20;
 
@@ -218,7 +221,7 @@ impl Http {
         ]);
         let body = if body.len() > GZIP_FROM {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            gzip(&body)?
+            gzip(body).await?
         } else {
             body
         };
@@ -439,11 +442,16 @@ fn content_type(response: &Response) -> String {
     value.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-fn gzip(bytes: &[u8]) -> Result<Bytes, FetchError> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    encoder
-        .write_all(bytes)
-        .and_then(|()| encoder.finish())
-        .map(Bytes::from)
-        .map_err(FetchError::Sink)
+/// Compresses a request; a long one beside what else there is to do.
+async fn gzip(bytes: Bytes) -> Result<Bytes, FetchError> {
+    let long = bytes.len() > GZIP_ASIDE;
+    let compress = move || {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(&bytes).and_then(|()| encoder.finish()).map(Bytes::from)
+    };
+    let zipped = match long {
+        true => tokio::task::spawn_blocking(compress).await.map_err(std::io::Error::other),
+        false => Ok(compress()),
+    };
+    zipped.and_then(|zipped| zipped).map_err(FetchError::Sink)
 }

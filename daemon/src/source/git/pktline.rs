@@ -3,6 +3,8 @@
 use bytes::{Buf, Bytes, BytesMut};
 use thiserror::Error;
 
+use crate::object::ObjectId;
+
 /// The longest packet in bytes, with its four digits (`LARGE_PACKET_MAX`).
 pub const MAX_PACKET: usize = 65520;
 
@@ -93,6 +95,20 @@ impl Encoder {
         self.bytes.extend_from_slice(format!("{:04x}{text}\n", text.len() + 5).as_bytes());
     }
 
+    /// A line for each id, behind the same word.
+    pub fn ids(&mut self, word: &str, ids: &[ObjectId]) {
+        let Some(first) = ids.first() else { return };
+        let len = word.len() + 2 * first.as_bytes().len() + 6;
+        let start = format!("{len:04x}{word} ");
+        self.bytes.reserve(ids.len() * len);
+        for id in ids {
+            debug_assert_eq!(id.kind(), first.kind());
+            self.bytes.extend_from_slice(start.as_bytes());
+            id.append_hex(&mut self.bytes);
+            self.bytes.push(b'\n');
+        }
+    }
+
     pub fn delim(&mut self) {
         self.bytes.extend_from_slice(b"0001");
     }
@@ -116,6 +132,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::object::HashKind;
 
     fn decode(bytes: &[u8], step: usize) -> Result<Vec<Packet>, NotAPktLine> {
         let mut decoder = Decoder::default();
@@ -167,7 +184,12 @@ mod tests {
         let mut encoder = Encoder::default();
         encoder.line("command=fetch");
         encoder.delim();
-        assert_eq!(&encoder.flush()[..], b"0012command=fetch\n00010000");
+        let ids = [HashKind::Sha1; 2].map(|kind| ObjectId::of_blob(kind, b""));
+        encoder.ids("want", &ids);
+        encoder.ids("want", &[]);
+        let line = "0032want e69de29bb2d1d6434b8b29ae775ad8c2e48c5391\n";
+        let whole = format!("0012command=fetch\n0001{line}{line}0000");
+        assert_eq!(encoder.flush(), whole.as_bytes());
     }
 
     proptest! {

@@ -8,7 +8,7 @@ pub mod forge;
 mod info;
 pub mod sidecar;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use self::forge::Forge;
 use super::Inner;
@@ -22,17 +22,17 @@ pub struct SizesQuery<'a> {
     /// The tree that `entries` were listed from. Needed for the sidecar and for forges.
     pub tree: Option<ObjectId>,
     /// Every blob that `git ls-tree -r --full-tree <tree>` lists, in its order, with repetitions and
-    /// without submodules. Without `tree`, any blobs.
+    /// without submodules. Not needed without `tree`.
     pub entries: &'a [ObjectId],
-    /// Of these the size is known already, or not wanted: only the others are asked for.
-    pub known: &'a HashMap<ObjectId, u64>,
+    /// Whose sizes are asked for, each once.
+    pub wanted: &'a [ObjectId],
 }
 
 /// What could be found out.
 #[derive(Debug, Clone, Default)]
 pub struct SizesOutcome {
-    /// What was asked for and found; not what was known before.
-    pub known: HashMap<ObjectId, u64>,
+    /// What was asked for and found, each once.
+    pub known: Vec<(ObjectId, u64)>,
     /// Each once, in the order of the query.
     pub unknown: Vec<ObjectId>,
     /// Where the sizes came from, in a word or two.
@@ -50,27 +50,24 @@ pub(super) async fn sizes(
     inner: &Inner,
     query: &SizesQuery<'_>,
 ) -> Result<SizesOutcome, FetchError> {
-    let mut seen = HashSet::new();
-    let wanted: Vec<ObjectId> = query
-        .entries
-        .iter()
-        .copied()
-        .filter(|id| !query.known.contains_key(id) && seen.insert(*id))
-        .collect();
+    let wanted = query.wanted;
     if wanted.is_empty() {
         return Ok(SizesOutcome { how: "nothing to ask", ..SizesOutcome::default() });
     }
     let capabilities = inner.transport.capabilities(inner.hash).await?;
     if capabilities.tells_sizes() {
         let known =
-            info::object_info(&inner.transport, inner.hash, &wanted, inner.connections).await?;
+            info::object_info(&inner.transport, inner.hash, wanted, inner.connections).await?;
         return Ok(outcome("object-info", wanted, known, None));
     }
     let mut advice = ADVICE.to_owned();
     if let Some(tree) = query.tree {
         if capabilities.ls_refs {
             match sidecar::fetch(inner, tree, query.entries).await {
-                Ok(Some(known)) => return Ok(outcome("sidecar ref", wanted, known, None)),
+                Ok(Some(all)) => {
+                    let known = wanted.iter().filter_map(|id| Some((*id, *all.get(id)?)));
+                    return Ok(outcome("sidecar ref", wanted, known.collect(), None));
+                }
                 Ok(None) => {}
                 Err(e @ FetchError::Retry { .. }) => return Err(e),
                 Err(e) => {
@@ -81,18 +78,19 @@ pub(super) async fn sizes(
         if let (Transport::Http(http), Some(forge)) =
             (&inner.transport, forge(inner, &capabilities))
         {
-            let known = forge.sizes(http, tree, &wanted).await;
+            let known = forge.sizes(http, tree, wanted).await;
             if let Some(reason) = known.trouble {
                 advice = format!("{}: {reason}", forge.kind.name());
             }
             let (found, all) = (known.sizes.len(), wanted.len());
             if found > 0 {
                 let advice = (found < all).then_some(advice);
-                return Ok(outcome(forge.kind.name(), wanted, known.sizes, advice));
+                let known = known.sizes.into_iter().collect();
+                return Ok(outcome(forge.kind.name(), wanted, known, advice));
             }
         }
     }
-    Ok(outcome("nobody", wanted, HashMap::new(), Some(advice)))
+    Ok(outcome("nobody", wanted, Vec::new(), Some(advice)))
 }
 
 fn forge(inner: &Inner, capabilities: &super::Capabilities) -> Option<Forge> {
@@ -105,17 +103,15 @@ fn forge(inner: &Inner, capabilities: &super::Capabilities) -> Option<Forge> {
 
 fn outcome(
     how: &'static str,
-    wanted: Vec<ObjectId>,
-    mut found: HashMap<ObjectId, u64>,
+    wanted: &[ObjectId],
+    known: Vec<(ObjectId, u64)>,
     advice: Option<String>,
 ) -> SizesOutcome {
-    let mut known = HashMap::with_capacity(wanted.len().min(found.len()));
-    let mut unknown = Vec::new();
-    for id in wanted {
-        match found.remove(&id) {
-            Some(size) => drop(known.insert(id, size)),
-            None => unknown.push(id),
-        }
-    }
+    let unknown = if known.len() == wanted.len() {
+        Vec::new()
+    } else {
+        let known: HashSet<_> = known.iter().map(|(id, _)| id).collect();
+        wanted.iter().filter(|id| !known.contains(id)).copied().collect()
+    };
     SizesOutcome { known, unknown, how, advice }
 }

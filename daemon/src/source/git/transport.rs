@@ -10,7 +10,7 @@ use super::http::Http;
 use super::pipe::{Exchange, Pipes};
 use super::pktline::{Decoder, Encoder, Packet};
 use super::{AGENT, refused, retry, wrong};
-use crate::object::HashKind;
+use crate::object::{HashKind, ObjectId};
 use crate::source::FetchError;
 
 /// How long the end of a body may come after the end of what is in it.
@@ -28,6 +28,9 @@ pub enum Transport {
 pub struct Command {
     pub name: &'static str,
     pub arguments: Vec<String>,
+    /// Further arguments: each id behind the word.
+    pub ids: (&'static str, Vec<ObjectId>),
+    pub last: Option<&'static str>,
 }
 
 impl Command {
@@ -45,6 +48,11 @@ impl Command {
         message.delim();
         for argument in &self.arguments {
             message.line(argument);
+        }
+        let (word, ids) = &self.ids;
+        message.ids(word, ids);
+        if let Some(last) = self.last {
+            message.line(last);
         }
         message.flush()
     }

@@ -132,7 +132,7 @@ async fn root_what_happens_in_a_group_is_told() {
     drop(child);
     assert_eq!(next(&mut watch).await, CgroupEvent::Populated(false));
     // others that go are not our business
-    drop(place.parent.make("other", Limits::default()).unwrap());
+    drop(place.parent.make("importer", Limits::default()).unwrap());
     drop(group);
     for _ in 0..2 {
         assert_eq!(next(&mut watch).await, CgroupEvent::Gone);

@@ -94,7 +94,8 @@ pub(in crate::source::git) async fn fetch(
 
 /// What a ref points to: the command `ls-refs`.
 async fn find(inner: &Inner, name: &str) -> Result<Option<ObjectId>, FetchError> {
-    let command = Command { name: "ls-refs", arguments: vec![format!("ref-prefix {name}")] };
+    let arguments = vec![format!("ref-prefix {name}")];
+    let command = Command { name: "ls-refs", arguments, ids: ("", Vec::new()), last: None };
     let mut reply = inner.transport.command(inner.hash, &command, &mut 0).await?;
     let mut found = None;
     loop {

@@ -81,8 +81,7 @@ async fn command_after_command_on_one_connection() {
         }
         let sent = fetch_all(&source, &ids).await.sent;
         assert!(sent > 40 * ("0032want \n".len() + hash.id_len() * 2) as u64, "{sent}");
-        let known = HashMap::new();
-        let query = SizesQuery { tree: None, entries: &ids, known: &known };
+        let query = SizesQuery { tree: None, entries: &[], wanted: &ids };
         let sizes = source.sizes(&query).await.unwrap();
         assert_eq!((sizes.known.len(), sizes.how), (40, "object-info"));
         fetch_all(&source, &ids[..1]).await;

@@ -18,15 +18,22 @@ fn repo() -> Repo {
 
 async fn sizes(source: &GitSource, repo: &Repo) -> SizesOutcome {
     let entries: Vec<_> = repo.entries().iter().map(|(id, _)| *id).collect();
-    let known = HashMap::new();
-    let query = SizesQuery { tree: Some(repo.tree()), entries: &entries, known: &known };
+    let mut seen = std::collections::HashSet::new();
+    let wanted: Vec<_> = entries.iter().copied().filter(|id| seen.insert(*id)).collect();
+    let query = SizesQuery { tree: Some(repo.tree()), entries: &entries, wanted: &wanted };
     source.sizes(&query).await.unwrap()
+}
+
+fn by_id(outcome: &SizesOutcome) -> HashMap<ObjectId, u64> {
+    let by_id: HashMap<_, _> = outcome.known.iter().copied().collect();
+    assert_eq!(by_id.len(), outcome.known.len(), "each once");
+    by_id
 }
 
 fn all_right(outcome: &SizesOutcome, repo: &Repo, how: &str) {
     assert_eq!(outcome.how, how, "{outcome:?}");
     assert_eq!(outcome.unknown, []);
-    assert_eq!(outcome.known, repo.entries().into_iter().collect());
+    assert_eq!(by_id(outcome), repo.entries().into_iter().collect());
     assert_eq!(outcome.advice, None);
 }
 
@@ -38,25 +45,31 @@ async fn object_info() {
     assert_eq!(source.capabilities().await.unwrap().object_info, ObjectInfo::Bare);
     all_right(&sizes(&source, &repo).await, &repo, "object-info");
 
-    // what is known is not asked for, and what the server does not have is not guessed
+    // what the server does not have is not guessed
     let entries = repo.entries();
-    let known = entries[2..].iter().copied().collect();
     let missing = repo.blob(b"not there");
-    let mut ids: Vec<_> = entries.iter().map(|(id, _)| *id).collect();
-    ids.insert(1, missing);
-    let query = SizesQuery { tree: None, entries: &ids, known: &known };
+    let ids = [entries[0].0, missing, entries[1].0];
+    let query = SizesQuery { tree: None, entries: &[], wanted: &ids };
     let outcome = source.sizes(&query).await.unwrap();
     assert_eq!(outcome.unknown, [missing]);
-    assert_eq!(
-        outcome.known,
-        entries[..2].iter().copied().filter(|(id, _)| !known.contains_key(id)).collect()
-    );
+    assert_eq!(outcome.known, entries[..2]);
 
     let posts = server.count(Method::POST);
-    let known = entries.iter().copied().collect();
-    let query = SizesQuery { tree: None, entries: &ids[2..], known: &known };
+    let query = SizesQuery { tree: None, entries: &ids, wanted: &[] };
     assert!(source.sizes(&query).await.unwrap().known.is_empty());
     assert_eq!(server.count(Method::POST), posts);
+}
+
+#[tokio::test]
+async fn who_has_met_the_server_asks_at_once() {
+    let repo = repo();
+    let server = Server::new(repo.dir.path()).await;
+    let source = plain(HashKind::Sha256, server.url());
+    source.meet().await;
+    assert_eq!((server.count(Method::GET), server.count(Method::POST)), (1, 0));
+    let source = source.with_hash(HashKind::Sha1);
+    all_right(&sizes(&source, &repo).await, &repo, "object-info");
+    assert_eq!((server.count(Method::GET), server.count(Method::POST)), (1, 1));
 }
 
 #[tokio::test]
@@ -67,13 +80,12 @@ async fn object_info_in_chunks() {
     let mut ids: Vec<_> = (0..25_000u32).map(|i| repo.blob(&i.to_be_bytes())).collect();
     let here = repo.entries();
     ids.push(here[5].0);
-    let known = HashMap::new();
     let start = std::time::Instant::now();
-    let query = SizesQuery { tree: None, entries: &ids, known: &known };
+    let query = SizesQuery { tree: None, entries: &[], wanted: &ids };
     let outcome = source.sizes(&query).await.unwrap();
     println!("25001 sizes in {:?}", start.elapsed());
     assert_eq!(outcome.unknown, ids[..25_000]);
-    assert_eq!(outcome.known, HashMap::from([here[5]]));
+    assert_eq!(outcome.known, [here[5]]);
     let posts: Vec<_> = server.seen().into_iter().filter(|s| s.method == Method::POST).collect();
     assert_eq!(posts.len(), 3);
     assert!(posts.iter().all(|post| post.headers["content-encoding"] == "gzip"));
@@ -85,8 +97,7 @@ async fn object_info_that_fails_or_lies() {
     let server = Server::new(repo.dir.path()).await;
     let source = plain(HashKind::Sha1, server.url());
     let (id, _) = repo.entries()[0];
-    let known = HashMap::new();
-    let query = SizesQuery { tree: None, entries: &[id], known: &known };
+    let query = SizesQuery { tree: None, entries: &[], wanted: &[id] };
     let answer = |line: &str| {
         let body = format!("0009size\n{:04x}{line}0000", line.len() + 4).into_bytes();
         Fault::Body("application/x-git-upload-pack-result", body)

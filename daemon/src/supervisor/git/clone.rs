@@ -1,0 +1,133 @@
+//! Commits and trees from the origin.
+
+use super::run::run_with_progress;
+use super::{CONFIG, Git, GitError, LOCAL_UPLOAD_PACK, Remote};
+use crate::object::ObjectId;
+
+/// What the clone found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    pub commit: ObjectId,
+    pub tree: ObjectId,
+    /// Seconds since the epoch.
+    pub commit_time: i64,
+}
+
+impl Git {
+    /// Clones commits and trees, no blobs and no files, into [`directory`](Self::directory), which
+    /// is empty. `progress` gets git's progress lines.
+    pub async fn clone_metadata(
+        &self,
+        url: &str,
+        remote: &Remote,
+        revision: Option<&str>,
+        shallow: bool,
+        mut progress: impl FnMut(&str),
+    ) -> Result<(), GitError> {
+        if let Some(id) = revision.filter(|r| ObjectId::from_hex(r.as_bytes()).is_ok()) {
+            return self.fetch_commit(url, remote, id, shallow, progress).await;
+        }
+        let mut args: Vec<&str> =
+            vec!["-c", "protocol.version=2", "-c", "advice.detachedHead=false", "clone"];
+        args.extend(["--no-checkout", "--filter=blob:none", "--progress"]);
+        if shallow {
+            args.extend(["--depth=1", "--no-tags"]);
+        }
+        if let Some(revision) = revision {
+            args.extend(["--branch", revision]);
+        }
+        for setting in CONFIG {
+            args.extend(["-c", setting]);
+        }
+        let upload_pack = format!("remote.origin.uploadpack={LOCAL_UPLOAD_PACK}");
+        if matches!(remote, Remote::Local(_)) {
+            args.extend(["--no-local", "--upload-pack", LOCAL_UPLOAD_PACK, "-c", &upload_pack]);
+        }
+        args.extend(["--", url, "."]);
+        run_with_progress(self.command(&args)?, "clone", &mut progress).await
+    }
+
+    /// `--depth` means `--single-branch`, but the user expects every branch and tag at the next
+    /// fetch.
+    pub async fn track_all_branches(&self) -> Result<(), GitError> {
+        let refspec = "+refs/heads/*:refs/remotes/origin/*";
+        self.output(&["config", "--replace-all", "remote.origin.fetch", refspec]).await?;
+        self.output(&["config", "--unset-all", "remote.origin.tagOpt"]).await.ok();
+        Ok(())
+    }
+
+    /// The same for a commit that is given by its id, which `git clone` can't start from.
+    async fn fetch_commit(
+        &self,
+        url: &str,
+        remote: &Remote,
+        id: &str,
+        shallow: bool,
+        mut progress: impl FnMut(&str),
+    ) -> Result<(), GitError> {
+        let format = if id.len() == 64 { "sha256" } else { "sha1" };
+        self.output(&["init", "--quiet", &format!("--object-format={format}")]).await?;
+        self.output(&["remote", "add", "origin", "--", url]).await?;
+        let mut settings: Vec<String> = CONFIG.iter().map(|s| (*s).to_owned()).collect();
+        settings.push("remote.origin.promisor=true".into());
+        settings.push("remote.origin.partialCloneFilter=blob:none".into());
+        if matches!(remote, Remote::Local(_)) {
+            settings.push(format!("remote.origin.uploadpack={LOCAL_UPLOAD_PACK}"));
+        }
+        for setting in &settings {
+            let (name, value) = setting.split_once('=').unwrap_or((setting, "true"));
+            self.output(&["config", name, value]).await?;
+        }
+        let mut args =
+            vec!["-c", "protocol.version=2", "fetch", "--filter=blob:none", "--progress"];
+        if shallow {
+            args.extend(["--depth=1", "--no-tags"]);
+        }
+        args.extend(["origin", id]);
+        run_with_progress(self.command(&args)?, "fetch", &mut progress).await?;
+        self.output(&["update-ref", "--no-deref", "HEAD", id]).await?;
+        Ok(())
+    }
+
+    /// What `HEAD` is. An error when the origin has no commit.
+    pub async fn head(&self) -> Result<Head, GitError> {
+        let args = ["log", "-1", "--no-show-signature", "--format=%H %T %ct", "HEAD"];
+        let line = self.line(&args).await.map_err(|error| match error {
+            GitError::Failed { message, .. } if message.contains("does not have any commits") => {
+                GitError::Origin("the origin has no commits yet".into())
+            }
+            GitError::Failed { message, .. } if message.contains("unknown revision") => {
+                GitError::Origin("the origin has no default branch: name one with --rev".into())
+            }
+            error => error,
+        })?;
+        let wrong = || GitError::Output { command: "log".into(), output: line.clone() };
+        let mut words = line.split(' ');
+        let mut next = || words.next().ok_or_else(wrong);
+        let commit = ObjectId::from_hex(next()?.as_bytes()).map_err(|_| wrong())?;
+        let tree = ObjectId::from_hex(next()?.as_bytes()).map_err(|_| wrong())?;
+        let commit_time = next()?.parse().map_err(|_| wrong())?;
+        Ok(Head { commit, tree, commit_time })
+    }
+
+    /// The branch that `HEAD` is on, or the id of its commit.
+    pub async fn revision(&self) -> Result<String, GitError> {
+        match self.line(&["symbolic-ref", "--quiet", "--short", "HEAD"]).await {
+            Ok(branch) => Ok(branch),
+            Err(GitError::Failed { .. }) => self.line(&["rev-parse", "HEAD"]).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Fetches the rest of the history, without content.
+    pub async fn fetch_history(&self) -> Result<(), GitError> {
+        let shallow = self.line(&["rev-parse", "--is-shallow-repository"]).await? == "true";
+        let mut args = vec!["fetch", "--quiet", "--filter=blob:none", "--tags"];
+        if shallow {
+            args.push("--unshallow");
+        }
+        args.push("origin");
+        self.output(&args).await?;
+        Ok(())
+    }
+}
