@@ -5,7 +5,7 @@
 //! nobody of the end of its group ([`watch`](crate::watch)).
 
 use std::ffi::CString;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -155,7 +155,7 @@ impl Parent {
         ] {
             let path = group.directory.join(file);
             if let Some(limit) = limit
-                && let Err(error) = std::fs::write(&path, limit.to_string())
+                && let Err(error) = put(&path, &limit.to_string())
                 && error.kind() != io::ErrorKind::NotFound
             {
                 return Err(failed("set the limit", &path)(error));
@@ -183,7 +183,7 @@ impl Parent {
         });
         for directory in groups {
             if remove(&directory).is_err() {
-                std::fs::write(directory.join("cgroup.kill"), "1").ok();
+                put(&directory.join("cgroup.kill"), "1").ok();
                 remove_soon(&directory, Duration::from_millis(200));
             }
         }
@@ -238,6 +238,11 @@ impl Drop for Cgroup {
     }
 }
 
+/// Writes to a file that is there.
+fn put(path: &Path, text: &str) -> io::Result<()> {
+    std::fs::File::options().write(true).open(path)?.write_all(text.as_bytes())
+}
+
 /// Removes a group. That it is gone is no error.
 fn remove(directory: &Path) -> io::Result<()> {
     match std::fs::remove_dir(directory) {
@@ -261,7 +266,7 @@ fn remove_soon(directory: &Path, patience: Duration) {
 /// Lets the groups below be limited. What the kernel lacks, or somebody else keeps, is missing then.
 fn hand_controllers_on(directory: &Path) {
     for controller in ["memory", "pids", "cpu"] {
-        std::fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}")).ok();
+        put(&directory.join("cgroup.subtree_control"), &format!("+{controller}")).ok();
     }
 }
 
