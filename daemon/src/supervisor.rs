@@ -34,7 +34,7 @@ use std::time::Instant;
 use hydrant_api::{Directories, ErrorCode, Owner};
 use tokio::sync::watch;
 
-pub use kept::Kept;
+pub use kept::{Kept, KeptShard};
 pub use manager::awaited;
 pub use run::{Outcome, run};
 

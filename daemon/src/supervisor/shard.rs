@@ -16,7 +16,7 @@ mod commands;
 mod handle;
 mod poison;
 mod recycle;
-pub(super) mod waiter;
+pub(crate) mod waiter;
 mod workers;
 
 use std::collections::HashMap;

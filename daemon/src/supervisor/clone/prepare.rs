@@ -71,13 +71,17 @@ impl<'a> Clone<'a> {
             conversion: conversion.map_err(origin)?,
         };
         let progress = |_: &str, done, total| self.progress.count(done, Some(total), "objects");
-        let (import, pool, tracked) =
-            tokio::join!(import::import(listing, job, progress), self.pool(&spec), async {
-                if shallow { self.git.track_all_branches().await } else { Ok(()) }
-            },);
+        let settle = async {
+            if shallow {
+                self.git.track_all_branches().await?;
+            }
+            self.git.sync_packs().await
+        };
+        let (import, pool, settled) =
+            tokio::join!(import::import(listing, job, progress), self.pool(&spec), settle);
         let import = import.map_err(imported)?;
         let (pool, cloning) = pool?;
-        tracked.map_err(origin)?;
+        settled.map_err(origin)?;
         if let Some(advice) = &import.imported.advice {
             self.progress.note(advice.clone());
         }
