@@ -4,6 +4,7 @@
 //! workers, and answers on the admin socket. What it knows of a tree is in the catalog; what is
 //! present in a segment, only the segment's file tells.
 
+mod cgroups;
 mod clone;
 mod durable;
 mod failed;
@@ -25,6 +26,7 @@ pub(crate) mod store;
 mod succession;
 mod target;
 mod worker;
+mod workers;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,6 +45,7 @@ use crate::config::Config;
 use crate::fanotify::QueueKind;
 use crate::ids::{PoolId, ShardId};
 use crate::queue::wire::Limits;
+use cgroups::Cgroups;
 use origins::Origins;
 use shard::ShardHandle;
 use store::Store;
@@ -55,6 +58,7 @@ pub struct Supervisor {
     catalog: Catalog,
     store: Arc<Store>,
     origins: Arc<Origins>,
+    cgroups: Arc<Cgroups>,
     shards: Vec<ShardHandle>,
     /// Of all of them.
     queue: QueueKind,

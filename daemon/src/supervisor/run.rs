@@ -13,13 +13,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+use super::cgroups::Cgroups;
 use super::durable;
 use super::failed::News;
 use super::kept::{self, Kept, Listener};
 use super::manager::{self, End};
 use super::mounts;
 use super::origins::Origins;
-use super::shard::{Command, Hooks, Shard};
+use super::shard::{Command, Hooks, Rules, Shard};
 use super::store::{Store, WorkerUser};
 use super::{Supervisor, lock};
 use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, SocketFile, serve};
@@ -87,8 +88,9 @@ pub async fn run(
     let origins = Arc::new(Origins::default());
     let (tell, news) = mpsc::unbounded_channel();
     let hooks = hooks(&catalog, &tell);
-    let patience = config.patience();
-    let shards = start_shards(count, queue, &mut kept, &store, &origins, patience, hooks);
+    let cgroups = Arc::new(Cgroups::new(&config, &directories.state));
+    let rules = Rules { patience: config.patience(), cgroups: Arc::clone(&cgroups) };
+    let shards = start_shards(count, queue, &mut kept, &store, &origins, &rules, hooks);
     let shards = shards.inspect_err(|_| {
         if guarded.is_empty() {
             kept::forget_all((0..count).map(ShardId));
@@ -102,6 +104,7 @@ pub async fn run(
         catalog,
         store,
         origins,
+        cgroups: Arc::clone(&cgroups),
         shards,
         queue,
         kept: guarded,
@@ -140,6 +143,7 @@ pub async fn run(
             shut.send_replace(true);
             // requests in hand are answered, but nobody may hold us up
             tokio::time::timeout(Duration::from_secs(10), server).await.ok();
+            tokio::task::spawn_blocking(move || cgroups.close()).await.ok();
             info!("stopped");
             Ok(Outcome::Ended)
         }
@@ -151,6 +155,8 @@ pub async fn run(
                 warn!("requests that are not done are given up");
             }
             let mut estate = supervisor.hand_over().await?;
+            // an older systemd can't start anything beside groups that are left
+            tokio::task::spawn_blocking(move || cgroups.close()).await.ok();
             if end == End::HandOver {
                 supervisor.leave_a_guard(estate);
                 return Ok(Outcome::Ended);
@@ -294,7 +300,7 @@ fn start_shards(
     kept: &mut Kept,
     store: &Arc<Store>,
     origins: &Arc<Origins>,
-    patience: Duration,
+    rules: &Rules,
     hooks: impl Fn(ShardId) -> Hooks,
 ) -> anyhow::Result<Vec<super::shard::ShardHandle>> {
     // threads of their own: whatever holds a request up does not hold up readers
@@ -311,7 +317,7 @@ fn start_shards(
         .map(ShardId)
         .map(|id| {
             let (store, origins) = (Arc::clone(store), Arc::clone(origins));
-            Shard::start(id, queue, kept.take(id), store, origins, patience, hooks(id))
+            Shard::start(id, queue, kept.take(id), store, origins, rules.clone(), hooks(id))
                 .context("can't watch files: `hydrant doctor` checks what this machine can do")
         })
         .collect()

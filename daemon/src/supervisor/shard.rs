@@ -15,6 +15,7 @@ mod handle;
 mod kernel;
 mod poison;
 mod queue;
+mod recycle;
 pub(crate) mod waiter;
 mod workers;
 
@@ -36,10 +37,12 @@ use crate::fanotify::{FileId, Group, QueueKind};
 use crate::ids::{PoolId, SegmentId, ShardId};
 use crate::queue::inflight::{self, DEFAULT_CAPACITY, Table};
 pub use crate::queue::quarantine::Quarantined;
-use crate::queue::wire::{Counters as FetchCounters, Limits, OriginSpec};
+use crate::queue::wire::{Counters as FetchCounters, Limits, OriginSpec, ToWorker};
 use crate::sys::fdstore;
 use brokered::Brokered;
-pub use handle::{Command, Counters, Hooks, ShardHandle, Snapshot, StartError};
+pub use handle::{
+    Command, Counters, Hooks, LastDeath, Rules, ShardHandle, Snapshot, StartError, WorkerSnapshot,
+};
 use kernel::Kernel;
 pub use poison::{GivenUp, epoch_ms, from_epoch};
 use queue::{Queue, Scope};
@@ -83,10 +86,13 @@ enum Check {
 #[derive(Debug)]
 struct Prefetch {
     pool: PoolId,
+    message: ToWorker,
+    /// Workers that died of their own fault while they had it.
+    strikes: u32,
     reply: oneshot::Sender<Result<(), String>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Pool {
     origin: OriginSpec,
     limits: Limits,
@@ -115,6 +121,8 @@ pub struct Shard {
     quick_deaths: u32,
     pace: workers::Pace,
     worker_deaths: u64,
+    last_death: Option<LastDeath>,
+    recycle: Option<recycle::Recycle>,
     /// Why we killed the worker ourselves.
     killed: Option<String>,
     poison: poison::Poison,
@@ -127,8 +135,7 @@ pub struct Shard {
     own: mpsc::WeakUnboundedSender<Command>,
     origins: Arc<Origins>,
     store: Arc<Store>,
-    /// How long after the readers' deadline a silent worker is given up.
-    patience: Duration,
+    rules: Rules,
     hooks: Hooks,
     /// Since [`Command::Stop`]: there are no new workers, and this is told when nobody waits.
     stop: Option<oneshot::Sender<()>>,
@@ -186,7 +193,7 @@ impl Shard {
         kept: Option<KeptShard>,
         store: Arc<Store>,
         origins: Arc<Origins>,
-        patience: Duration,
+        rules: Rules,
         hooks: Hooks,
     ) -> Result<ShardHandle, StartError> {
         let (group, table, owed) = match kept {
@@ -234,6 +241,8 @@ impl Shard {
             quick_deaths: 0,
             pace: workers::Pace::default(),
             worker_deaths: 0,
+            last_death: None,
+            recycle: None,
             killed: None,
             poison: poison::Poison::default(),
             prefetches: HashMap::new(),
@@ -245,7 +254,7 @@ impl Shard {
             own: sender.downgrade(),
             origins,
             store,
-            patience,
+            rules,
             hooks,
             stop: None,
             over: false,
@@ -323,7 +332,7 @@ impl Shard {
             Wake::Worker(Event::Control(message)) => self.worker_message(message),
             Wake::Worker(Event::Writable | Event::HungUp) => {}
             Wake::Worker(Event::Broken(why)) => self.kill_worker(&why),
-            Wake::Worker(Event::Ended(exit)) => self.worker_ended(&exit),
+            Wake::Worker(Event::Ended(exit)) => self.worker_ended(exit),
             Wake::Restart => self.start_worker(),
             Wake::Tick => self.tick(),
         }
@@ -338,7 +347,7 @@ impl Shard {
             segments: &self.segments,
             detached: &self.detached,
             pools: &self.pools,
-            patience: self.patience,
+            patience: self.rules.patience,
             worker: self.worker.as_mut(),
             counters: &mut self.counters,
             poison: &mut self.poison,
@@ -354,6 +363,7 @@ impl Shard {
         {
             self.kill_worker("it is stuck at its start");
         }
+        self.watch_recycle();
         let (queue, mut scope) = self.queue();
         if let Some(why) = queue.tick(&mut scope) {
             self.kill_worker(why);

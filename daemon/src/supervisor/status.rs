@@ -81,6 +81,7 @@ impl Supervisor {
                 shard: snapshot.shard.0,
                 worker_pid: snapshot.worker_pid,
                 worker_deaths: snapshot.worker_deaths,
+                last_death: snapshot.last_death.as_ref().map(super::workers::death),
                 waiting: waiting as u64,
                 in_flight: in_flight as u64,
                 longest_wait_ms: longest,

@@ -8,6 +8,7 @@
 mod denials;
 mod pools;
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -215,7 +216,10 @@ where
             ToWorker::Pool { pool, origin, limits } => {
                 let upcalls = self.control.upcalls(pool);
                 let source = (self.connect)(pool, origin, limits, upcalls);
-                self.pools.entry(pool).or_insert_with(|| PoolState::new(pool, source, limits));
+                match self.pools.entry(pool) {
+                    Entry::Occupied(mut known) => known.get_mut().settings(source, limits),
+                    Entry::Vacant(new) => drop(new.insert(PoolState::new(pool, source, limits))),
+                }
             }
             ToWorker::Segment { pool, segment } => self.attach(pool, segment, fds),
             ToWorker::Detach { pool } => self.detach(pool),

@@ -16,7 +16,7 @@ use crate::ids::{PoolId, SegmentId, ShardId};
 use crate::object::HashKind;
 use crate::queue::wire::{GitOrigin, GitTransport, Limits, OriginSpec};
 use crate::supervisor::KeptShard;
-use crate::supervisor::shard::{Command, Hooks, Shard, ShardHandle};
+use crate::supervisor::shard::{Command, Hooks, Rules, Shard, ShardHandle};
 use crate::supervisor::store::{Store, WorkerUser};
 use crate::sys::limits;
 use crate::sys::spawn::{Child, STAND_IN, Spawn};
@@ -102,7 +102,8 @@ pub(super) fn guard(kept: Option<KeptShard>, worker: fn() -> Spawn) -> (Runtime,
             on_settled: Arc::new(|_, _| ()),
         };
         let kind = QueueKind::Stock;
-        let shard = Shard::start(ShardId(0), kind, kept, store, origins, LIMIT, hooks).unwrap();
+        let rules = Rules { patience: LIMIT, cgroups: Arc::default() };
+        let shard = Shard::start(ShardId(0), kind, kept, store, origins, rules, hooks).unwrap();
         let transport = GitTransport::Pipe;
         let origin = OriginSpec::Git(GitOrigin { hash: HashKind::Sha1, transport });
         shard.send(Command::Pool { pool: POOL, origin, limits: Limits::default() });

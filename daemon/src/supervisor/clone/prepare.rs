@@ -34,7 +34,8 @@ impl<'a> Clone<'a> {
         let remote = Remote::parse(url).map_err(origin)?;
         self.progress.step("metadata");
         // These wait while git is at work; and what needs no commit is asked meanwhile.
-        let importer = import::Waiting::start(&supervisor.store, &self.directory);
+        let importer =
+            import::Waiting::start(&supervisor.store, &supervisor.cgroups, &self.directory);
         let importer = importer.map_err(imported)?;
         let mut builder = Builder::start().map_err(|e| internal("can't start the builder", &e))?;
         let beside = Git { directory: supervisor.store.owner_dir(self.mount), ..self.git.clone() };

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
-use super::{Check, Command, GONE, Pool, Prefetch, Segment, Shard, Snapshot, now};
+use super::{Check, Command, GONE, Pool, Prefetch, Segment, Shard, Snapshot, WorkerSnapshot, now};
 use crate::ids::{PoolId, SegmentId};
 use crate::queue::broker::Pending;
 use crate::queue::wire::ToWorker;
@@ -18,8 +19,12 @@ impl Shard {
         match command {
             Command::Pool { pool, origin, limits } => {
                 let message = ToWorker::Pool { pool, origin: origin.clone(), limits };
-                self.pools.insert(pool, Pool { origin, limits });
-                self.to_running_worker(message, Vec::new());
+                let settings = Pool { origin, limits };
+                // its connections are of use as long as nothing has changed
+                if self.pools.get(&pool) != Some(&settings) {
+                    self.pools.insert(pool, settings);
+                    self.to_running_worker(message, Vec::new());
+                }
             }
             Command::Attach { pool, segment, reply } => self.attach(pool, segment, reply),
             Command::Detach { pool, reply } => {
@@ -29,23 +34,16 @@ impl Shard {
             // the catalog may be wrong, and the file can't be
             Command::Unmark { segment } => self.check_complete(segment),
             Command::Prefetch { segment, first, count, reply } => {
-                let pool = self.segments.get(&segment).map(|segment| segment.pool);
-                let running = self.worker.as_ref().is_some_and(Worker::is_running);
-                match (pool, running) {
-                    (Some(pool), true) => {
-                        self.next_request += 1;
-                        let request = self.next_request;
-                        self.prefetches.insert(request, Prefetch { pool, reply });
-                        let message = ToWorker::Prefetch { request, segment, first, count };
-                        self.to_running_worker(message, Vec::new());
-                    }
-                    (Some(_), false) => {
-                        reply.send(Err("there is no worker at the moment".into())).ok();
-                    }
-                    (None, _) => {
-                        reply.send(Err(GONE.into())).ok();
-                    }
-                }
+                let Some(pool) = self.segments.get(&segment).map(|segment| segment.pool) else {
+                    reply.send(Err(GONE.into())).ok();
+                    return;
+                };
+                self.next_request += 1;
+                let request = self.next_request;
+                let message = ToWorker::Prefetch { request, segment, first, count };
+                // where there is no worker at the moment, the next one is told of it
+                self.to_running_worker(message.clone(), Vec::new());
+                self.prefetches.insert(request, Prefetch { pool, message, strikes: 0, reply });
             }
             Command::Snapshot { reply } => {
                 reply.send(self.snapshot()).ok();
@@ -59,6 +57,7 @@ impl Shard {
                 let (queue, mut scope) = self.queue();
                 reply.send(queue.deny(event, &mut scope)).ok();
             }
+            Command::Recycle { reply } => self.recycle(reply),
             Command::Quarantine { ranges } => self.poison.quarantine(ranges),
             Command::ClearQuarantine { reply } => {
                 self.poison.clear();
@@ -239,7 +238,18 @@ impl Shard {
         Snapshot {
             shard: self.id,
             worker_pid: self.worker.as_ref().map(Worker::pid),
+            worker: self.worker.as_ref().map(|worker| WorkerSnapshot {
+                pid: worker.pid(),
+                age: worker.age(),
+                state: match worker.is_running() {
+                    true => "running",
+                    false if self.is_retiring() => "stopping",
+                    false => "starting",
+                },
+                cgroup: worker.cgroup().map(Path::to_owned),
+            }),
             worker_deaths: self.worker_deaths,
+            last_death: self.last_death.clone(),
             counters: self.queue.counters(self.counters),
             fetched: self.fetched.clone(),
             trouble: self.trouble.clone(),
