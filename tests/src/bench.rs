@@ -2,7 +2,7 @@
 
 pub mod cold;
 pub mod fetch;
-mod fuse;
+pub mod fuse;
 pub mod import;
 pub mod memory;
 pub mod table;

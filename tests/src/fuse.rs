@@ -1,4 +1,4 @@
-//! The smallest FUSE file system there is: one file, under any name.
+//! Small FUSE file systems: one file under any name ([`Content`]), or what [`Files`] says.
 //!
 //! Speaks the protocol of `include/uapi/linux/fuse.h`, version 7.31, over `/dev/fuse`.
 
@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result};
@@ -37,7 +38,33 @@ const MAX_WRITE: u32 = 128 << 10;
 /// For how long the kernel may keep names and attributes, in seconds.
 const VALID: u64 = 3600;
 
-/// The file's content.
+/// What a file system shows. Nodes are numbers; the root's is 1.
+pub trait Files {
+    /// The node of a name in a directory.
+    fn look_up(&self, parent: u64, name: &[u8]) -> Option<u64>;
+
+    /// Of a file, in bytes; `None` for a directory.
+    fn size(&self, node: u64) -> io::Result<Option<u64>>;
+
+    fn read(&self, node: u64, offset: u64, size: u32) -> io::Result<Vec<u8>>;
+
+    /// `None`: zeros.
+    fn write(&self, _node: u64, _offset: u64, _len: u64, _data: Option<&[u8]>) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EROFS))
+    }
+
+    /// fsync(2) and fdatasync(2).
+    fn sync(&self, _node: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether the kernel may keep pages of it.
+    fn cached(&self) -> bool {
+        true
+    }
+}
+
+/// The content of the only file there is.
 pub trait Content: Send + 'static {
     /// In bytes; never changes.
     fn size(&self) -> u64;
@@ -67,16 +94,60 @@ pub struct Fuse {
 impl Fuse {
     /// Shows the file as any name in the directory `place`.
     pub fn mount(content: impl Content, place: &Path, flags: MsFlags) -> Result<Self> {
-        let device = File::options().read(true).write(true).open("/dev/fuse");
-        let device = device.context("can't open /dev/fuse")?;
-        let options =
-            format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
-        let options = CString::new(options)?;
-        let flags = flags | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some("fuse"), place, Some("fuse"), flags, Some(options.as_c_str()))
-            .context("can't mount a FUSE file system")?;
-        thread::spawn(move || serve(&device, content));
+        let device = attach(place, flags)?;
+        thread::spawn(move || serve(&device, &OneFile(Mutex::new(content))));
         Ok(Self { place: place.to_owned() })
+    }
+}
+
+/// Mounts a FUSE file system; gives the fd that its requests come from.
+pub fn attach(place: &Path, flags: MsFlags) -> Result<File> {
+    let device = File::options().read(true).write(true).open("/dev/fuse");
+    let device = device.context("can't open /dev/fuse")?;
+    let options =
+        format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
+    let options = CString::new(options)?;
+    let flags = flags | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("fuse"), place, Some("fuse"), flags, Some(options.as_c_str()))
+        .context("can't mount a FUSE file system")?;
+    Ok(device)
+}
+
+/// One file, as any name.
+struct OneFile<C>(Mutex<C>);
+
+impl<C> OneFile<C> {
+    fn content(&self) -> MutexGuard<'_, C> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<C: Content> Files for OneFile<C> {
+    fn look_up(&self, _: u64, _: &[u8]) -> Option<u64> {
+        Some(THE_FILE)
+    }
+
+    fn size(&self, node: u64) -> io::Result<Option<u64>> {
+        Ok((node != ROOT).then(|| self.content().size()))
+    }
+
+    fn read(&self, _: u64, offset: u64, size: u32) -> io::Result<Vec<u8>> {
+        let mut data = vec![0; size as usize];
+        let count = self.content().read(offset, &mut data)?;
+        data.truncate(count);
+        Ok(data)
+    }
+
+    fn write(&self, _: u64, offset: u64, len: u64, data: Option<&[u8]>) -> io::Result<()> {
+        self.content().write(offset, len, data)
+    }
+
+    fn sync(&self, _: u64) -> io::Result<()> {
+        self.content().sync()
+    }
+
+    fn cached(&self) -> bool {
+        self.content().cached()
     }
 }
 
@@ -94,10 +165,9 @@ fn number<const N: usize>(request: &[u8], place: usize) -> [u8; N] {
     bytes
 }
 
-/// Answers until the file system is unmounted (`ENODEV`).
-fn serve(mut device: &File, mut content: impl Content) -> io::Result<()> {
+/// Answers until the file system is unmounted (`ENODEV`). Several threads can do so for the same one.
+pub fn serve(mut device: &File, files: &impl Files) -> io::Result<()> {
     let mut buffer = vec![0; MAX_WRITE as usize + 4096];
-    let mut data = vec![0; MAX_WRITE as usize];
     loop {
         let count = match device.read(&mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -114,27 +184,27 @@ fn serve(mut device: &File, mut content: impl Content) -> io::Result<()> {
         }
         let answer = match opcode {
             INIT => Ok(init(request)),
-            LOOKUP => Ok(entry(content.size())),
-            GETATTR => Ok(attributes(content.size(), node)),
-            OPEN | OPENDIR => Ok(opened(content.cached())),
-            READ => {
-                let size = u32_at(16).min(MAX_WRITE) as usize;
-                content.read(u64_at(8), &mut data[..size]).map(|count| data[..count].to_vec())
+            LOOKUP => {
+                let name = request.get(IN_HEADER..).unwrap_or_default();
+                entry(files, node, name.split(|byte| *byte == 0).next().unwrap_or_default())
             }
+            GETATTR => attributes(files, node),
+            OPEN | OPENDIR => Ok(opened(files.cached())),
+            READ => files.read(node, u64_at(8), u32_at(16).min(MAX_WRITE)),
             WRITE => {
                 let size = u32_at(16);
                 let from = (IN_HEADER + WRITE_IN).min(count);
                 let bytes = &request[from..(from + size as usize).min(count)];
-                let written = content.write(u64_at(8), bytes.len() as u64, Some(bytes));
+                let written = files.write(node, u64_at(8), bytes.len() as u64, Some(bytes));
                 written.map(|()| [size.to_ne_bytes(), [0; 4]].concat())
             }
-            FSYNC => content.sync().map(|()| Vec::new()),
+            FSYNC => files.sync(node).map(|()| Vec::new()),
             FALLOCATE => {
                 let zeros = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
                 if u32_at(24).cast_signed() & zeros == 0 {
                     Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
                 } else {
-                    content.write(u64_at(8), u64_at(16), None).map(|()| Vec::new())
+                    files.write(node, u64_at(8), u64_at(16), None).map(|()| Vec::new())
                 }
             }
             RELEASE | RELEASEDIR | FLUSH => Ok(Vec::new()),
@@ -185,27 +255,31 @@ fn opened(cached: bool) -> Vec<u8> {
 }
 
 /// `struct fuse_entry_out`
-fn entry(size: u64) -> Vec<u8> {
+fn entry(files: &impl Files, parent: u64, name: &[u8]) -> io::Result<Vec<u8>> {
+    let missing = || io::Error::from_raw_os_error(libc::ENOENT);
+    let node = files.look_up(parent, name).ok_or_else(missing)?;
     let mut out = Vec::new();
-    for value in [THE_FILE, 0, VALID, VALID, 0] {
+    for value in [node, 0, VALID, VALID, 0] {
         out.extend_from_slice(&value.to_ne_bytes());
     }
-    out.extend_from_slice(&attribute(size, THE_FILE));
-    out
+    out.extend_from_slice(&attribute(files, node)?);
+    Ok(out)
 }
 
 /// `struct fuse_attr_out`
-fn attributes(size: u64, node: u64) -> Vec<u8> {
+fn attributes(files: &impl Files, node: u64) -> io::Result<Vec<u8>> {
     let mut out = VALID.to_ne_bytes().to_vec();
     out.extend_from_slice(&[0; 8]);
-    out.extend_from_slice(&attribute(size, node));
-    out
+    out.extend_from_slice(&attribute(files, node)?);
+    Ok(out)
 }
 
 /// `struct fuse_attr`, 88 bytes.
-fn attribute(size: u64, node: u64) -> Vec<u8> {
-    let size = if node == ROOT { 0 } else { size };
-    let mode = if node == ROOT { libc::S_IFDIR | 0o755 } else { libc::S_IFREG | 0o644 };
+fn attribute(files: &impl Files, node: u64) -> io::Result<Vec<u8>> {
+    let (size, mode) = match files.size(node)? {
+        Some(size) => (size, libc::S_IFREG | 0o644),
+        None => (0, libc::S_IFDIR | 0o755),
+    };
     let mut out = Vec::new();
     for value in [node, size, size.div_ceil(512), 0, 0, 0] {
         out.extend_from_slice(&value.to_ne_bytes());
@@ -213,5 +287,5 @@ fn attribute(size: u64, node: u64) -> Vec<u8> {
     for value in [0, 0, 0, mode, 1, 0, 0, 0, 4096, 0_u32] {
         out.extend_from_slice(&value.to_ne_bytes());
     }
-    out
+    Ok(out)
 }
