@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use hydrant_api::{Directories, ErrorBody, Progress, Summary};
+use hydrant_api::{Directories, ErrorBody, Progress, Summary, VERSION_HEADER};
 use reqwest::{Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -129,13 +129,17 @@ impl Client {
         if response.status() != StatusCode::OK {
             return Err(self.refusal(response).await);
         }
-        parse(&response.bytes().await.map_err(|e| self.lost(&e))?)
+        let version = version(&response);
+        let body = response.bytes().await.map_err(|e| self.lost(&e))?;
+        parse(&body).map_err(|failure| of_other_version(failure, version))
     }
 
     async fn refusal(&self, response: Response) -> Failure {
-        let status = response.status();
+        let (status, version) = (response.status(), version(&response));
         match response.bytes().await {
             Ok(body) => match serde_json::from_slice::<ErrorBody>(&body) {
+                // it may not know the request, or its client not make it well
+                Ok(error) if error.hint.is_none() => of_other_version(error.into(), version),
                 Ok(error) => error.into(),
                 Err(_) => Failure::new(format!("the daemon answered {status}")),
             },
@@ -158,6 +162,22 @@ impl Client {
 /// The host in it is of no importance.
 fn url(path: &str) -> String {
     format!("http://hydrantd{path}")
+}
+
+/// The daemon's version as it says.
+fn version(response: &Response) -> Option<String> {
+    response.headers().get(VERSION_HEADER)?.to_str().ok().map(str::to_owned)
+}
+
+/// A failure that may come from the daemon's being older or newer.
+fn of_other_version(failure: Failure, version: Option<String>) -> Failure {
+    const OURS: &str = env!("CARGO_PKG_VERSION");
+    match version {
+        Some(version) if version != OURS => failure.hint(format!(
+            "the daemon is version {version}, this is {OURS}: `hydrant reload` starts the installed one"
+        )),
+        _ => failure,
+    }
 }
 
 fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Failure> {

@@ -27,7 +27,7 @@ use hydrant_api::{
 
 pub use caller::Caller;
 pub use error::ApiError;
-pub use lock::{InstanceLock, LockError};
+pub use lock::{InstanceLock, LockError, is_state_locked};
 pub use progress::ProgressSender;
 pub use socket::{AdminSocket, DEFAULT_GROUP, SocketError, SocketFile};
 

@@ -100,6 +100,12 @@ impl Catalog {
         open::check(path)
     }
 
+    /// Where the trees of the catalog at `path` belong, by their mounts' names. Changes nothing, whoever
+    /// uses the catalog.
+    pub fn directories(path: &Path) -> Result<Vec<(String, PathBuf)>, CatalogError> {
+        open::directories(path)
+    }
+
     /// Waits until the database is closed, which it is once the other clones are gone as well.
     pub async fn close(self) {
         let Self { jobs, mut ended, .. } = self;

@@ -6,6 +6,7 @@ mod image;
 mod lazy;
 mod room;
 mod system;
+mod trees;
 
 use std::path::Path;
 
@@ -58,13 +59,10 @@ pub fn run(state_dir: &Path) -> Vec<Check> {
         )),
     };
     let privileges = system::privileges();
-    // What needs root says no more than that without it.
-    let as_root = |probe: fn(&Room) -> Finding| match &privileges {
-        Ok(_) => in_room(probe),
-        Err(_) => Err(Problem::new("not tried", "Run `sudo hydrant doctor`.")),
-    };
+    let as_root = |probe: fn(&Room) -> Finding| if_root(&privileges, || in_room(probe));
     let findings = [
         ("fanotify", Required, as_root(lazy::fanotify)),
+        ("queue", Recommended, as_root(|_| system::queue())),
         ("erofs", Required, as_root(lazy::erofs)),
         ("overlayfs", Required, as_root(lazy::overlayfs)),
         ("sparse-files", Required, in_room(system::sparse_files)),
@@ -73,6 +71,7 @@ pub fn run(state_dir: &Path) -> Vec<Check> {
         ("landlock", Required, system::landlock()),
         ("seccomp", Required, system::seccomp()),
         ("user", Required, system::user()),
+        ("trees", Recommended, if_root(&privileges, || trees::guarded(state_dir))),
         ("open-files", Recommended, system::open_files()),
         ("free-space", Recommended, in_room(system::free_space)),
     ];
@@ -82,6 +81,14 @@ pub fn run(state_dir: &Path) -> Vec<Check> {
         .chain(findings)
         .map(|(name, severity, finding)| check(name, severity, finding))
         .collect()
+}
+
+/// What needs root says no more than that without it.
+fn if_root(privileges: &Finding, probe: impl FnOnce() -> Finding) -> Finding {
+    match privileges {
+        Ok(_) => probe(),
+        Err(_) => Err(Problem::new("not tried", "Run `sudo hydrant doctor`.")),
+    }
 }
 
 fn check(name: &str, severity: Severity, finding: Finding) -> Check {

@@ -5,6 +5,7 @@
 //! present in a segment, only the segment's file tells.
 
 mod clone;
+mod durable;
 mod failed;
 mod git;
 mod import;
@@ -39,6 +40,7 @@ pub use run::{Outcome, run};
 use crate::admin::ApiError;
 use crate::catalog::Catalog;
 use crate::config::Config;
+use crate::fanotify::QueueKind;
 use crate::ids::{PoolId, ShardId};
 use crate::queue::wire::Limits;
 use origins::Origins;
@@ -54,6 +56,8 @@ pub struct Supervisor {
     store: Arc<Store>,
     origins: Arc<Origins>,
     shards: Vec<ShardHandle>,
+    /// Of all of them.
+    queue: QueueKind,
     /// The shards whose group came from the supervisor before this one: what they guard has been
     /// guarded all the time.
     kept: HashSet<ShardId>,

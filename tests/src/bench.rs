@@ -3,7 +3,7 @@
 pub mod calls;
 pub mod cold;
 pub mod fetch;
-mod fuse;
+pub mod fuse;
 pub mod import;
 pub mod memory;
 pub mod table;

@@ -69,6 +69,10 @@ fn root_a_moved_tree_is_unmounted() -> Result<()> {
     Ok(())
 }
 
+fn doctor(world: &World) -> Result<String> {
+    Ok(world.daemon.hydrant(&["doctor"])?.output()?.text())
+}
+
 /// A tree that was in use when everything was killed is unmounted, and is not mounted a second time as
 /// long as somebody goes on using it: two overlays on one `upper` damage it.
 #[test]
@@ -83,10 +87,17 @@ fn root_a_tree_in_use_is_not_mounted_twice() -> Result<()> {
         let place = fs_err::read_link(format!("/proc/{}/cwd", user.pid())).ok()?;
         (place == tree).then_some(())
     })?;
+    let said = doctor(&world)?;
+    ensure!(!said.contains("nothing guards"), "{said}");
     world.daemon.kill();
+    let name = tree.to_string_lossy().into_owned();
+    // nobody runs, and it is mounted
+    let said = doctor(&world)?;
+    ensure!(said.contains(&format!("nothing guards {name}")), "{said}");
     world.daemon.start()?;
     ensure!(fs_err::read_dir(&tree)?.next().is_none(), "it is still mounted");
-    let name = tree.to_string_lossy().into_owned();
+    let said = doctor(&world)?;
+    ensure!(said.contains(&format!("{name} is not mounted, but in use")), "{said}");
     for _ in 0..2 {
         let refused = world.daemon.hydrant(&["mount", &name])?.output()?;
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -96,5 +107,7 @@ fn root_a_tree_in_use_is_not_mounted_twice() -> Result<()> {
     until("it can be mounted", Duration::from_secs(60), || {
         world.daemon.hydrant(&["mount", &name]).ok()?.check().ok()
     })?;
+    let said = doctor(&world)?;
+    ensure!(!said.contains(&name), "{said}");
     files.iter().try_for_each(|(file, truth)| expect_right(Kind::Read, file, truth))
 }

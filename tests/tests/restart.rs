@@ -12,7 +12,7 @@ use hydrant_tests::access::Kind;
 use hydrant_tests::daemon::alive;
 use hydrant_tests::process::until;
 use hydrant_tests::proxy::Quality;
-use hydrant_tests::reader::{End, access, end, expect_right, start};
+use hydrant_tests::reader::{End, Load, access, end, expect_right, start};
 use hydrant_tests::repository::{Random, lonely};
 use hydrant_tests::world::{Setting, World};
 use nix::sys::signal::{Signal, kill};
@@ -242,4 +242,46 @@ fn root_stop_after_a_restart() -> Result<()> {
     ensure!(fs_err::read_dir(&tree)?.next().is_none(), "still mounted");
     world.daemon.start()?;
     files.iter().try_for_each(|(file, truth)| expect_right(Kind::Pread, file, truth))
+}
+
+/// `hydrant reload` without systemd: another supervisor in the same process, which nobody who reads notices,
+/// and which the parent guards as well as the one before.
+#[test]
+#[ignore = "needs root"]
+fn root_reload() -> Result<()> {
+    let mut world = world("restart-reload", Quality::default())?;
+    let repository = lonely(300, 20_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..300)?;
+    let supervisor = world.daemon.status()?.pid;
+    let load = Load::start(3, &[Kind::Read, Kind::MmapPrivate], &files);
+    for _ in 0..3 {
+        let before = world.daemon.status()?.instance;
+        world.daemon.check(&["reload"])?;
+        let after = world.daemon.status()?;
+        ensure!(after.instance != before && after.pid == supervisor, "{after:?}");
+        thread::sleep(Duration::from_millis(200));
+    }
+    let killed = world.daemon.kill_supervisor()?;
+    successor(&world, killed)?;
+    let reads = load.finish().with_context(|| world.daemon.log_tail(100))?;
+    println!("{reads} reads");
+    // who waits now waits on
+    let later = lonely(2, 200_000)?;
+    let url = world.serve(&later, "later")?;
+    let place = world.path("later");
+    world.clone_url(&url, &place, &["--history=none"])?;
+    let files = world.lonely_files(&later, &place, 0..2)?;
+    world.proxy()?.hold();
+    let reader = start(Kind::MmapShared, &files[0].0, &files[0].1)?;
+    queue(&world, 1, |event| event.state == "in_flight")?;
+    world.daemon.check(&["reload"])?;
+    queue(&world, 1, |event| event.state == "in_flight")?;
+    world.proxy()?.heal();
+    let got = end(&reader.wait()?)?;
+    ensure!(got == End::Right, "{got:?}\n{}", world.daemon.log_tail(60));
+    world.daemon.stop()?;
+    ensure!(fs_err::read_dir(&tree)?.next().is_none(), "still mounted");
+    ensure!(!world.daemon.directories().socket().exists(), "the socket is still there");
+    Ok(())
 }

@@ -147,11 +147,9 @@ fn root_systemd_restart_is_not_noticed() -> Result<()> {
     }
     let reads = load.finish().with_context(|| container.journal(200))?;
     println!("{reads} reads");
-    // the queue is long when the last one comes
-    service.world.proxy()?.hold();
+    // and with readers who wait for the origin all the time
     let later = lonely(4, 200_000)?;
     let url = service.world.serve(&later, "later")?;
-    service.world.proxy()?.heal();
     container.check(&["hydrant", "clone", "--history=none", &url, "/home/later"])?;
     let files = service.world.lonely_files(&later, &container.path("/home/later"), 0..4)?;
     service.world.proxy()?.hold();

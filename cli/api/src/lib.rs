@@ -34,6 +34,10 @@ pub use environment::is_wanted_variable;
 pub use paths::{CONFIG_FILE, ConfiguredDirectories, Directories, RUN_DIR_ENV, STATE_DIR_ENV};
 pub use text::{path_from_text, path_to_text};
 
+/// The header of every answer that says which version the daemon has. Fields that are not known are to be
+/// overlooked, on both sides.
+pub const VERSION_HEADER: &str = "hydrant-version";
+
 /// The exit code of a daemon that finds another one with its state or run directory (sysexits.h's
 /// `EX_TEMPFAIL`). Whoever started it can use the other one.
 pub const EXIT_ALREADY_RUNNING: u8 = 75;

@@ -93,6 +93,26 @@ async fn an_error_comes_with_its_hint() {
     assert!(request.ends_with("\r\n\r\n{\"directory\":\"/a\"}"), "{request}");
 }
 
+/// What a newer daemon says besides is overlooked; what an older one does not know is told as such.
+#[tokio::test]
+async fn a_daemon_of_another_version() {
+    let server = Server::start(
+        "HTTP/1.1 200 OK\r\nhydrant-version: 99.0.0\r\ncontent-length: 70\r\n\r\n\
+         {\"code\":\"not_found\",\"message\":\"m\",\"hint\":null,\"later\":{\"field\":[1,2]}}",
+    );
+    let error: ErrorBody = server.client().get("/v1/status").await.unwrap();
+    assert_eq!(error.message, "m");
+    for answer in [
+        "HTTP/1.1 404 Not Found\r\nhydrant-version: 0.0.1\r\ncontent-length: 52\r\n\r\n\
+         {\"code\":\"not_found\",\"message\":\"there is no /v1/it\"} ",
+        "HTTP/1.1 200 OK\r\nhydrant-version: 0.0.1\r\ncontent-length: 2\r\n\r\n{}",
+    ] {
+        let failure = Server::start(answer).client().get::<Mount>("/v1/it").await.unwrap_err();
+        let hint = failure.hint.unwrap();
+        assert!(hint.contains("the daemon is version 0.0.1"), "{hint}");
+    }
+}
+
 #[tokio::test]
 async fn lines_may_come_in_pieces() {
     let server = Server::start(

@@ -63,6 +63,14 @@ impl InstanceLock {
     }
 }
 
+/// Whether a daemon uses this state directory.
+#[must_use]
+pub fn is_state_locked(state: &Path) -> bool {
+    let Ok(file) = fs::File::open(state.join(STATE_LOCK)) else { return false };
+    let lock = Flock::lock(file.into_parts().0, FlockArg::LockSharedNonblock);
+    matches!(lock, Err((_, Errno::EWOULDBLOCK)))
+}
+
 fn take(directory: &Path, name: &str, mode: u32) -> Result<Flock<File>, LockError> {
     let failed = |source| LockError::Io { directory: directory.to_owned(), source };
     let file = prepare(directory, name, mode).map_err(failed)?;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hydrant_api::{
     Cleared, CloneRequest, ErrorBody, FailedEvent, Mount, PathRequest, PrefetchRequest, QueueEvent,
-    RmRequest, Status, UmountRequest,
+    RmRequest, Status, UmountRequest, VERSION_HEADER,
 };
 use serde::de::DeserializeOwned;
 
@@ -46,6 +47,14 @@ pub(super) fn router<S: Service>(service: Arc<S>) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .with_state(service)
+        .layer(map_response(with_version))
+}
+
+/// A client of another version can say so when it is not understood.
+async fn with_version(mut response: Response) -> Response {
+    let version = HeaderValue::from_static(env!("CARGO_PKG_VERSION"));
+    response.headers_mut().insert(VERSION_HEADER, version);
+    response
 }
 
 async fn status<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Status> {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::Permissions;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -59,15 +60,34 @@ fn try_open(path: &Path) -> Result<Connection, CatalogError> {
     Ok(connection)
 }
 
+/// A catalog that another process may be using.
+fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    Ok(connection)
+}
+
+pub(super) fn directories(path: &Path) -> Result<Vec<(String, PathBuf)>, CatalogError> {
+    let read = || {
+        let connection = open_to_read(path)?;
+        let mut mounts = connection.prepare("SELECT id, directory FROM mounts")?;
+        let rows = mounts.query_map([], |row| {
+            let directory = OsString::from_vec(row.get(1)?);
+            Ok((row.get::<_, i64>(0)?.to_string(), PathBuf::from(directory)))
+        })?;
+        rows.collect::<rusqlite::Result<Vec<_>>>()
+    };
+    read().map_err(|source| CatalogError::Open { path: path.to_owned(), source })
+}
+
 /// Looks at the version of a catalog that may be in use.
 pub(super) fn check(path: &Path) -> Result<(), CatalogError> {
     if !path.exists() {
         return Ok(());
     }
     let failed = |source| CatalogError::Open { path: path.to_owned(), source };
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
-    connection.busy_timeout(Duration::from_secs(5)).map_err(failed)?;
+    let connection = open_to_read(path).map_err(failed)?;
     match schema::migrations().pending_migrations(&connection) {
         Ok(pending) if pending < 0 => Err(CatalogError::Newer(path.to_owned())),
         Ok(_) => Ok(()),

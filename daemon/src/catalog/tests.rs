@@ -319,9 +319,13 @@ async fn damage_in_the_middle_is_found() {
 #[tokio::test]
 async fn a_newer_catalog_is_left_alone() {
     let place = Place::new();
+    Catalog::check(&place.path()).unwrap();
     let catalog = place.open();
+    Catalog::check(&place.path()).unwrap();
+    assert_eq!(Catalog::directories(&place.path()).unwrap(), []);
     catalog.run("age", |t| t.pragma_update(None, "user_version", 99)).await.unwrap();
     catalog.close().await;
+    assert!(matches!(Catalog::check(&place.path()), Err(CatalogError::Newer(_))));
     assert!(matches!(Catalog::open(&place.path()), Err(CatalogError::Newer(_))));
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::line::{self, Line, Lines};
 use super::{BLOCK_LEN, BLOCKS, Block, Holder, System, holder};
+use crate::fanotify::QueueKind;
 use crate::fanotify::testing::{LIMIT, directory, sparse};
 use crate::ids::{PoolId, SegmentId, ShardId};
 use crate::object::HashKind;
@@ -100,7 +101,8 @@ pub(super) fn guard(kept: Option<KeptShard>, worker: fn() -> Spawn) -> (Runtime,
             on_given_up: Arc::new(|given_up| panic!("{given_up:?}")),
             on_settled: Arc::new(|_, _| ()),
         };
-        let shard = Shard::start(ShardId(0), kept, store, origins, LIMIT, hooks).unwrap();
+        let kind = QueueKind::Stock;
+        let shard = Shard::start(ShardId(0), kind, kept, store, origins, LIMIT, hooks).unwrap();
         let transport = GitTransport::Pipe;
         let origin = OriginSpec::Git(GitOrigin { hash: HashKind::Sha1, transport });
         shard.send(Command::Pool { pool: POOL, origin, limits: Limits::default() });

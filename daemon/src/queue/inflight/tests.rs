@@ -83,12 +83,35 @@ fn a_successor_goes_on() {
     events.sort_unstable();
     assert_eq!((events, corrupt), (vec![2, 3, 4], 0));
     assert_eq!(successor.highest_number(), 5);
-    successor.strike();
-    let left = successor.take();
-    let strikes: HashMap<_, _> = left.records.iter().map(|r| (r.event.0, r.strikes)).collect();
+    assert_eq!(successor.worker_died(Death::Fault), 2);
+    assert_eq!(successor.worker_died(Death::Fault), 0, "what waits was with no worker");
+    let left = successor.snapshot().records;
+    assert!(left.iter().all(|r| r.state == State::Waiting), "{left:?}");
+    let strikes: HashMap<_, _> = left.iter().map(|r| (r.event.0, r.strikes)).collect();
     assert_eq!(strikes, HashMap::from([(2, 1), (3, 0), (4, 1)]));
+    inherited.into_iter().for_each(|(slot, _)| successor.free(slot));
     assert_eq!(successor.snapshot(), Snapshot::default());
     assert_eq!((0..8).filter_map(|n| successor.claim(&record(n))).count(), 8);
+}
+
+#[test]
+fn what_was_counted_outlives_who_counts() {
+    let table = Table::create(1).unwrap();
+    table.count_event();
+    table.count_end(End::Fetched, 7);
+    let successor = other(&table);
+    drop(table);
+    successor.count_event();
+    successor.count_event();
+    successor.count_end(End::Present, 0);
+    successor.count_end(End::Denied, 3);
+    let expected = Tally { events: 3, present: 1, fetched: 1, denied: 1, longest_wait: 7 };
+    assert_eq!(successor.tally(), expected);
+    successor.reset_tally();
+    assert_eq!(successor.tally(), Tally::default());
+    assert_eq!(successor.last_beat(), 0);
+    successor.beat();
+    assert!((1..=now()).contains(&successor.last_beat()));
 }
 
 #[test]
@@ -99,9 +122,8 @@ fn a_writer_that_died_in_the_middle() {
     word(&table, 0, 0).fetch_or(1, Ordering::Relaxed);
     let mut successor = other(&table);
     assert_eq!(successor.snapshot(), Snapshot { records: vec![record(2)], corrupt: 1 });
-    assert_eq!(successor.take().corrupt, 1);
     let _ = successor.claim(&record(3)).unwrap();
-    assert_eq!(successor.snapshot(), Snapshot { records: vec![record(3)], corrupt: 0 });
+    assert_eq!(successor.snapshot(), Snapshot { records: vec![record(3), record(2)], corrupt: 0 });
 }
 
 #[test]
@@ -183,8 +205,84 @@ proptest! {
             word.store(*value, Ordering::Relaxed);
         }
         let mut table = other(&table);
-        let _ = table.take();
-        prop_assert_eq!(table.snapshot(), Snapshot::default());
+        table.worker_died(Death::Fault);
+        let (left, _) = table.inherit();
+        left.into_iter().for_each(|(slot, _)| table.free(slot));
+        let records = table.snapshot().records;
+        prop_assert_eq!(records, []);
+        // what makes no sense is overwritten, last of all
         prop_assert_eq!((0..4).filter_map(|n| table.claim(&record(n))).count(), 4);
     }
+}
+
+/// A table as version 1 lays it out, word by word: what a supervisor of that version has left is taken
+/// over by every later one that says so ([`is_readable`]).
+#[test]
+fn a_table_of_version_1_is_taken_over() {
+    let fd = sealed_memory("version 1", 5 * 16 * 8).unwrap();
+    let memory = SharedWords::map(fd.as_fd()).unwrap();
+    let write = |at: usize, words: &[u64]| {
+        for (word, value) in memory.words()[at..].iter().zip(words) {
+            word.store(*value, Ordering::Relaxed);
+        }
+    };
+    // magic, version, capacity, slots used, without a slot, last event, highest number
+    write(0, &[u64::from_be_bytes(*b"HydraInF"), 1, 4, 3, 0, 41, 23]);
+    let slot = |number: usize, sequence: u64, payload: [u64; 9]| {
+        // the CRC-32 of IEEE 802.3, bit by bit
+        let mut crc = u32::MAX;
+        for byte in [sequence].iter().chain(&payload).flat_map(|word| word.to_ne_bytes()) {
+            crc ^= u32::from(byte);
+            for _ in 0..8 {
+                crc = crc >> 1 ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 };
+            }
+        }
+        write(16 * (number + 1), &[sequence, u64::from(!crc) | 1 << 32]);
+        write(16 * (number + 1) + 2, &payload);
+    };
+    slot(0, 2, [40, 7, 8192, 4096, 21 << 32 | 1234, 2 << 32 | 1, 99 << 32 | 2, 1_000, 2_000]);
+    slot(1, 4, [0; 9]);
+    slot(2, 2, [41, 7, 0, 4096, 23 << 32 | 1235, 0, 1, 3_000, 0]);
+    let table = Table::open(fd).unwrap();
+    assert!(is_readable(1) && !is_readable(VERSION + 1));
+    assert_eq!((table.highest_number(), table.next_event()), (23, EventId(42)));
+    let (left, corrupt) = table.inherit();
+    assert_eq!(corrupt, 0);
+    let records: Vec<_> = left.into_iter().map(|(_, record)| record).collect();
+    let first = Record {
+        event: EventId(40),
+        number: 21,
+        segment: SegmentId(7),
+        range: ByteRange::new(8192, 4096),
+        pid: 1234,
+        since: 1_000,
+        dispatched: 2_000,
+        attempts: 2,
+        strikes: 1,
+        worker: 99,
+        state: State::InFlight,
+    };
+    let second = Record {
+        event: EventId(41),
+        number: 23,
+        range: ByteRange::new(0, 4096),
+        pid: 1235,
+        since: 3_000,
+        dispatched: 0,
+        attempts: 0,
+        strikes: 0,
+        worker: 0,
+        state: State::Waiting,
+        ..first
+    };
+    assert_eq!(records, [first, second]);
+}
+
+#[test]
+fn a_table_of_a_later_version_is_not_understood() {
+    let table = Table::create(1).unwrap();
+    table.header(Header::Version).store(VERSION + 1, Ordering::Relaxed);
+    let fd = table.as_fd().try_clone_to_owned().unwrap();
+    let error = Table::open(fd).unwrap_err();
+    assert!(error.to_string().contains("another version"), "{error}");
 }
