@@ -1,5 +1,6 @@
 //! Benchmarks: each beside its peer, in the same run, on the same machine.
 
+pub mod calls;
 pub mod cold;
 pub mod fetch;
 pub mod fuse;
