@@ -137,6 +137,14 @@ struct Worker<F, C> {
     taking_events: bool,
 }
 
+/// Waits until then; without a time, for ever.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl<F, C> Worker<F, C>
 where
     F: Fetch,
@@ -152,7 +160,7 @@ where
         let receive = |what| move |source| RunError::Receive { what, source };
         loop {
             let wake = self.pools.values().filter_map(|pool| pool.engine.next_wake()).min();
-            let wake = self.started + wake.unwrap_or(Duration::from_secs(3600));
+            let wake = wake.map(|wake| self.started + wake);
             let action = tokio::select! {
                 message = self.control.next() => match message.map_err(receive("control"))? {
                     Some((message, fds)) => Action::Control(message, fds),
@@ -167,7 +175,7 @@ where
                 Some(note) = news.recv() => Action::Note(note),
                 Some(done) = slow.recv() => Action::Slow(done),
                 _ = report.tick() => Action::Report,
-                () = tokio::time::sleep_until(wake) => Action::Wake,
+                () = until(wake) => Action::Wake,
             };
             match action {
                 Action::Control(ToWorker::Stop, _) | Action::End => break,

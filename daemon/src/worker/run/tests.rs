@@ -336,3 +336,12 @@ fn long_reasons_are_cut() {
 #[derive(Debug, thiserror::Error)]
 #[error("outer: {0}")]
 struct PoolErrorText(ObjectId);
+
+/// A worker of which nothing is asked waits, however long it has run.
+#[tokio::test]
+async fn without_a_time_there_is_no_end() {
+    let long_ago = Instant::now() - Duration::from_secs(3);
+    until(Some(long_ago)).await;
+    let moment = Duration::from_millis(20);
+    assert!(tokio::time::timeout(moment, until(None)).await.is_err());
+}
