@@ -86,13 +86,11 @@ fn serve(open: impl FnOnce() -> Box<dyn End>) {
     end.leave();
 }
 
+/// Gives up when nothing has come for a long time.
 fn take(end: &mut dyn End, count: usize) -> Loot {
-    let deadline = Instant::now() + LIMIT;
     let mut loot = Loot::default();
-    while loot.taken.len() < count && !loot.ended && Instant::now() < deadline {
-        if readable(end.fd(), Duration::from_secs(1)) {
-            loot.ended = !end.read(count - loot.taken.len(), &mut loot.taken);
-        }
+    while loot.taken.len() < count && !loot.ended && readable(end.fd(), LIMIT) {
+        loot.ended = !end.read(count - loot.taken.len(), &mut loot.taken);
     }
     loot
 }
