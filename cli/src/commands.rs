@@ -13,6 +13,7 @@ mod rm;
 mod status;
 mod stop;
 mod umount;
+mod workers;
 
 use clap::Subcommand;
 
@@ -30,6 +31,7 @@ pub enum Command {
     Ls(ls::Ls),
     Prefetch(prefetch::Prefetch),
     Queue(queue::Queue),
+    Workers(workers::Workers),
     Doctor(doctor::Doctor),
     Reload(reload::Reload),
     Stop(stop::Stop),
@@ -55,6 +57,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Command::Ls(command) => command.run(&context).await,
         Command::Prefetch(command) => command.run(&context).await,
         Command::Queue(command) => command.run(&context).await,
+        Command::Workers(command) => command.run(&context).await,
         Command::Reload(command) => command.run(&context).await,
         Command::Stop(command) => command.run(&context).await,
         Command::Doctor(command) => command.run(&context),

@@ -6,6 +6,7 @@ mod queue;
 #[cfg(test)]
 mod samples;
 mod status;
+mod workers;
 
 use bytesize::ByteSize;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -15,6 +16,7 @@ pub use failed::failed;
 pub use mounts::{list, mount};
 pub use queue::{event, events};
 pub use status::status;
+pub use workers::workers;
 
 use crate::output::clean_line;
 

@@ -21,8 +21,8 @@ use std::io;
 use std::sync::Arc;
 
 use hydrant_api::{
-    Cleared, CloneRequest, FailedEvent, Mount, PathRequest, PrefetchRequest, QueueEvent, RmRequest,
-    Status, Summary, UmountRequest,
+    Cleared, CloneRequest, FailedEvent, Mount, PathRequest, PrefetchRequest, QueueEvent,
+    RestartRequest, RmRequest, Status, Summary, UmountRequest, Worker,
 };
 
 pub use caller::Caller;
@@ -113,6 +113,16 @@ pub trait Service: Send + Sync + 'static {
         &self,
         caller: Caller,
     ) -> impl Future<Output = Result<Cleared, ApiError>> + Send;
+
+    fn workers(&self, caller: Caller)
+    -> impl Future<Output = Result<Vec<Worker>, ApiError>> + Send;
+
+    /// Replaces workers by new ones; gives those.
+    fn restart_workers(
+        &self,
+        caller: Caller,
+        request: RestartRequest,
+    ) -> impl Future<Output = Result<Vec<Worker>, ApiError>> + Send;
 
     /// Begins to replace the daemon by the one that is installed now, and returns. Only root's requests
     /// get here.

@@ -7,12 +7,18 @@ use std::time::Duration;
 use fs_err as fs;
 use hydrant_api::{ConfiguredDirectories, Directories};
 use serde::Deserialize;
+use serde::de::IntoDeserializer;
 use thiserror::Error;
 
+use crate::fanotify::{self, QueueKind};
 use crate::queue::wire::Limits;
+use crate::sys::cgroup;
 
 /// More shards than any machine has use for.
 const MAX_SHARDS: u16 = 64;
+
+/// The variable that goes before [`Config::queue`].
+const QUEUE_ENV: &str = "HYDRANT_QUEUE";
 
 /// What the file says; `None` where it says nothing. A key that is not listed here is an error.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -38,6 +44,8 @@ pub struct Config {
     pub read_ahead: Option<bool>,
     /// Work on a kernel that has no Landlock too. Default: no.
     pub without_landlock: Option<bool>,
+    /// Where readers wait. Default: in the kernel, if it can.
+    pub queue: Option<QueueChoice>,
     #[serde(default)]
     pub workers: Workers,
 }
@@ -48,6 +56,82 @@ pub struct Config {
 pub struct Workers {
     /// A worker that still says nothing of a reader so long after the deadline is stuck, and killed.
     pub patience_secs: Option<u64>,
+    /// Whether each has a control group of its own. Default: where the system has them.
+    pub cgroups: Option<bool>,
+    /// The control group in which those are made, from the root of the hierarchy. Default: what the service
+    /// manager delegates.
+    pub cgroup_parent: Option<PathBuf>,
+    /// Default: half of the machine's memory. 0: no limit.
+    pub memory_max: Option<Size>,
+    pub memory_high: Option<Size>,
+    /// Threads. Default: 256.
+    pub pids_max: Option<u64>,
+    /// Default: 100, as all have.
+    pub cpu_weight: Option<u64>,
+}
+
+/// A number of bytes: as such, or a text that ends with `K`, `M`, `G` or `T`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "SizeText")]
+pub struct Size(pub u64);
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum SizeText {
+    Number(u64),
+    Text(String),
+}
+
+impl TryFrom<SizeText> for Size {
+    type Error = String;
+
+    fn try_from(size: SizeText) -> Result<Self, String> {
+        let text = match size {
+            SizeText::Number(bytes) => return Ok(Self(bytes)),
+            SizeText::Text(text) => text,
+        };
+        let units = [("K", 10), ("M", 20), ("G", 30), ("T", 40)];
+        let unit = units.iter().find_map(|(name, bits)| Some((text.strip_suffix(name)?, *bits)));
+        let (number, bits) = unit.unwrap_or((&text, 0));
+        let bytes = number.trim().parse().ok().and_then(|n: u64| n.checked_mul(1 << bits));
+        bytes.map(Self).ok_or_else(|| format!("{text:?} is not a size such as 512M or 2G"))
+    }
+}
+
+/// Where readers are to wait. `HYDRANT_QUEUE` in the environment goes before the file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QueueChoice {
+    /// As the kernel can.
+    #[default]
+    Auto,
+    /// In the kernel's queue, or there is no daemon.
+    Kernel,
+    /// With the supervisor.
+    Brokered,
+}
+
+impl QueueChoice {
+    /// What it comes to on this kernel.
+    pub fn kind(self) -> Result<QueueKind, QueueChoiceError> {
+        match (self, fanotify::probe()?) {
+            (Self::Kernel, QueueKind::Stock) => Err(QueueChoiceError::NotThere),
+            (Self::Brokered, _) => Ok(QueueKind::Stock),
+            (_, kind) => Ok(kind),
+        }
+    }
+}
+
+/// Readers can't wait where they are to.
+#[derive(Debug, Error)]
+pub enum QueueChoiceError {
+    #[error("can't watch files: `hydrant doctor` checks what this machine can do")]
+    Probe(#[from] fanotify::Error),
+    #[error(
+        "the queue is configured to be the kernel's, but this kernel has no restartable permission \
+         events (fanotify_init: EINVAL for FAN_RESTARTABLE_EVENTS); configure \"auto\" or \"brokered\""
+    )]
+    NotThere,
 }
 
 /// A configuration file that can't be used.
@@ -59,6 +143,8 @@ pub enum ConfigError {
     Parse { path: PathBuf, source: toml::de::Error },
     #[error("in {}: {key} {what}", .path.display())]
     Value { path: PathBuf, key: &'static str, what: &'static str },
+    #[error("in the environment: {QUEUE_ENV}: {source}")]
+    Environment { source: serde::de::value::Error },
 }
 
 impl Config {
@@ -78,6 +164,7 @@ impl Config {
 
     /// The first value that can't be, and what is wrong with it.
     fn fault(&self) -> Option<(&'static str, &'static str)> {
+        let workers = &self.workers;
         let relative = |path: &Option<PathBuf>| path.as_ref().is_some_and(|p| !p.is_absolute());
         let faults = [
             (relative(&self.state_dir), "state_dir", "is not an absolute path"),
@@ -86,7 +173,14 @@ impl Config {
             (self.shards > Some(MAX_SHARDS), "shards", "is more than 64"),
             (self.deadline_secs == Some(0), "deadline_secs", "is 0: no reader would get its bytes"),
             (self.stall_secs == Some(0), "stall_secs", "is 0: no request would be answered"),
-            (self.workers.patience_secs == Some(0), "patience_secs", "is 0: no worker would live"),
+            (relative(&workers.cgroup_parent), "cgroup_parent", "does not begin with /"),
+            (workers.pids_max.is_some_and(|pids| pids < 16), "pids_max", "is less than 16"),
+            (
+                workers.cpu_weight.is_some_and(|weight| !(1..=10_000).contains(&weight)),
+                "cpu_weight",
+                "is not from 1 to 10000",
+            ),
+            (workers.patience_secs == Some(0), "patience_secs", "is 0: no worker would live"),
             (self.connections == Some(0), "connections", "is 0: nothing would be fetched"),
         ];
         faults.into_iter().find(|(wrong, ..)| *wrong).map(|(_, key, what)| (key, what))
@@ -112,10 +206,32 @@ impl Config {
         }
     }
 
+    /// Where readers are to wait.
+    pub fn queue(&self) -> Result<QueueChoice, ConfigError> {
+        match std::env::var(QUEUE_ENV) {
+            Ok(value) => QueueChoice::deserialize(value.as_str().into_deserializer())
+                .map_err(|source: serde::de::value::Error| ConfigError::Environment { source }),
+            Err(_) => Ok(self.queue.unwrap_or_default()),
+        }
+    }
+
     /// How long after a reader's deadline a silent worker is given up.
     #[must_use]
     pub fn patience(&self) -> Duration {
         Duration::from_secs(self.workers.patience_secs.unwrap_or(30))
+    }
+
+    /// What a worker may use.
+    #[must_use]
+    pub fn worker_limits(&self) -> cgroup::Limits {
+        let workers = &self.workers;
+        let memory_max = workers.memory_max.map(|size| size.0);
+        cgroup::Limits {
+            memory_max: memory_max.or_else(half_of_memory).filter(|bytes| *bytes > 0),
+            memory_high: workers.memory_high.map(|size| size.0).filter(|bytes| *bytes > 0),
+            pids_max: Some(workers.pids_max.unwrap_or(256)),
+            cpu_weight: workers.cpu_weight,
+        }
     }
 
     /// How many shards there are: as configured, else one for each core, at most four.
@@ -126,6 +242,14 @@ impl Config {
             cores.min(4) as u16
         })
     }
+}
+
+/// Half of the machine's memory, in bytes.
+fn half_of_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kilobytes * 512)
 }
 
 #[cfg(test)]
@@ -145,6 +269,10 @@ mod tests {
         assert_eq!(config, Config::default());
         assert_eq!(config.limits(), Limits::default());
         assert!((1..=4).contains(&config.shards()));
+        let limits = config.worker_limits();
+        assert!(limits.memory_max.is_some_and(|bytes| bytes > 1 << 20), "{limits:?}");
+        let unlimited = load("[workers]\nmemory_max = 0").unwrap();
+        assert_eq!(unlimited.worker_limits().memory_max, None);
         assert_eq!(load("").unwrap(), config);
     }
 
@@ -161,9 +289,16 @@ mod tests {
             stall_secs = 5
             connections = 3
             read_ahead = false
+            queue = "brokered"
             without_landlock = true
             [workers]
             patience_secs = 7
+            cgroups = true
+            cgroup_parent = "/hydrant.slice"
+            memory_max = "512M"
+            memory_high = 1048576
+            pids_max = 64
+            cpu_weight = 50
             "#,
         )
         .unwrap();
@@ -171,9 +306,18 @@ mod tests {
         let limits = Limits { deadline_secs: 10, stall_secs: 5, connections: 3, read_ahead: false };
         assert_eq!(config.limits(), limits);
         assert_eq!(config.patience(), Duration::from_secs(7));
+        let limits = cgroup::Limits {
+            memory_max: Some(512 << 20),
+            memory_high: Some(1 << 20),
+            pids_max: Some(64),
+            cpu_weight: Some(50),
+        };
+        assert_eq!(config.worker_limits(), limits);
+        assert_eq!(config.workers.cgroup_parent.as_deref(), Some(Path::new("/hydrant.slice")));
         let directories = config.directories(None, Some("/elsewhere".into()));
         assert_eq!(directories.run, Path::new("/elsewhere"));
         assert_eq!(config.socket_group.as_deref(), Some("dev"));
+        assert_eq!(config.queue, Some(QueueChoice::Brokered));
         assert_eq!(config.without_landlock, Some(true));
     }
 
@@ -187,8 +331,14 @@ mod tests {
             ("shards = 65", "shards"),
             ("connections = 0", "connections"),
             ("state_dir = \"var\"", "state_dir"),
+            ("queue = \"best\"", "queue"),
             ("[workers]\npatience_secs = 0", "patience_secs"),
             ("[workers]\nwages = 1", "wages"),
+            ("[workers]\nmemory_max = \"much\"", "memory_max"),
+            ("[workers]\nmemory_max = \"99999999999T\"", "memory_max"),
+            ("[workers]\npids_max = 1", "pids_max"),
+            ("[workers]\ncpu_weight = 0", "cpu_weight"),
+            ("[workers]\ncgroup_parent = \"a\"", "cgroup_parent"),
         ] {
             let message = load(text).unwrap_err().to_string();
             assert!(message.contains(key) && message.contains("config.toml"), "{message}");

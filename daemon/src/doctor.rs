@@ -62,6 +62,7 @@ pub fn run(state_dir: &Path) -> Vec<Check> {
     let as_root = |probe: fn(&Room) -> Finding| if_root(&privileges, || in_room(probe));
     let findings = [
         ("fanotify", Required, as_root(lazy::fanotify)),
+        ("queue", Recommended, as_root(|_| system::queue())),
         ("erofs", Required, as_root(lazy::erofs)),
         ("overlayfs", Required, as_root(lazy::overlayfs)),
         ("sparse-files", Required, in_room(system::sparse_files)),

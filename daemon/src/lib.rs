@@ -23,4 +23,5 @@ pub mod source;
 pub mod standalone;
 pub mod supervisor;
 pub mod sys;
+pub mod watch;
 pub mod worker;

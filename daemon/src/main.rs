@@ -53,7 +53,13 @@ struct SupervisorArgs {
 enum Role {
     /// Fetches content; started by the supervisor
     #[command(hide = true)]
-    Worker(Unprivileged),
+    Worker {
+        #[command(flatten)]
+        who: Unprivileged,
+        /// Segments, where their events come from the kernel's queue
+        #[arg(long)]
+        event_files: Option<PathBuf>,
+    },
     /// Makes a manifest of a revision; started by the supervisor
     #[command(hide = true)]
     Importer(Unprivileged),
@@ -187,8 +193,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             );
             Ok(ExitCode::SUCCESS)
         }
-        Some(Role::Worker(who)) => {
-            worker::main(who.uid, who.gid, who.without_landlock, inherited()?)?;
+        Some(Role::Worker { who, event_files }) => {
+            worker::main(who.uid, who.gid, who.without_landlock, event_files, inherited()?)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Importer(who)) => {

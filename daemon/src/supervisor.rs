@@ -4,7 +4,9 @@
 //! workers, and answers on the admin socket. What it knows of a tree is in the catalog; what is
 //! present in a segment, only the segment's file tells.
 
+mod cgroups;
 mod clone;
+mod durable;
 mod failed;
 mod git;
 mod import;
@@ -24,6 +26,7 @@ pub(crate) mod store;
 mod succession;
 mod target;
 mod worker;
+mod workers;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,8 +42,10 @@ pub use run::{Outcome, run};
 use crate::admin::ApiError;
 use crate::catalog::Catalog;
 use crate::config::Config;
+use crate::fanotify::QueueKind;
 use crate::ids::{PoolId, ShardId};
 use crate::queue::wire::Limits;
+use cgroups::Cgroups;
 use origins::Origins;
 use shard::ShardHandle;
 use store::Store;
@@ -53,7 +58,10 @@ pub struct Supervisor {
     catalog: Catalog,
     store: Arc<Store>,
     origins: Arc<Origins>,
+    cgroups: Arc<Cgroups>,
     shards: Vec<ShardHandle>,
+    /// Of all of them.
+    queue: QueueKind,
     /// The shards whose group came from the supervisor before this one: what they guard has been
     /// guarded all the time.
     kept: HashSet<ShardId>,

@@ -2,12 +2,14 @@
 //! descriptors, starting processes, and giving up privileges. With `fanotify/` the only place that
 //! has `unsafe` code; what it offers is safe.
 
+pub mod cgroup;
 pub mod fdstore;
 pub mod lease;
 pub mod limits;
 pub mod mount;
 pub mod notify;
 pub mod privileges;
+pub mod readable;
 pub mod replace;
 pub mod seqpacket;
 pub mod shared;

@@ -1,8 +1,9 @@
 //! Benchmarks: each beside its peer, in the same run, on the same machine.
 
+pub mod calls;
 pub mod cold;
 pub mod fetch;
-mod fuse;
+pub mod fuse;
 pub mod import;
 pub mod memory;
 pub mod table;

@@ -11,12 +11,16 @@
 //!   something that was never read.
 //! - [`killer`]: SIGKILL for workers and supervisors.
 //! - [`witness`]: compares `hydrant queue` and the counters with what the readers announce.
+//! - [`guard`]: cleans up when the program is killed.
+//! - [`peers`]: the same readers and kills for designs with a single process.
 
 pub mod board;
 pub mod content;
 pub mod crew;
+pub mod guard;
 pub mod killer;
 pub mod origin;
+pub mod peers;
 pub mod reader;
 pub mod report;
 pub mod run;

@@ -16,6 +16,8 @@
 //! | `POST /v1/queue/{id}/deny` | | `{}` |
 //! | `GET /v1/queue/failed` | | list of [`FailedEvent`] |
 //! | `POST /v1/queue/failed/clear` | | [`Cleared`] |
+//! | `GET /v1/workers` | | list of [`Worker`] |
+//! | `POST /v1/workers/restart` | [`RestartRequest`] | list of [`Worker`]: the new ones |
 //! | `POST /v1/reload` | | `{}` |
 //! | `POST /v1/stop` | | `{}` |
 //!
@@ -31,7 +33,9 @@ mod text;
 use serde::{Deserialize, Serialize};
 
 pub use environment::is_wanted_variable;
-pub use paths::{CONFIG_FILE, ConfiguredDirectories, Directories, RUN_DIR_ENV, STATE_DIR_ENV};
+pub use paths::{
+    CONFIG_FILE, ConfiguredDirectories, Directories, RUN_DIR_ENV, STATE_DIR_ENV, cgroup_name,
+};
 pub use text::{path_from_text, path_to_text};
 
 /// The header of every answer that says which version the daemon has. Fields that are not known are to be
@@ -237,10 +241,48 @@ pub struct Shard {
     pub worker_pid: Option<i32>,
     /// Workers that ended without being asked to.
     pub worker_deaths: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_death: Option<WorkerDeath>,
     pub waiting: u64,
     pub in_flight: u64,
     /// How long the oldest event has waited.
     pub longest_wait_ms: u64,
+}
+
+/// How a worker ended without being asked to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerDeath {
+    pub pid: i32,
+    pub ago_ms: u64,
+    /// Such as `signal: 9 (SIGKILL)` or `killed by the kernel: out of memory (limit 512 MiB)`.
+    pub end: String,
+}
+
+/// A shard's worker, of `GET /v1/workers`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worker {
+    pub shard: u16,
+    pub pid: Option<i32>,
+    /// `running`; `starting`; `stopping`, to be replaced; `none` for a moment between two.
+    pub state: String,
+    pub age_ms: Option<u64>,
+    /// Of its cgroup, with the page cache of what it has read and written; of the process, where that is not known.
+    pub memory_bytes: Option<u64>,
+    /// The limit.
+    pub memory_max_bytes: Option<u64>,
+    /// Its cgroup's directory.
+    pub cgroup: Option<String>,
+    /// Workers of this shard that ended without being asked to.
+    pub deaths: u64,
+    pub last_death: Option<WorkerDeath>,
+}
+
+/// `POST /v1/workers/restart`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartRequest {
+    /// All of them, one after the other, otherwise.
+    #[serde(default)]
+    pub shard: Option<u16>,
 }
 
 /// Sums since the daemon started.

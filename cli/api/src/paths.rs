@@ -11,6 +11,18 @@ pub const RUN_DIR_ENV: &str = "HYDRANT_RUN_DIR";
 /// The configuration file. It need not exist.
 pub const CONFIG_FILE: &str = "/etc/hydrant/config.toml";
 
+/// The name of the control group below which a daemon makes those of its workers, where nobody hands one to it.
+/// Daemons with other state directories have other names.
+#[must_use]
+pub fn cgroup_name(state: &Path) -> String {
+    // FNV-1a: the same in every version
+    let bytes = state.as_os_str().as_encoded_bytes().iter();
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("hydrant-{hash:016x}")
+}
+
 /// The two directories of one daemon. Daemons with other directories don't disturb each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directories {

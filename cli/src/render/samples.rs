@@ -1,6 +1,8 @@
 //! What the tests of rendering show.
 
-use hydrant_api::{Counters, FailedEvent, Mount, Owner, Process, QueueEvent, Shard, Status};
+use hydrant_api::{
+    Counters, FailedEvent, Mount, Owner, Process, QueueEvent, Shard, Status, WorkerDeath,
+};
 
 pub fn mount() -> Mount {
     Mount {
@@ -49,6 +51,11 @@ pub fn status() -> Status {
         shard: 0,
         worker_pid: Some(4711),
         worker_deaths: 1,
+        last_death: Some(WorkerDeath {
+            pid: 4690,
+            ago_ms: 125_000,
+            end: "killed by the kernel: out of memory (limit 512 MiB)".into(),
+        }),
         waiting: 2,
         in_flight: 12,
         longest_wait_ms: 812,
@@ -61,7 +68,10 @@ pub fn status() -> Status {
         run_dir: "/run/hydrant".into(),
         queue: "brokered".into(),
         mounts: vec![mount(), other_mount()],
-        shards: vec![shard.clone(), Shard { shard: 1, worker_pid: None, ..shard }],
+        shards: vec![
+            shard.clone(),
+            Shard { shard: 1, worker_pid: None, last_death: None, ..shard },
+        ],
         counters: Counters {
             events: 12345,
             answered_present: 345,

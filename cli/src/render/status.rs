@@ -2,7 +2,7 @@
 
 use hydrant_api::{Counters, Shard, Status};
 
-use super::{bytes, mounts, number, or_dash, pairs, table, time};
+use super::{bytes, mounts, number, or_dash, pairs, table, time, workers};
 use crate::output::clean_line;
 
 /// All of it.
@@ -41,7 +41,11 @@ fn shards(shards: &[Shard]) -> String {
         ]
     };
     let headings = [">SHARD", ">WORKER", ">WAITING", ">IN FLIGHT", ">LONGEST WAIT", ">DEATHS"];
-    table(&headings, shards.iter().map(row))
+    let mut text = table(&headings, shards.iter().map(row));
+    for shard in shards {
+        text.push_str(&workers::last_death(shard.shard, shard.last_death.as_ref()));
+    }
+    text
 }
 
 fn counters(counters: &Counters) -> String {
@@ -110,6 +114,7 @@ trouble: /home/a/with \xff: connection refused
 SHARD  WORKER  WAITING  IN FLIGHT  LONGEST WAIT  DEATHS
     0    4711        2         12        812 ms       1
     1       -        2         12        812 ms       1
+shard 0: worker 4690 ended 2 min 5 s ago: killed by the kernel: out of memory (limit 512 MiB)
 
 events       12,345: 345 were there already, 11,985 fetched, 1 denied, 2 given to another worker
 waiting now  14, the longest wait 1.24 s

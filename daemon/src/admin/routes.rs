@@ -13,7 +13,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use hydrant_api::{
     Cleared, CloneRequest, ErrorBody, FailedEvent, Mount, PathRequest, PrefetchRequest, QueueEvent,
-    RmRequest, Status, UmountRequest, VERSION_HEADER,
+    RestartRequest, RmRequest, Status, UmountRequest, VERSION_HEADER, Worker,
 };
 use serde::de::DeserializeOwned;
 
@@ -42,6 +42,8 @@ pub(super) fn router<S: Service>(service: Arc<S>) -> Router {
         .route("/v1/queue/{id}", get(queue_event::<S>))
         .route("/v1/queue/{id}/retry", post(retry::<S>))
         .route("/v1/queue/{id}/deny", post(deny::<S>))
+        .route("/v1/workers", get(workers::<S>))
+        .route("/v1/workers/restart", post(restart_workers::<S>))
         .route("/v1/reload", post(reload::<S>))
         .route("/v1/stop", post(stop::<S>))
         .fallback(unknown)
@@ -176,6 +178,20 @@ async fn failed<S: Service>(
 async fn clear_failed<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Cleared> {
     tracing::info!(uid = caller.uid, "clear the failed events");
     to_the_end("clear", async move { service.clear_failed(caller).await }).await
+}
+
+async fn workers<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Vec<Worker>> {
+    service.workers(caller).await.map(Json)
+}
+
+async fn restart_workers<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    body: Body,
+) -> Reply<Vec<Worker>> {
+    let request: RestartRequest = parse(body)?;
+    tracing::info!(uid = caller.uid, shard = request.shard, "restart workers");
+    to_the_end("restart", async move { service.restart_workers(caller, request).await }).await
 }
 
 async fn reload<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Nothing> {

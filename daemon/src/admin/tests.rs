@@ -151,6 +151,19 @@ impl Service for Fake {
         Ok(Cleared { cleared: 3 })
     }
 
+    async fn workers(&self, _: Caller) -> Result<Vec<Worker>, ApiError> {
+        Ok(vec![])
+    }
+
+    async fn restart_workers(
+        &self,
+        _: Caller,
+        request: RestartRequest,
+    ) -> Result<Vec<Worker>, ApiError> {
+        self.note(format!("restart {:?}", request.shard));
+        Ok(vec![])
+    }
+
     async fn reload(&self, _: Caller) -> Result<(), ApiError> {
         self.note("reload".into());
         Ok(())

@@ -24,14 +24,16 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use super::cgroups::Cgroups;
 use super::git::{self, Git, GitError, Head};
 use super::known::Known;
 use super::origins::Access;
 use super::store::Store;
-use super::worker::{ENVIRONMENT, Exit, cut};
+use super::worker::{ENVIRONMENT, Exit, cut, explain, in_group};
 use crate::ids::ShardId;
 use crate::importer::{self, Fds, attributes};
 use crate::queue::wire::{self, FromImporter, GitTransport, Imported, Limits, ToImporter};
+use crate::sys::cgroup::Cgroup;
 use crate::sys::seqpacket::{self, Seqpacket};
 use crate::sys::spawn::{Child as Importer, Role, Spawn};
 
@@ -95,6 +97,7 @@ pub struct Job<'a> {
 #[derive(Debug)]
 pub struct Waiting {
     importer: Importer,
+    cgroup: Option<Cgroup>,
     control: Seqpacket,
     /// Where the lists go that it reads.
     tree: OwnedFd,
@@ -120,7 +123,7 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), ImportError> {
 
 impl Waiting {
     /// Starts an importer that is to write into an existing directory.
-    pub fn start(store: &Store, directory: &Path) -> Result<Self, ImportError> {
+    pub fn start(store: &Store, cgroups: &Cgroups, directory: &Path) -> Result<Self, ImportError> {
         let io = |what: &'static str| move |source| ImportError::Io { what, source };
         let create = |name: &str| {
             let mut options = File::options();
@@ -153,10 +156,12 @@ impl Waiting {
         for fd in <[OwnedFd; importer::FDS]>::from(fds) {
             importer = importer.fd(fd);
         }
-        let importer =
-            importer.start().map_err(io_other).map_err(io("can't start the importer"))?;
+        let cgroup = cgroups.make("importer");
+        let importer = in_group(importer, cgroup.as_ref()).start();
+        let importer = importer.map_err(io_other).map_err(io("can't start the importer"))?;
         Ok(Self {
             importer,
+            cgroup,
             control,
             tree: tree_in,
             local: local_in,
@@ -188,8 +193,8 @@ impl Waiting {
         let mut command = git.command(&args)?;
         command.stdout(Stdio::from(self.local)).env("GIT_NO_LAZY_FETCH", "1");
         gits.spawn("cat-file", command)?;
-        let Self { importer, control, known, directory, .. } = self;
-        Ok(Listing { importer, control, known, directory, gits })
+        let Self { importer, cgroup, control, known, directory, .. } = self;
+        Ok(Listing { importer, cgroup, control, known, directory, gits })
     }
 }
 
@@ -197,6 +202,8 @@ impl Waiting {
 #[derive(Debug)]
 pub struct Listing {
     importer: Importer,
+    /// Dropped after the importer.
+    cgroup: Option<Cgroup>,
     control: Seqpacket,
     known: OwnedFd,
     directory: PathBuf,
@@ -293,7 +300,7 @@ pub async fn import(
     job: Job<'_>,
     mut progress: impl FnMut(&str, u64, u64),
 ) -> Result<Import, ImportError> {
-    let Listing { mut importer, control, known, directory, mut gits } = listing;
+    let Listing { mut importer, cgroup, control, known, directory, mut gits } = listing;
     let path = |name: &str| directory.join(name);
     job.known.list(job.store, known);
     let message = ToImporter::Job {
@@ -306,7 +313,8 @@ pub async fn import(
     let mut upcalls = 0;
     let imported = loop {
         let Some(message) = hear(&control).await? else {
-            return Err(ImportError::Ended(end(&mut importer).await.description));
+            let exit = explain(end(&mut importer).await, cgroup.as_ref());
+            return Err(ImportError::Ended(exit.description));
         };
         if let FromImporter::NeedTransport { .. } | FromImporter::NeedCredential { .. } = message {
             upcalls += 1;

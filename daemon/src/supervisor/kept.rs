@@ -10,6 +10,9 @@
 //! [`Shard`](super::shard::Shard)). Nobody knows what an event that falls in between is about, not even
 //! its number, so all numbers that it may have are answered with `EAGAIN`: the reader can try again,
 //! and neither hangs nor gets zeros.
+//!
+//! None of that concerns groups with the kernel's queue: there the kernel has taken back what had been
+//! read.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -108,9 +111,11 @@ impl Kept {
         }
         kept.sweep();
         if !kept.shards.is_empty() {
+            let queue = kept.kind();
             let owed: usize = kept.shards.values().map(|shard| shard.owed.len()).sum();
             info!(
                 shards = kept.shards.len(),
+                ?queue,
                 waiting = owed,
                 micros = begin.elapsed().as_micros() as u64,
                 "taken over from the supervisor before"
@@ -128,6 +133,12 @@ impl Kept {
     #[must_use]
     pub fn count(&self) -> Option<u16> {
         Some(self.shards.last_key_value()?.0.saturating_add(1))
+    }
+
+    /// Of which kind their groups are: they stay so as long as they are kept.
+    #[must_use]
+    pub fn kind(&self) -> Option<QueueKind> {
+        self.shards.values().next().map(|shard| shard.group.kind())
     }
 
     /// The shards that were never without their group.
@@ -162,10 +173,11 @@ impl Kept {
     fn sweep(&self) {
         let limit = limits::open_files().map_or(u64::MAX, |limit| limit.soft);
         let limit = i32::try_from(limit).unwrap_or(i32::MAX);
-        let tables = self.shards.values().map(|shard| shard.table.as_ref());
+        let stock = || self.shards.iter().filter(|(_, kept)| kept.group.kind() == QueueKind::Stock);
+        let tables = stock().map(|(_, shard)| shard.table.as_ref());
         let highest = tables.map(|table| table.map_or(FAR, Table::highest_number)).max();
         let end = highest.unwrap_or(0).saturating_add(MARGIN).min(limit);
-        for (id, shard) in &self.shards {
+        for (id, shard) in stock() {
             shard.sweep(ShardId(*id), end);
         }
     }
@@ -174,9 +186,9 @@ impl Kept {
 impl KeptShard {
     fn take_back(id: ShardId, group: OwnedFd, table: Option<OwnedFd>) -> Option<Self> {
         let group = match Group::from_owned_fd(group) {
-            Ok(group) if group.kind() == QueueKind::Stock => group,
-            other => {
-                error!(shard = %id, group = ?other.map(|group| group.kind()), "this is no group of ours");
+            Ok(group) => group,
+            Err(error) => {
+                error!(shard = %id, %error, "this is no group of ours");
                 forget(&group_name(id));
                 return None;
             }
@@ -185,11 +197,15 @@ impl KeptShard {
             Some(Ok(table)) => Some(table),
             lost => {
                 let error = lost.and_then(Result::err).map(|error| error.to_string());
-                error!(shard = %id, error, "the table of those who wait is lost: they get EAGAIN");
+                error!(shard = %id, error, "the table of those who wait is lost");
                 forget(&table_name(id));
                 None
             }
         };
+        if group.kind() == QueueKind::Kernel {
+            // what the worker before had is in the kernel's queue again, and under no number
+            return Some(Self { group, table, owed: Vec::new() });
+        }
         let (records, corrupt) = table.as_ref().map(Table::inherit).unwrap_or_default();
         if corrupt > 0 {
             warn!(shard = %id, corrupt, "events whose entry was not finished: they get EAGAIN");

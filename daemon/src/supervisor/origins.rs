@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 
 use super::git::{self, Git, Remote};
@@ -16,6 +17,13 @@ use crate::queue::wire::Credential;
 
 /// A credential helper that takes longer is given up.
 const HELPER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// So many `git upload-pack` of one pool run at the same time. A worker has up to `connections` of them, and those of
+/// the worker before it end when they notice that it is gone.
+const MAX_UPLOAD_PACKS: usize = 32;
+
+/// Whoever wants another one waits so long for one of them to end.
+const UPLOAD_PACK_PATIENCE: Duration = Duration::from_secs(20);
 
 /// One pool's origin.
 #[derive(Debug, Clone)]
@@ -29,6 +37,7 @@ pub struct Access {
 #[derive(Debug, Default)]
 pub struct Origins {
     pools: Mutex<HashMap<PoolId, Access>>,
+    upload_packs: Mutex<HashMap<PoolId, Arc<Semaphore>>>,
 }
 
 impl Origins {
@@ -39,6 +48,7 @@ impl Origins {
 
     pub fn remove(&self, pool: PoolId) {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner).remove(&pool);
+        self.upload_packs.lock().unwrap_or_else(PoisonError::into_inner).remove(&pool);
     }
 
     #[must_use]
@@ -47,8 +57,17 @@ impl Origins {
     }
 
     /// Starts a `git upload-pack` for the pool; gives the other end of its standard input and output.
-    pub fn transport(&self, pool: PoolId) -> Result<OwnedFd, String> {
-        self.get(pool).ok_or("the pool has no origin any more")?.transport()
+    pub async fn transport(&self, pool: PoolId) -> Result<OwnedFd, String> {
+        let access = self.get(pool).ok_or("the pool has no origin any more")?;
+        let slots = {
+            let mut slots = self.upload_packs.lock().unwrap_or_else(PoisonError::into_inner);
+            let new = || Arc::new(Semaphore::new(MAX_UPLOAD_PACKS));
+            Arc::clone(slots.entry(pool).or_insert_with(new))
+        };
+        match tokio::time::timeout(UPLOAD_PACK_PATIENCE, slots.acquire_owned()).await {
+            Ok(slot) => access.start_transport(slot.ok()),
+            Err(_) => Err("too many git upload-pack run for this origin".into()),
+        }
     }
 
     /// What the owner's credential helpers say.
@@ -66,8 +85,13 @@ impl Origins {
 impl Access {
     /// Starts a `git upload-pack`; gives the other end of its standard input and output.
     pub fn transport(&self) -> Result<OwnedFd, String> {
+        self.start_transport(None)
+    }
+
+    /// `slot` is held until it has ended.
+    fn start_transport(&self, slot: Option<OwnedSemaphorePermit>) -> Result<OwnedFd, String> {
         let command = self.git.upload_pack(&self.remote).map_err(|error| error.to_string())?;
-        connect(command).map_err(|error| format!("can't start git upload-pack: {error}"))
+        connect(command, slot).map_err(|error| format!("can't start git upload-pack: {error}"))
     }
 
     /// What the owner's credential helpers say.
@@ -96,7 +120,10 @@ fn on_host(url: &str, origin: &str) -> Option<String> {
 }
 
 /// Runs a command with one end of a socket pair as its standard input and output.
-fn connect(mut command: tokio::process::Command) -> std::io::Result<OwnedFd> {
+fn connect(
+    mut command: tokio::process::Command,
+    slot: Option<OwnedSemaphorePermit>,
+) -> std::io::Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair()?;
     command.stdin(Stdio::from(OwnedFd::from(theirs.try_clone()?)));
     command.stdout(Stdio::from(OwnedFd::from(theirs)));
@@ -112,6 +139,7 @@ fn connect(mut command: tokio::process::Command) -> std::io::Result<OwnedFd> {
             Ok(_) => debug!("git upload-pack ended"),
             Err(error) => warn!(%error, "git upload-pack was lost"),
         }
+        drop(slot);
     });
     Ok(OwnedFd::from(ours))
 }

@@ -13,19 +13,23 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+use super::cgroups::Cgroups;
+use super::durable;
 use super::failed::News;
 use super::kept::{self, Kept, Listener};
 use super::manager::{self, End};
 use super::mounts;
 use super::origins::Origins;
-use super::shard::{Command, Hooks, Shard};
+use super::shard::{Command, Hooks, Rules, Shard};
 use super::store::{Store, WorkerUser};
 use super::{Supervisor, lock};
 use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, SocketFile, serve};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, Segment};
 use crate::config::Config;
-use crate::ids::ShardId;
+use crate::fanotify::QueueKind;
+use crate::ids::{PoolId, ShardId};
 use crate::queue::inflight;
+use crate::range::ByteRange;
 use crate::sys::{fdstore, limits, replace};
 use crate::worker::sandbox;
 
@@ -60,6 +64,7 @@ pub async fn run(
     } else {
         InstanceLock::take_over(&directories)?
     };
+    let queue = queue_kind(&config, &kept)?;
     let files = limits::raise_open_files().context("can't raise the limit of open files")?;
     let user = not_in_group(worker_user(&config)?, config.socket_group.as_deref())?;
     let store = Store::open(&directories.state, user).with_context(|| {
@@ -83,14 +88,15 @@ pub async fn run(
     let origins = Arc::new(Origins::default());
     let (tell, news) = mpsc::unbounded_channel();
     let hooks = hooks(&catalog, &tell);
-    let patience = config.patience();
-    let shards = start_shards(count, &mut kept, &store, &origins, patience, hooks);
+    let cgroups = Arc::new(Cgroups::new(&config, &directories.state));
+    let rules = Rules { patience: config.patience(), cgroups: Arc::clone(&cgroups) };
+    let shards = start_shards(count, queue, &mut kept, &store, &origins, &rules, hooks);
     let shards = shards.inspect_err(|_| {
         if guarded.is_empty() {
             kept::forget_all((0..count).map(ShardId));
         }
     })?;
-    info!(state = %directories.state.display(), shards = shards.len(), open_files = files.soft, "started");
+    info!(state = %directories.state.display(), shards = shards.len(), queue = queue.name(), open_files = files.soft, "started");
     let (end, mut ending) = watch::channel(None);
     let supervisor = Arc::new(Supervisor {
         directories: directories.clone(),
@@ -98,7 +104,9 @@ pub async fn run(
         catalog,
         store,
         origins,
+        cgroups: Arc::clone(&cgroups),
         shards,
+        queue,
         kept: guarded,
         busy: Mutex::new(HashSet::new()),
         live: Arc::default(),
@@ -109,6 +117,10 @@ pub async fn run(
     });
     supervisor.record_failures(news);
     supervisor.restore_quarantine().await;
+    if supervisor.kept.is_empty() {
+        // of clones that were cut short; once a pool is mounted it has to wait
+        supervisor.collect_garbage().await;
+    }
     supervisor.restore().await;
     let (listener, file) = (socket.copy()?, socket.take_file());
     let (shut, mut shutting) = watch::channel(false);
@@ -131,6 +143,7 @@ pub async fn run(
             shut.send_replace(true);
             // requests in hand are answered, but nobody may hold us up
             tokio::time::timeout(Duration::from_secs(10), server).await.ok();
+            tokio::task::spawn_blocking(move || cgroups.close()).await.ok();
             info!("stopped");
             Ok(Outcome::Ended)
         }
@@ -142,6 +155,8 @@ pub async fn run(
                 warn!("requests that are not done are given up");
             }
             let mut estate = supervisor.hand_over().await?;
+            // an older systemd can't start anything beside groups that are left
+            tokio::task::spawn_blocking(move || cgroups.close()).await.ok();
             if end == End::HandOver {
                 supervisor.leave_a_guard(estate);
                 return Ok(Outcome::Ended);
@@ -152,6 +167,20 @@ pub async fn run(
             Ok(Outcome::Replace(estate))
         }
     }
+}
+
+/// Where readers wait: as configured, but groups that were kept stay what they are.
+fn queue_kind(config: &Config, kept: &Kept) -> anyhow::Result<QueueKind> {
+    let configured = config.queue().map_err(anyhow::Error::from).and_then(|c| Ok(c.kind()?));
+    let Some(kind) = kept.kind() else { return configured };
+    if configured.as_ref().ok() != Some(&kind) {
+        let configured = configured.map_or_else(|error| error.to_string(), |c| c.name().into());
+        warn!(
+            queue = kind.name(),
+            configured, "the queue stays what it is until the daemon is stopped"
+        );
+    }
+    Ok(kind)
 }
 
 fn worker_user(config: &Config) -> anyhow::Result<WorkerUser> {
@@ -186,6 +215,7 @@ fn not_in_group(user: WorkerUser, group: Option<&str>) -> anyhow::Result<WorkerU
 async fn recover(catalog: &Catalog, store: &Store) -> anyhow::Result<()> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let last = catalog.begin_run(boot_id.trim()).await?;
+    durable::remove_disposable(catalog, store).await?;
     for path in catalog.unknown_files().await? {
         let removed =
             if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
@@ -203,26 +233,38 @@ async fn recover(catalog: &Catalog, store: &Store) -> anyhow::Result<()> {
         "the machine went down without a clean stop: content that may be damaged is fetched anew"
     );
     for pool in catalog.pools().await? {
-        for segment in catalog.segments(pool.id).await?.into_iter().filter(|s| !s.complete) {
-            forget(store, pool.id, &segment).with_context(|| {
+        for segment in catalog.segments(pool.id).await? {
+            forget(catalog, store, pool.id, &segment).await.with_context(|| {
                 format!("can't punch out segment {} of pool {}", segment.id, pool.id)
             })?;
         }
     }
+    // until this is on the disk, every start does it anew
+    store.sync().context("can't sync the state directory")?;
     catalog.recovered(boot_id.trim()).await?;
     Ok(())
 }
 
 /// Punches all of a segment that is fetched, but for the ends of a pack, which the builder wrote and
-/// synced.
-fn forget(
+/// synced. Not of one that is on record as complete, which was synced before: unless it has holes all
+/// the same.
+async fn forget(
+    catalog: &Catalog,
     store: &Store,
-    pool: crate::ids::PoolId,
-    segment: &crate::catalog::Segment,
-) -> io::Result<()> {
+    pool: PoolId,
+    segment: &Segment,
+) -> anyhow::Result<()> {
+    if segment.complete {
+        let all = ByteRange::new(0, segment.size);
+        if matches!(store.is_present(pool, segment.id, all), Ok(true)) {
+            return Ok(());
+        }
+        warn!(%pool, segment = %segment.id, "a segment that was complete is not: has the file system lost data?");
+        catalog.set_complete(segment.id, false).await?;
+    }
     match store.punch(pool, segment.id, segment.kind) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
+        result => Ok(result?),
     }
 }
 
@@ -254,10 +296,11 @@ fn hooks(catalog: &Catalog, tell: &mpsc::UnboundedSender<News>) -> impl Fn(Shard
 
 fn start_shards(
     count: u16,
+    queue: QueueKind,
     kept: &mut Kept,
     store: &Arc<Store>,
     origins: &Arc<Origins>,
-    patience: Duration,
+    rules: &Rules,
     hooks: impl Fn(ShardId) -> Hooks,
 ) -> anyhow::Result<Vec<super::shard::ShardHandle>> {
     // threads of their own: whatever holds a request up does not hold up readers
@@ -274,7 +317,7 @@ fn start_shards(
         .map(ShardId)
         .map(|id| {
             let (store, origins) = (Arc::clone(store), Arc::clone(origins));
-            Shard::start(id, kept.take(id), store, origins, patience, hooks(id))
+            Shard::start(id, queue, kept.take(id), store, origins, rules.clone(), hooks(id))
                 .context("can't watch files: `hydrant doctor` checks what this machine can do")
         })
         .collect()

@@ -1,8 +1,8 @@
 //! The supervisor as the admin server's service.
 
 use hydrant_api::{
-    Cleared, CloneRequest, FailedEvent, Mount, PathRequest, PrefetchRequest, QueueEvent, RmRequest,
-    Status, Summary, UmountRequest,
+    Cleared, CloneRequest, FailedEvent, Mount, PathRequest, PrefetchRequest, QueueEvent,
+    RestartRequest, RmRequest, Status, Summary, UmountRequest, Worker,
 };
 
 use super::Supervisor;
@@ -82,6 +82,19 @@ impl Service for Supervisor {
     async fn clear_failed(&self, caller: Caller) -> Result<Cleared, ApiError> {
         caller.require_root("clear the records of failed events")?;
         self.clear_failed_events().await
+    }
+
+    async fn workers(&self, _: Caller) -> Result<Vec<Worker>, ApiError> {
+        Ok(self.list_workers().await)
+    }
+
+    async fn restart_workers(
+        &self,
+        caller: Caller,
+        request: RestartRequest,
+    ) -> Result<Vec<Worker>, ApiError> {
+        caller.require_root("restart workers")?;
+        self.replace_workers(&request).await
     }
 
     async fn reload(&self, _: Caller) -> Result<(), ApiError> {

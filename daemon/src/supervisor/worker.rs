@@ -3,17 +3,21 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
+use super::cgroups::{Cgroups, out_of_memory};
 use super::store::Store;
+use crate::fanotify::QueueKind;
 use crate::ids::ShardId;
 use crate::queue::wire::{self, FromQueue, FromWorker, ToQueue, ToWorker};
+use crate::sys::cgroup::Cgroup;
 use crate::sys::seqpacket::{self, Seqpacket};
 use crate::sys::spawn::{Child, Role, Spawn};
 
@@ -48,6 +52,7 @@ pub struct Exit {
     /// SIGKILL or SIGTERM, or an exit that it was asked for: no fault of its own.
     pub from_outside: bool,
     pub description: String,
+    pub signal: Option<i32>,
 }
 
 impl From<io::Result<ExitStatus>> for Exit {
@@ -60,8 +65,11 @@ impl From<io::Result<ExitStatus>> for Exit {
                         Some(libc::SIGKILL | libc::SIGTERM | libc::SIGINT)
                     ),
                 description: status.to_string(),
+                signal: status.signal(),
             },
-            Err(error) => Self { from_outside: false, description: error.to_string() },
+            Err(error) => {
+                Self { from_outside: false, description: error.to_string(), signal: None }
+            }
         }
     }
 }
@@ -121,6 +129,8 @@ impl Control {
 #[derive(Debug)]
 pub struct Worker {
     child: Child,
+    /// Dropped after the child.
+    cgroup: Option<Cgroup>,
     pid: i32,
     started: Instant,
     control: Arc<Seqpacket>,
@@ -138,22 +148,31 @@ pub struct Worker {
 
 impl Worker {
     /// Starts a worker and greets it.
-    pub fn start(shard: ShardId, store: &Store) -> io::Result<Self> {
+    pub fn start(
+        shard: ShardId,
+        queue: QueueKind,
+        store: &Store,
+        cgroups: &Cgroups,
+    ) -> io::Result<Self> {
         let (control, their_control) = seqpacket::pair()?;
-        let (queue, their_queue) = seqpacket::pair()?;
+        let (queue_socket, their_queue) = seqpacket::pair()?;
         let user = store.worker_user;
-        let child = Spawn::role(Role::Worker)
+        let cgroup = cgroups.make(&format!("worker-{shard}"));
+        let mut spawn = Spawn::role(Role::Worker)
             .arguments(user.arguments())
-            .argument(format!("--shard={shard}"))
+            .argument(format!("--shard={shard}"));
+        if queue == QueueKind::Kernel {
+            spawn = spawn.argument("--event-files").argument(store.pools_dir());
+        }
+        let spawn = spawn
             .inherit(&ENVIRONMENT)
             .fd(their_control)
             .fd(their_queue)
-            .fd(store.spool_dir(shard)?)
-            .start()
-            .map_err(io::Error::other)?;
+            .fd(store.spool_dir(shard)?);
+        let child = in_group(spawn, cgroup.as_ref()).start().map_err(io::Error::other)?;
         let pid = child.id();
         let control = Arc::new(Seqpacket::new(control)?);
-        let queue = Seqpacket::new(queue)?;
+        let queue = Seqpacket::new(queue_socket)?;
         let (messages, mut outgoing) = mpsc::unbounded_channel::<Outgoing>();
         let socket = Arc::clone(&control);
         tokio::spawn(async move {
@@ -172,6 +191,7 @@ impl Worker {
         control_sender.send(ToWorker::Hello { version: wire::VERSION }, Vec::new());
         Ok(Self {
             child,
+            cgroup,
             pid,
             started: Instant::now(),
             control,
@@ -189,6 +209,18 @@ impl Worker {
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    #[must_use]
+    pub fn cgroup(&self) -> Option<&Path> {
+        self.cgroup.as_ref().map(Cgroup::directory)
+    }
+
+    /// Looks whether the kernel ended it for want of memory. To have reached its own limit is its own doing, and
+    /// maybe that of what it had to fetch; that the machine has no memory left is not.
+    #[must_use]
+    pub fn explain(&self, exit: Exit) -> Exit {
+        explain(exit, self.cgroup.as_ref())
     }
 
     #[must_use]
@@ -225,6 +257,11 @@ impl Worker {
 
     pub fn set_running(&mut self) {
         self.running = true;
+    }
+
+    /// It is going to be told to stop, and gets nothing more.
+    pub fn retire(&mut self) {
+        self.running = false;
     }
 
     /// Waits for what the worker does next. `want_write`: also for the queue socket to take another
@@ -275,6 +312,28 @@ impl Worker {
         if let Err(error) = self.child.kill() {
             error!(pid = self.pid, %error, "can't kill a worker");
         }
+    }
+}
+
+/// Starts a process in a group, if there is one.
+pub fn in_group(spawn: Spawn, group: Option<&Cgroup>) -> Spawn {
+    match group.map(Cgroup::open) {
+        Some(Ok(directory)) => spawn.cgroup(directory),
+        Some(Err(error)) => {
+            warn!(%error, "can't open a cgroup: the process runs without");
+            spawn
+        }
+        None => spawn,
+    }
+}
+
+/// See [`Worker::explain`].
+pub fn explain(exit: Exit, group: Option<&Cgroup>) -> Exit {
+    match group.and_then(out_of_memory) {
+        Some((description, own_limit)) if exit.signal == Some(libc::SIGKILL) => {
+            Exit { from_outside: !own_limit, description, ..exit }
+        }
+        _ => exit,
     }
 }
 

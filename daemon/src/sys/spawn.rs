@@ -69,6 +69,7 @@ pub struct Spawn {
     environment: Vec<(OsString, OsString)>,
     fds: Vec<OwnedFd>,
     stderr: Option<OwnedFd>,
+    cgroup: Option<OwnedFd>,
     outlives_us: bool,
 }
 
@@ -91,6 +92,7 @@ impl Spawn {
             environment: Vec::new(),
             fds: Vec::new(),
             stderr: None,
+            cgroup: None,
             outlives_us: false,
         }
     }
@@ -135,6 +137,13 @@ impl Spawn {
     #[must_use]
     pub fn stderr(mut self, stderr: impl Into<OwnedFd>) -> Self {
         self.stderr = Some(stderr.into());
+        self
+    }
+
+    /// The control group that it is started in (its directory); ours otherwise, and where that can't be.
+    #[must_use]
+    pub fn cgroup(mut self, directory: impl Into<OwnedFd>) -> Self {
+        self.cgroup = Some(directory.into());
         self
     }
 
@@ -184,7 +193,8 @@ impl Spawn {
             environment.push(text(variable)?);
         }
         let signal = if self.outlives_us { 0 } else { libc::SIGKILL };
-        fork::Plan::new(program, arguments, environment, self.fds, self.stderr, signal)
+        let plan = fork::Plan::new(program, arguments, environment, self.fds, self.stderr, signal)?;
+        Ok(plan.cgroup(self.cgroup))
     }
 }
 

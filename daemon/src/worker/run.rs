@@ -8,6 +8,7 @@
 mod denials;
 mod pools;
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,6 +25,7 @@ use super::request::Note;
 use super::schedule::Now;
 use crate::fanotify::{DenyErrno, Verdict};
 use crate::ids::{EventId, PoolId, SegmentId};
+use crate::queue::quarantine::Quarantined;
 use crate::queue::wire::{self, FromQueue, FromWorker, Limits, OriginSpec, ToQueue, ToWorker};
 use crate::range::ByteRange;
 use crate::source::Fetch;
@@ -54,6 +56,8 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    #[error("can't use the kernel's queue")]
+    KernelQueue(#[source] io::Error),
     #[error("the supervisor speaks version {0} of the protocol, this worker {ours}", ours = wire::VERSION)]
     Version(u32),
 }
@@ -178,6 +182,7 @@ where
                 }
                 Action::Slow(done) => self.slow(done),
                 Action::Report => {
+                    self.queue.beat();
                     self.progress();
                     self.report();
                 }
@@ -211,11 +216,14 @@ where
             ToWorker::Pool { pool, origin, limits } => {
                 let upcalls = self.control.upcalls(pool);
                 let source = (self.connect)(pool, origin, limits, upcalls);
-                self.pools.entry(pool).or_insert_with(|| PoolState::new(pool, source, limits));
+                match self.pools.entry(pool) {
+                    Entry::Occupied(mut known) => known.get_mut().settings(source, limits),
+                    Entry::Vacant(new) => drop(new.insert(PoolState::new(pool, source, limits))),
+                }
             }
             ToWorker::Segment { pool, segment } => self.attach(pool, segment, fds),
             ToWorker::Detach { pool } => self.detach(pool),
-            ToWorker::Start => self.taking_events = true,
+            ToWorker::Start { quarantine } => self.start(&quarantine, fds)?,
             ToWorker::Transport { request, result } => {
                 self.control.transport(request, result.map(|()| fds.into_iter().next()));
             }
@@ -236,6 +244,22 @@ where
             }
             ToWorker::Stop => {}
         }
+        Ok(())
+    }
+
+    fn start(&mut self, quarantine: &[Quarantined], fds: Vec<OwnedFd>) -> Result<(), RunError> {
+        let mut fds = fds.into_iter();
+        if let (Some(queue), Some(table)) = (fds.next(), fds.next()) {
+            let taken = self.queue.take_from_kernel(queue, table, quarantine);
+            taken.map_err(RunError::KernelQueue)?;
+            for (segment, pool) in &self.segments {
+                let known = self.pools.get_mut(pool).map(|state| state.pool.segment(*segment));
+                if let Some(Ok(known)) = known {
+                    self.queue.know(*segment, &known.data).map_err(RunError::KernelQueue)?;
+                }
+            }
+        }
+        self.taking_events = true;
         Ok(())
     }
 
@@ -310,6 +334,8 @@ where
                     state.engine.cancel(event);
                 }
             }
+            // `Queue` does what there is to do
+            ToQueue::Deny { .. } | ToQueue::Retry { .. } | ToQueue::ClearQuarantine => {}
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use hydrant_tests::bench::{cold, fetch, import, warm};
+use hydrant_tests::bench::{calls, cold, fetch, import, warm};
 use hydrant_tests::repository::{generated, u_boot_shape};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -18,6 +18,8 @@ enum Part {
     Prepare,
     Fetch,
     Warm,
+    /// What one call costs, on each of the layers.
+    Calls,
     Cold,
     Import,
 }
@@ -41,7 +43,7 @@ fn main() -> Result<()> {
     let Arguments { mut parts, round_trips_ms, files, output } = Arguments::parse();
     let mut file = output.map(File::create).transpose().context("can't write the tables")?;
     if parts.is_empty() {
-        parts = vec![Part::Fetch, Part::Warm, Part::Cold, Part::Import];
+        parts = vec![Part::Fetch, Part::Warm, Part::Calls, Part::Cold, Part::Import];
     }
     let round_trips: Vec<Duration> =
         round_trips_ms.into_iter().map(Duration::from_millis).collect();
@@ -54,6 +56,7 @@ fn main() -> Result<()> {
             }
             Part::Fetch => fetch::run(&round_trips)?,
             Part::Warm => warm::run()?,
+            Part::Calls => calls::run()?,
             Part::Cold => cold::run(&round_trips)?,
             Part::Import => import::run(&files)?,
         };

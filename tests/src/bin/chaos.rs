@@ -7,9 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use hydrant_tests::chaos::content::Content;
+use hydrant_tests::chaos::guard;
+use hydrant_tests::chaos::peers::{self, Peer, PeerOrders};
 use hydrant_tests::chaos::reader::{self, Orders};
 use hydrant_tests::chaos::report::Report;
 use hydrant_tests::chaos::run::{self, Options};
+
+/// What they show, they show soon.
+const PEER_KILLS: usize = 300;
 
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -54,6 +60,12 @@ struct Run {
     /// `brokered` or `kernel`: fail if the daemon has the other one.
     #[arg(long)]
     queue: Option<String>,
+    /// Also run the peers, each with at most 300 kills.
+    #[arg(long)]
+    peers: bool,
+    /// Run nothing but this peer.
+    #[arg(long)]
+    only: Option<Peer>,
     /// JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -76,16 +88,46 @@ enum Role {
         pause_us: u64,
         #[arg(long)]
         limit_secs: u64,
+        #[arg(long)]
+        quiet: bool,
+    },
+    /// Cleans up; started by the program itself.
+    #[command(hide = true)]
+    Guard { directory: PathBuf },
+    /// The process of a peer; started by the program itself.
+    #[command(hide = true)]
+    Peer {
+        peer: Peer,
+        #[arg(long)]
+        trees: PathBuf,
+        #[arg(long)]
+        seed: u64,
+        #[arg(long)]
+        files: u64,
+        #[arg(long)]
+        count: u64,
+        #[arg(long)]
+        round_trip_us: u64,
     },
 }
 
 fn main() -> Result<ExitCode> {
     let Arguments { role, run } = Arguments::parse();
     match role {
-        Some(Role::Reader { board, trees, slot, seed, pause_us, limit_secs }) => {
+        Some(Role::Reader { board, trees, slot, seed, pause_us, limit_secs, quiet }) => {
             let pause = Duration::from_micros(pause_us);
             let limit = Duration::from_secs(limit_secs);
-            reader::run(&Orders { board, trees, slot, seed, pause, limit })?;
+            reader::run(&Orders { board, trees, slot, seed, pause, limit, quiet })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Role::Guard { directory }) => {
+            guard::run(&directory)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Role::Peer { peer, trees, seed, files, count, round_trip_us }) => {
+            let contents = (0..count).map(|tree| Content { seed: seed + tree, files }).collect();
+            let round_trip = Duration::from_micros(round_trip_us);
+            peers::serve(&PeerOrders { peer, trees, contents, round_trip })?;
             Ok(ExitCode::SUCCESS)
         }
         None => chaos(run),
@@ -109,7 +151,15 @@ fn chaos(run: Run) -> Result<ExitCode> {
         listed_after: Duration::from_secs(1),
         queue: run.queue,
     };
-    let reports = [run::hydrant(&options)?];
+    let mut reports = match run.only {
+        Some(peer) => vec![peers::run(&options, peer)?],
+        None => vec![run::hydrant(&options)?],
+    };
+    if run.peers {
+        let options = Options { kills: options.kills.min(PEER_KILLS), ..options };
+        reports.push(peers::run(&options, Peer::Fanotify)?);
+        reports.push(peers::run(&options, Peer::Fuse)?);
+    }
     if run.json {
         println!("{}", serde_json::to_string_pretty(&reports)?);
     } else {

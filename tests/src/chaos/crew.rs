@@ -67,6 +67,9 @@ impl Crew {
         command.args(["--slot", &slot.to_string(), "--seed", &seed.to_string()]);
         command.args(["--pause-us", &pause.as_micros().to_string()]);
         command.args(["--limit-secs", &limit.as_secs().to_string()]);
+        if self.orders.quiet {
+            command.arg("--quiet");
+        }
         command.stdin(Stdio::null());
         let reader = leash(command)?;
         self.board.slots[slot]

@@ -1,7 +1,7 @@
 //! A reader: reads ranges of files in all ways and compares every byte, until the board says that it
 //! is over.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::thread;
@@ -33,6 +33,8 @@ pub struct Orders {
     pub pause: Duration,
     /// An access that takes longer is the reader's end (SIGALRM). A blocked reader can be killed.
     pub limit: Duration,
+    /// Say nothing about wrong bytes: there will be many.
+    pub quiet: bool,
 }
 
 /// Where tree number `tree` is.
@@ -131,8 +133,8 @@ fn perform(slot: &Slot, orders: &Orders, content: &Content, access: &Access) {
         Err(error) => outcome_of(error),
     };
     slot.finish(outcome);
-    if let Err(error) = tell(outcome, access, &path, kind, got.as_deref(), &expected) {
-        eprintln!("{error}");
+    if !orders.quiet && matches!(outcome, Outcome::Zeros | Outcome::Wrong) {
+        tell(outcome, access, &path, kind, got.as_deref().unwrap_or_default(), &expected);
     }
 }
 
@@ -147,30 +149,19 @@ fn compare(got: &[u8], expected: &[u8]) -> Outcome {
     }
 }
 
-fn tell(
-    outcome: Outcome,
-    access: &Access,
-    path: &Path,
-    kind: Kind,
-    got: Result<&[u8], &io::Error>,
-    expected: &[u8],
-) -> io::Result<()> {
-    use std::io::Write as _;
-    if !matches!(outcome, Outcome::Zeros | Outcome::Wrong) {
-        return Ok(());
-    }
-    let got = got.unwrap_or_default();
+fn tell(outcome: Outcome, access: &Access, path: &Path, kind: Kind, got: &[u8], expected: &[u8]) {
     let first = got.iter().zip(expected).position(|(a, b)| a != b).unwrap_or(got.len());
     let zeros = got.iter().filter(|byte| **byte == 0).count();
-    writeln!(
-        io::stderr(),
+    // at once, so that lines of different readers don't mix
+    let line = format!(
         "{outcome:?}: {kind:?} of {} bytes at {} of {}: {} came, {zeros} of them zero, wrong from \
-         {first} on",
+         {first} on\n",
         access.length,
         access.offset,
         path.display(),
         got.len()
-    )
+    );
+    let _ = io::stderr().write_all(line.as_bytes());
 }
 
 #[cfg(test)]

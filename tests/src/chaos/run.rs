@@ -12,6 +12,7 @@ use super::MS;
 use super::board::{Board, Done, MAX_READERS, MAX_TREES, Outcome};
 use super::content::Content;
 use super::crew::{Crew, Harvest};
+use super::guard::Guard;
 use super::killer::{self, Plan, Register, Role};
 use super::origin::Origin;
 use super::reader::Orders;
@@ -28,7 +29,7 @@ use crate::world::{Setting, World};
 const CONFIGURATION: &str = "deadline_secs = 30\nstall_secs = 2\n";
 
 /// An access that takes longer than this is hung: longer than the deadline with all that comes on top.
-const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// So many are told.
 const MOST_VIOLATIONS: usize = 200;
@@ -72,7 +73,9 @@ pub fn hydrant(options: &Options) -> Result<Report> {
         bail!("at most {MAX_READERS} readers and {MAX_TREES} trees");
     }
     let setting = Setting { configuration: CONFIGURATION, ..Setting::default() };
-    let mut world = World::with("chaos", setting)?;
+    let mut world = World::with("chaos", Setting { start: false, ..setting })?;
+    let guard = Guard::start(&options.program, world.scratch.path())?;
+    world.daemon.start()?;
     let queue = world.daemon.status()?.queue;
     if options.queue.as_ref().is_some_and(|wanted| *wanted != queue) {
         bail!("the daemon has the {queue} queue here");
@@ -114,6 +117,7 @@ pub fn hydrant(options: &Options) -> Result<Report> {
         seed: options.seed,
         pause: options.pause,
         limit: LIMIT,
+        quiet: false,
     };
     let mut crew = Crew::start(board, options.program.clone(), orders, options.readers)?;
     let begin = Instant::now();
@@ -213,10 +217,14 @@ pub fn hydrant(options: &Options) -> Result<Report> {
     if !report.violations.is_empty() {
         eprintln!("{}", world.daemon.log_tail(60));
     }
+    drop(world);
+    drop(guard);
     Ok(report)
 }
 
-fn name(outcome: Outcome) -> String {
+/// An outcome in a report.
+#[must_use]
+pub fn name(outcome: Outcome) -> String {
     match outcome {
         Outcome::Errno(errno) => format!("{:?}", nix::errno::Errno::from_raw(errno)),
         other => format!("{other:?}").to_uppercase(),

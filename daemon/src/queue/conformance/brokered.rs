@@ -10,12 +10,13 @@ use tokio::sync::oneshot;
 
 use super::line::{self, Line, Lines};
 use super::{BLOCK_LEN, BLOCKS, Block, Holder, System, holder};
+use crate::fanotify::QueueKind;
 use crate::fanotify::testing::{LIMIT, directory, sparse};
 use crate::ids::{PoolId, SegmentId, ShardId};
 use crate::object::HashKind;
 use crate::queue::wire::{GitOrigin, GitTransport, Limits, OriginSpec};
 use crate::supervisor::KeptShard;
-use crate::supervisor::shard::{Command, Hooks, Shard, ShardHandle};
+use crate::supervisor::shard::{Command, Hooks, Rules, Shard, ShardHandle};
 use crate::supervisor::store::{Store, WorkerUser};
 use crate::sys::limits;
 use crate::sys::spawn::{Child, STAND_IN, Spawn};
@@ -100,7 +101,9 @@ pub(super) fn guard(kept: Option<KeptShard>, worker: fn() -> Spawn) -> (Runtime,
             on_given_up: Arc::new(|given_up| panic!("{given_up:?}")),
             on_settled: Arc::new(|_, _| ()),
         };
-        let shard = Shard::start(ShardId(0), kept, store, origins, LIMIT, hooks).unwrap();
+        let kind = QueueKind::Stock;
+        let rules = Rules { patience: LIMIT, cgroups: Arc::default() };
+        let shard = Shard::start(ShardId(0), kind, kept, store, origins, rules, hooks).unwrap();
         let transport = GitTransport::Pipe;
         let origin = OriginSpec::Git(GitOrigin { hash: HashKind::Sha1, transport });
         shard.send(Command::Pool { pool: POOL, origin, limits: Limits::default() });

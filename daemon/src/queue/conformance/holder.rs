@@ -191,7 +191,7 @@ pub(super) fn introduce(control: &OwnedFd) -> File {
                 data = received.fds.into_iter().next();
                 send(FromWorker::Attached { segment, result: Ok(()) });
             }
-            ToWorker::Start => return File::from(data.expect("a segment")),
+            ToWorker::Start { .. } => return File::from(data.expect("a segment")),
             _ => {}
         }
     }

@@ -1,20 +1,10 @@
 //! Commits and trees from the origin.
 
-use std::ffi::OsStr;
-use std::fs::File;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-
-use nix::dir::{Dir, Type};
-use nix::fcntl::OFlag;
-
 use super::run::run_with_progress;
 use super::{CONFIG, Git, GitError, LOCAL_UPLOAD_PACK, Remote};
 use crate::object::ObjectId;
-use crate::supervisor::clone::beneath;
 
-/// Nobody waits for the disk while git clones: see [`Git::sync_packs`].
+/// Nobody waits for the disk while git clones: see [`Synced`](crate::supervisor::durable::Synced).
 const NO_SYNC: [&str; 2] = ["-c", "core.fsync=none"];
 
 /// What the clone found.
@@ -65,33 +55,6 @@ impl Git {
         }
         args.extend(["--", url, "."]);
         run_with_progress(self.command(&args)?, "clone", &mut progress).await
-    }
-
-    /// Makes the packs durable that the clone has fetched.
-    pub async fn sync_packs(&self) -> Result<(), GitError> {
-        let start = |source| GitError::Start { source };
-        let directory = fs_err::File::open(&self.directory).map_err(start)?;
-        let sync = move || {
-            // whatever the user has put there meanwhile is not waited for
-            let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
-            let packs = beneath(directory.file(), ".git/objects/pack", flags)?;
-            let mut listing = Dir::from_fd(packs.try_clone()?)?;
-            for entry in listing.iter() {
-                let entry = entry?;
-                let name = entry.file_name().to_bytes();
-                if entry.file_type() != Some(Type::File) || !name.starts_with(b"pack-") {
-                    continue;
-                }
-                match beneath(&packs, Path::new(OsStr::from_bytes(name)), flags) {
-                    Ok(pack) => File::from(pack).sync_all()?,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            File::from(packs).sync_all()
-        };
-        let synced = tokio::task::spawn_blocking(sync).await.map_err(io::Error::other);
-        synced.and_then(|synced| synced).map_err(|source| GitError::Sync { source })
     }
 
     /// `--depth` means `--single-branch`, but the user expects every branch and tag at the next
@@ -176,7 +139,9 @@ impl Git {
     /// Fetches the rest of the history, without content.
     pub async fn fetch_history(&self) -> Result<(), GitError> {
         let shallow = self.line(&["rev-parse", "--is-shallow-repository"]).await? == "true";
-        let mut args = vec!["fetch", "--quiet", "--filter=blob:none", "--tags"];
+        // what this writes is not made durable by us: by default git leaves refs to a power cut
+        let mut args = vec!["-c", "core.fsync=committed"];
+        args.extend(["fetch", "--quiet", "--filter=blob:none", "--tags"]);
         if shallow {
             args.push("--unshallow");
         }

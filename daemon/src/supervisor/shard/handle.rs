@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -17,6 +18,7 @@ use crate::queue::inflight::TableError;
 use crate::queue::quarantine::Quarantined;
 use crate::queue::wire::{Counters as FetchCounters, Limits, OriginSpec};
 use crate::range::ByteRange;
+use crate::supervisor::cgroups::Cgroups;
 
 /// What others ask of a shard.
 #[derive(Debug)]
@@ -63,6 +65,10 @@ pub enum Command {
         event: EventId,
         reply: oneshot::Sender<bool>,
     },
+    /// Another worker, please. The reply comes when it has taken over.
+    Recycle {
+        reply: oneshot::Sender<Result<(), String>>,
+    },
     /// What is in quarantine from before.
     Quarantine {
         ranges: Vec<Quarantined>,
@@ -97,7 +103,9 @@ pub enum Command {
 pub struct Snapshot {
     pub shard: ShardId,
     pub worker_pid: Option<i32>,
+    pub worker: Option<WorkerSnapshot>,
     pub worker_deaths: u64,
+    pub last_death: Option<LastDeath>,
     pub counters: Counters,
     pub fetched: HashMap<PoolId, FetchCounters>,
     pub trouble: HashMap<PoolId, String>,
@@ -105,6 +113,24 @@ pub struct Snapshot {
     pub events: Vec<(EventId, PoolId, Pending)>,
     /// By the clock of [`Pending::arrived`].
     pub now: Duration,
+}
+
+/// A worker at this moment.
+#[derive(Debug, Clone)]
+pub struct WorkerSnapshot {
+    pub pid: i32,
+    pub age: Duration,
+    /// As [`hydrant_api::Worker::state`].
+    pub state: &'static str,
+    pub cgroup: Option<PathBuf>,
+}
+
+/// How a worker ended.
+#[derive(Debug, Clone)]
+pub struct LastDeath {
+    pub pid: i32,
+    pub at: Instant,
+    pub end: String,
 }
 
 /// Sums since the shard was started.
@@ -127,6 +153,14 @@ pub enum StartError {
     Ignore(#[from] io::Error),
     #[error(transparent)]
     Table(#[from] TableError),
+}
+
+/// How workers are treated.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// How long after the readers' deadline a silent one is given up.
+    pub patience: Duration,
+    pub cgroups: Arc<Cgroups>,
 }
 
 /// Who is told what happens in a shard. They return at once.

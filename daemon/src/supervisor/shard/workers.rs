@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, error, info, warn};
 
-use super::{Pool, Prefetch, QUICK_DEATH, Shard, TOO_MANY_DEATHS};
+use super::{LastDeath, Pool, Prefetch, QUICK_DEATH, Shard, TOO_MANY_DEATHS};
 use crate::ids::{PoolId, SegmentId};
-use crate::queue::broker::Death;
+use crate::queue::broker::{Death, MAX_STRIKES};
 use crate::queue::wire::{Counters as FetchCounters, FromWorker, ToWorker};
 use crate::supervisor::worker::{Control, Exit, Upcall, Worker, cut};
 
@@ -39,7 +39,7 @@ impl Shard {
         self.restart_at = None;
         self.killed = None;
         self.worker_ready = false;
-        match Worker::start(self.id, &self.store) {
+        match Worker::start(self.id, self.queue.kind(), &self.store, &self.rules.cgroups) {
             Ok(worker) => {
                 info!(shard = %self.id, pid = worker.pid(), "worker started");
                 self.worker = Some(worker);
@@ -64,45 +64,70 @@ impl Shard {
         if self.quick_deaths >= TOO_MANY_DEATHS {
             let why = "the workers end as soon as they are started: see the log";
             self.segments.values_mut().for_each(|segment| segment.refuse(why));
+            for (_, Prefetch { reply, .. }) in self.prefetches.drain() {
+                reply.send(Err(why.into())).ok();
+            }
+            self.end_recycle(Err(why.into()));
         }
         self.restart_at = Some(tokio::time::Instant::now() + self.backoff);
     }
 
     pub(super) fn kill_worker(&mut self, why: &str) {
+        let retiring = self.is_retiring();
         if let Some(worker) = self.worker.as_mut()
             && self.killed.is_none()
         {
             warn!(shard = %self.id, pid = worker.pid(), why, "killing the worker");
-            self.killed = Some(why.to_owned());
+            // one that was told to stop has not ended by its own fault
+            self.killed = Some(why.to_owned()).filter(|_| !retiring);
             worker.kill();
         }
     }
 
-    pub(super) fn worker_ended(&mut self, exit: &Exit) {
+    pub(super) fn worker_ended(&mut self, exit: Exit) {
         let Some(worker) = self.worker.take() else { return };
-        self.worker_deaths += 1;
-        let in_flight = self.broker.in_flight();
-        let killed = self.killed.take();
+        let exit = worker.explain(exit);
+        let killed = self.killed.take().filter(|_| exit.from_outside);
         let death =
             if exit.from_outside && killed.is_none() { Death::Outside } else { Death::Fault };
-        let end = killed.map_or(exit.description.clone(), |why| format!("killed: {why}"));
-        warn!(shard = %self.id, pid = worker.pid(), end, in_flight, "worker ended");
-        self.counters.requeued += in_flight as u64;
-        self.note_death(death, &end);
-        for answer in self.broker.worker_died(death, Self::now()) {
-            self.give_up(answer);
+        let end = killed.map_or(exit.description, |why| format!("killed: {why}"));
+        let retired = self.is_retiring();
+        if let Some(recycle) = &mut self.recycle {
+            recycle.ended = true;
         }
-        let left: Vec<_> = self.events.keys().copied().collect();
-        left.into_iter().for_each(|event| self.note(event));
-        for (_, Prefetch { reply, .. }) in self.prefetches.drain() {
-            reply.send(Err("the worker ended".into())).ok();
+        let (queue, mut scope) = self.queue();
+        let in_flight = queue.worker_ended(death, &end, &mut scope);
+        self.counters.requeued += in_flight;
+        if retired {
+            info!(shard = %self.id, pid = worker.pid(), end, in_flight, "worker stopped");
+        } else {
+            warn!(shard = %self.id, pid = worker.pid(), end, in_flight, "worker ended");
+            self.worker_deaths += 1;
+            self.last_death =
+                Some(LastDeath { pid: worker.pid(), at: Instant::now(), end: end.clone() });
+        }
+        if death == Death::Fault {
+            self.strike_prefetches();
+        }
+        if self.stop.is_some() {
+            return;
         }
         match death {
             Death::Fault => self.schedule_restart(worker.age()),
             Death::Outside => {
-                let delay = self.pace.delay(Instant::now());
+                let now = Instant::now();
+                let delay = if retired { Duration::ZERO } else { self.pace.delay(now) };
                 self.restart_at = Some(tokio::time::Instant::now() + delay);
             }
+        }
+    }
+
+    /// What was asked for ahead of readers goes to the next worker, unless it killed three.
+    fn strike_prefetches(&mut self) {
+        self.prefetches.values_mut().for_each(|prefetch| prefetch.strikes += 1);
+        let too_many = |_: &u64, prefetch: &mut Prefetch| prefetch.strikes >= MAX_STRIKES;
+        for (_, Prefetch { reply, .. }) in self.prefetches.extract_if(too_many) {
+            reply.send(Err("three workers died while they had it: see the log".into())).ok();
         }
     }
 
@@ -130,7 +155,7 @@ impl Shard {
                 };
                 let origins = Arc::clone(&self.origins);
                 tokio::spawn(async move {
-                    let (result, fds) = match origins.transport(pool) {
+                    let (result, fds) = match origins.transport(pool).await {
                         Ok(fd) => (Ok(()), vec![fd]),
                         Err(error) => (Err(error), Vec::new()),
                     };
@@ -216,7 +241,7 @@ impl Shard {
 
     /// Tells a new worker all that it serves, then lets it take events.
     pub(super) fn introduce(&mut self) {
-        if !(self.serving && self.worker_ready) {
+        if !(self.serving && self.worker_ready) || self.is_retiring() {
             return;
         }
         let Some(worker) = self.worker.as_mut() else { return };
@@ -234,8 +259,12 @@ impl Shard {
                 Err(error) => failed.push((*id, error)),
             }
         }
-        control.send(ToWorker::Start, Vec::new());
         worker.set_running();
+        let (queue, mut scope) = self.queue();
+        queue.begin(&mut scope);
+        for prefetch in self.prefetches.values() {
+            control.send(prefetch.message.clone(), Vec::new());
+        }
         for (id, error) in failed {
             error!(shard = %self.id, segment = %id, %error, "can't open a segment for the worker");
             if let Some(segment) = self.segments.get_mut(&id) {
@@ -243,6 +272,7 @@ impl Shard {
                 segment.refuse(&format!("can't open segment {id} for the worker: {error}"));
             }
         }
+        self.recycled();
     }
 }
 

@@ -19,6 +19,7 @@ pub struct Plan {
     fds: Vec<OwnedFd>,
     stderr: Option<OwnedFd>,
     null: OwnedFd,
+    cgroup: Option<OwnedFd>,
     /// What the child gets when the thread that forked it ends; 0 for nothing.
     death_signal: c_int,
 }
@@ -43,7 +44,13 @@ impl Plan {
         death_signal: c_int,
     ) -> io::Result<Self> {
         let null = File::options().read(true).write(true).open("/dev/null")?.into();
-        Ok(Self { program, arguments, environment, fds, stderr, null, death_signal })
+        let cgroup = None;
+        Ok(Self { program, arguments, environment, fds, stderr, null, cgroup, death_signal })
+    }
+
+    /// With the directory of the control group to start it in.
+    pub fn cgroup(self, cgroup: Option<OwnedFd>) -> Self {
+        Self { cgroup, ..self }
     }
 
     /// Forks, and waits until the child has exec'd or failed to.
@@ -66,7 +73,15 @@ impl Plan {
 
         // SAFETY: the child only runs `Prepared::run`, which keeps to async-signal-safe calls and never
         // returns.
-        let pid = unsafe { libc::fork() };
+        let mut pid = self.cgroup.as_ref().map_or(-1, |cgroup| unsafe { fork_into(cgroup) });
+        if pid < 0 {
+            if self.cgroup.is_some() {
+                let error = io::Error::last_os_error();
+                tracing::warn!(%error, "can't start a process in its cgroup: it runs without");
+            }
+            // SAFETY: as above.
+            pid = unsafe { libc::fork() };
+        }
         match pid {
             -1 => return Err(("fork", io::Error::last_os_error())),
             0 => {
@@ -92,6 +107,44 @@ impl Plan {
                 Err((step, io::Error::from_raw_os_error(i32::from_ne_bytes([e, f, g, h]))))
             }
         }
+    }
+}
+
+/// fork(2), but the child is in a control group from the start (clone3(2)). To move it there later would have the
+/// kernel wait for all its processors.
+///
+/// # Safety
+///
+/// As for fork(2) in a program with threads: the child keeps to async-signal-safe calls. Unlike after fork(2), the
+/// C library knows nothing of it, and what it remembers of the thread is its parent's.
+unsafe fn fork_into(cgroup: &OwnedFd) -> c_int {
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
+    /// `struct clone_args` of `include/uapi/linux/sched.h`, its second version's end.
+    #[repr(C)]
+    #[derive(Default)]
+    struct CloneArgs {
+        flags: u64,
+        pidfd: u64,
+        child_tid: u64,
+        parent_tid: u64,
+        exit_signal: u64,
+        stack: u64,
+        stack_size: u64,
+        tls: u64,
+        set_tid: u64,
+        set_tid_size: u64,
+        cgroup: u64,
+    }
+    let arguments = CloneArgs {
+        flags: CLONE_INTO_CGROUP,
+        exit_signal: libc::SIGCHLD as u64,
+        cgroup: cgroup.as_raw_fd() as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: the kernel reads as much of the arguments as their size says; without CLONE_VM the child has a copy of
+    // all memory and of this stack, as after fork(2).
+    unsafe {
+        libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<CloneArgs>()) as c_int
     }
 }
 

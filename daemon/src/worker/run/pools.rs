@@ -101,6 +101,12 @@ impl<F: Fetch> PoolState<F> {
         }
     }
 
+    /// From now on requests go to the origin in this way. Those under way end as they began.
+    pub(super) fn settings(&mut self, source: F, limits: Limits) {
+        self.source = Arc::new(source);
+        self.limits = limits;
+    }
+
     /// The range and the rest of all objects that have a byte in it.
     pub(super) fn whole_objects(&mut self, segment: SegmentId, range: ByteRange) -> ByteRange {
         let Ok(extents) = self.pool.extents(segment) else { return range };
