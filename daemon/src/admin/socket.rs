@@ -91,12 +91,20 @@ impl AdminSocket {
     /// A socket on which the service manager has listened for us: who may connect was its business.
     /// To be called inside a tokio runtime.
     pub fn passed(fd: OwnedFd, directories: &Directories) -> Result<Self, SocketError> {
-        let path = directories.socket();
-        let listens = getsockopt(&fd, sockopt::AcceptConn).map_err(io::Error::from)?;
         let listener = std::os::unix::net::UnixListener::from(fd);
-        let address = listener.local_addr()?;
         // clients look for it there
-        if !listens || address.as_pathname() != Some(&path) {
+        if listener.local_addr()?.as_pathname() != Some(&directories.socket()) {
+            return Err(SocketError::NotOurs(directories.socket()));
+        }
+        Self::listening(listener, directories)
+    }
+
+    fn listening(
+        listener: std::os::unix::net::UnixListener,
+        directories: &Directories,
+    ) -> Result<Self, SocketError> {
+        let path = directories.socket();
+        if !getsockopt(&listener, sockopt::AcceptConn).map_err(io::Error::from)? {
             return Err(SocketError::NotOurs(path));
         }
         listener.set_nonblocking(true)?;
@@ -104,9 +112,9 @@ impl AdminSocket {
     }
 
     /// As [`passed`](Self::passed), for one that the program before us in this process has made: it is to
-    /// be removed.
+    /// be removed. What address it has is not where it is, as [`bind`](Self::bind) has moved it.
     pub fn inherited(fd: OwnedFd, directories: &Directories) -> Result<Self, SocketError> {
-        let mut socket = Self::passed(fd, directories)?;
+        let mut socket = Self::listening(fd.into(), directories)?;
         let inode = fs::symlink_metadata(&socket.path)?.ino();
         socket.guard = Some(SocketFile { path: socket.path.clone(), inode });
         Ok(socket)
@@ -229,6 +237,20 @@ mod tests {
         let stream = UnixStream::pair().unwrap().0;
         let error = AdminSocket::passed(stream.into(), &ours).unwrap_err();
         assert!(matches!(error, SocketError::NotOurs(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_socket_of_the_program_before() {
+        let root = tempfile::tempdir().unwrap();
+        let ours = directories(root.path());
+        let mut first = AdminSocket::bind(&ours, None).unwrap();
+        let (copy, file) = (first.copy().unwrap(), first.take_file().unwrap());
+        drop(first);
+        file.keep();
+        let second = AdminSocket::inherited(copy, &ours).unwrap();
+        UnixStream::connect(second.path()).unwrap();
+        drop(second);
+        assert!(!ours.socket().exists());
     }
 
     #[tokio::test]
