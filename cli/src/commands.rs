@@ -8,6 +8,7 @@ mod ls;
 mod mount;
 mod prefetch;
 mod queue;
+mod reload;
 mod rm;
 mod status;
 mod stop;
@@ -30,6 +31,7 @@ pub enum Command {
     Prefetch(prefetch::Prefetch),
     Queue(queue::Queue),
     Doctor(doctor::Doctor),
+    Reload(reload::Reload),
     Stop(stop::Stop),
     Completions(completions::Completions),
     #[command(hide = true)]
@@ -53,6 +55,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Command::Ls(command) => command.run(&context).await,
         Command::Prefetch(command) => command.run(&context).await,
         Command::Queue(command) => command.run(&context).await,
+        Command::Reload(command) => command.run(&context).await,
         Command::Stop(command) => command.run(&context).await,
         Command::Doctor(command) => command.run(&context),
         Command::Completions(_) | Command::Daemonize(_) => Ok(()),

@@ -29,7 +29,7 @@ pub use caller::Caller;
 pub use error::ApiError;
 pub use lock::{InstanceLock, LockError};
 pub use progress::ProgressSender;
-pub use socket::{AdminSocket, DEFAULT_GROUP, SocketError};
+pub use socket::{AdminSocket, DEFAULT_GROUP, SocketError, SocketFile};
 
 use crate::ids::EventId;
 
@@ -113,6 +113,10 @@ pub trait Service: Send + Sync + 'static {
         &self,
         caller: Caller,
     ) -> impl Future<Output = Result<Cleared, ApiError>> + Send;
+
+    /// Begins to replace the daemon by the one that is installed now, and returns. Only root's requests
+    /// get here.
+    fn reload(&self, caller: Caller) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Begins to stop the daemon, and returns. Only root's requests get here.
     fn stop(&self, caller: Caller) -> impl Future<Output = Result<(), ApiError>> + Send;

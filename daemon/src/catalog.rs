@@ -95,6 +95,11 @@ impl Catalog {
         Ok(Self { jobs, ended, state })
     }
 
+    /// Whether [`open`](Self::open) would take the catalog at `path`, as far as its version goes.
+    pub fn check(path: &Path) -> Result<(), CatalogError> {
+        open::check(path)
+    }
+
     /// Waits until the database is closed, which it is once the other clones are gone as well.
     pub async fn close(self) {
         let Self { jobs, mut ended, .. } = self;

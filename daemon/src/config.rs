@@ -7,12 +7,17 @@ use std::time::Duration;
 use fs_err as fs;
 use hydrant_api::{ConfiguredDirectories, Directories};
 use serde::Deserialize;
+use serde::de::IntoDeserializer;
 use thiserror::Error;
 
+use crate::fanotify::{self, QueueKind};
 use crate::queue::wire::Limits;
 
 /// More shards than any machine has use for.
 const MAX_SHARDS: u16 = 64;
+
+/// The variable that goes before [`Config::queue`].
+const QUEUE_ENV: &str = "HYDRANT_QUEUE";
 
 /// What the file says; `None` where it says nothing. A key that is not listed here is an error.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -38,6 +43,8 @@ pub struct Config {
     pub read_ahead: Option<bool>,
     /// Work on a kernel that has no Landlock too. Default: no.
     pub without_landlock: Option<bool>,
+    /// Where readers wait. Default: in the kernel, if it can.
+    pub queue: Option<QueueChoice>,
     #[serde(default)]
     pub workers: Workers,
 }
@@ -50,6 +57,42 @@ pub struct Workers {
     pub patience_secs: Option<u64>,
 }
 
+/// Where readers are to wait. `HYDRANT_QUEUE` in the environment goes before the file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QueueChoice {
+    /// As the kernel can.
+    #[default]
+    Auto,
+    /// In the kernel's queue, or there is no daemon.
+    Kernel,
+    /// With the supervisor.
+    Brokered,
+}
+
+impl QueueChoice {
+    /// What it comes to on this kernel.
+    pub fn kind(self) -> Result<QueueKind, QueueChoiceError> {
+        match (self, fanotify::probe()?) {
+            (Self::Kernel, QueueKind::Stock) => Err(QueueChoiceError::NotThere),
+            (Self::Brokered, _) => Ok(QueueKind::Stock),
+            (_, kind) => Ok(kind),
+        }
+    }
+}
+
+/// Readers can't wait where they are to.
+#[derive(Debug, Error)]
+pub enum QueueChoiceError {
+    #[error("can't watch files: `hydrant doctor` checks what this machine can do")]
+    Probe(#[from] fanotify::Error),
+    #[error(
+        "the queue is configured to be the kernel's, but this kernel has no restartable permission \
+         events (fanotify_init: EINVAL for FAN_RESTARTABLE_EVENTS); configure \"auto\" or \"brokered\""
+    )]
+    NotThere,
+}
+
 /// A configuration file that can't be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -59,6 +102,8 @@ pub enum ConfigError {
     Parse { path: PathBuf, source: toml::de::Error },
     #[error("in {}: {key} {what}", .path.display())]
     Value { path: PathBuf, key: &'static str, what: &'static str },
+    #[error("in the environment: {QUEUE_ENV}: {source}")]
+    Environment { source: serde::de::value::Error },
 }
 
 impl Config {
@@ -112,6 +157,15 @@ impl Config {
         }
     }
 
+    /// Where readers are to wait.
+    pub fn queue(&self) -> Result<QueueChoice, ConfigError> {
+        match std::env::var(QUEUE_ENV) {
+            Ok(value) => QueueChoice::deserialize(value.as_str().into_deserializer())
+                .map_err(|source: serde::de::value::Error| ConfigError::Environment { source }),
+            Err(_) => Ok(self.queue.unwrap_or_default()),
+        }
+    }
+
     /// How long after a reader's deadline a silent worker is given up.
     #[must_use]
     pub fn patience(&self) -> Duration {
@@ -161,6 +215,7 @@ mod tests {
             stall_secs = 5
             connections = 3
             read_ahead = false
+            queue = "brokered"
             without_landlock = true
             [workers]
             patience_secs = 7
@@ -174,6 +229,7 @@ mod tests {
         let directories = config.directories(None, Some("/elsewhere".into()));
         assert_eq!(directories.run, Path::new("/elsewhere"));
         assert_eq!(config.socket_group.as_deref(), Some("dev"));
+        assert_eq!(config.queue, Some(QueueChoice::Brokered));
         assert_eq!(config.without_landlock, Some(true));
     }
 
@@ -187,6 +243,7 @@ mod tests {
             ("shards = 65", "shards"),
             ("connections = 0", "connections"),
             ("state_dir = \"var\"", "state_dir"),
+            ("queue = \"best\"", "queue"),
             ("[workers]\npatience_secs = 0", "patience_secs"),
             ("[workers]\nwages = 1", "wages"),
         ] {

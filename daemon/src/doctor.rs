@@ -65,6 +65,7 @@ pub fn run(state_dir: &Path) -> Vec<Check> {
     };
     let findings = [
         ("fanotify", Required, as_root(lazy::fanotify)),
+        ("queue", Recommended, as_root(|_| system::queue())),
         ("erofs", Required, as_root(lazy::erofs)),
         ("overlayfs", Required, as_root(lazy::overlayfs)),
         ("sparse-files", Required, in_room(system::sparse_files)),

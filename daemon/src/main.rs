@@ -3,16 +3,25 @@
 use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use hydrant_api::EXIT_ALREADY_RUNNING;
 use hydrant_api::doctor::{is_usable, to_text};
 use hydrant_daemon::admin::LockError;
-use hydrant_daemon::supervisor::Kept;
+use hydrant_daemon::catalog::Catalog;
+use hydrant_daemon::queue::inflight;
+use hydrant_daemon::standalone::Programs;
+use hydrant_daemon::supervisor::{Kept, Outcome};
+use hydrant_daemon::sys::fdstore;
+use hydrant_daemon::sys::replace::{hold_orders, installed_program, replace};
 use hydrant_daemon::sys::spawn::inherited;
 use hydrant_daemon::{builder, config::Config, doctor, importer, standalone, supervisor, worker};
 use tracing_subscriber::EnvFilter;
+
+/// The very file that runs now, even if it has been replaced.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// The Hydrant daemon.
 #[derive(Debug, Parser)]
@@ -44,13 +53,28 @@ struct SupervisorArgs {
 enum Role {
     /// Fetches content; started by the supervisor
     #[command(hide = true)]
-    Worker(Unprivileged),
+    Worker {
+        #[command(flatten)]
+        who: Unprivileged,
+        /// Segments, where their events come from the kernel's queue
+        #[arg(long)]
+        event_files: Option<PathBuf>,
+    },
     /// Makes a manifest of a revision; started by the supervisor
     #[command(hide = true)]
     Importer(Unprivileged),
     /// Makes a tree's files of a manifest; started by the supervisor
     #[command(hide = true)]
     Builder,
+    /// Keeps file descriptors in a restart; started by the supervisor
+    #[command(hide = true)]
+    Guard,
+    /// Whether this program could take over from a supervisor; started by that one
+    #[command(hide = true)]
+    Check {
+        #[arg(long)]
+        table_version: u64,
+    },
     /// Checks what this machine can do
     Doctor {
         /// Print JSON
@@ -108,24 +132,69 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                     arguments.extend([option.into(), std::path::absolute(path)?.into_os_string()]);
                 }
             }
-            let code = standalone::run(Path::new("/proc/self/exe"), &arguments)?;
+            let programs =
+                Programs { installed: installed_program()?, own: Path::new(OWN_PROGRAM) };
+            let code = standalone::run(programs, &arguments)?;
             Ok(ExitCode::from(code))
         }
         None => {
+            let program = installed_program()?;
+            hold_orders().context("can't hold signals back")?;
             // before anything else is opened
             let kept = Kept::take_back().context("can't take over from a supervisor before")?;
+            let inherits = !kept.is_empty();
+            let supervise = || {
+                let config = Config::load(&config)?;
+                let directories = config.directories(state_dir, run_dir);
+                let runtime = tokio::runtime::Builder::new_multi_thread()
+                    .worker_threads(2)
+                    .enable_all()
+                    .build()
+                    .context("can't start the runtime")?;
+                let outcome = runtime.block_on(supervisor::run(directories, config, kept))?;
+                if let Outcome::Replace(fds) = outcome {
+                    runtime.shutdown_background();
+                    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+                    let error = replace(program, &arguments, fds);
+                    return Err(error)
+                        .with_context(|| format!("can't become {}", program.display()));
+                }
+                Ok(ExitCode::SUCCESS)
+            };
+            supervise().inspect_err(|_| {
+                // readers wait and we are started again at once, but not in a tight loop
+                if inherits {
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+            })
+        }
+        Some(Role::Guard) => {
+            let kept = fdstore::take().context("can't take what is to be guarded")?;
+            let directories = Config::load(&config)?.directories(state_dir.clone(), run_dir);
+            // the admin socket is the service's
+            let run_dir = directories.run.join("stopping");
+            let mut arguments = vec!["--run-dir".into(), run_dir.into_os_string()];
+            for (option, path) in [("--state-dir", state_dir), ("--config", Some(config))] {
+                arguments.extend(
+                    path.map(|path| [option.into(), path.into_os_string()]).into_iter().flatten(),
+                );
+            }
+            let awaited = supervisor::awaited();
+            let code = standalone::guard(Path::new(OWN_PROGRAM), &arguments, kept, awaited)?;
+            Ok(ExitCode::from(code))
+        }
+        Some(Role::Check { table_version }) => {
             let config = Config::load(&config)?;
             let directories = config.directories(state_dir, run_dir);
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .context("can't start the runtime")?;
-            runtime.block_on(supervisor::run(directories, config, kept))?;
+            Catalog::check(&directories.state.join("catalog.sqlite"))?;
+            anyhow::ensure!(
+                inflight::is_readable(table_version),
+                "it does not know version {table_version} of the table of those who wait"
+            );
             Ok(ExitCode::SUCCESS)
         }
-        Some(Role::Worker(who)) => {
-            worker::main(who.uid, who.gid, who.without_landlock, inherited()?)?;
+        Some(Role::Worker { who, event_files }) => {
+            worker::main(who.uid, who.gid, who.without_landlock, event_files, inherited()?)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Importer(who)) => {

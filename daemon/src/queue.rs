@@ -10,5 +10,7 @@ mod conformance;
 pub mod decide;
 pub mod inflight;
 pub mod kernel;
+#[cfg(test)]
+mod model;
 pub mod quarantine;
 pub mod wire;

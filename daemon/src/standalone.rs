@@ -31,6 +31,9 @@ const SOUND: Duration = Duration::from_millis(100);
 /// How long to wait after one that was not, at first and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
 
+/// How often a guard looks whether it is needed.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// Why there can be no supervisor.
 #[derive(Debug, thiserror::Error)]
 pub enum StandaloneError {
@@ -42,12 +45,42 @@ pub enum StandaloneError {
     Wait(#[source] io::Error),
 }
 
-/// Runs `program` as the supervisor, again and again until it ends by itself, with our environment and
+/// Which programs can be the supervisor.
+#[derive(Debug, Clone, Copy)]
+pub struct Programs<'a> {
+    /// The one that is installed, which may be newer than this one.
+    pub installed: &'a Path,
+    /// This very one. Its turn comes when the other ends before it serves.
+    pub own: &'a Path,
+}
+
+/// Runs a program as the supervisor, again and again until it ends by itself, with our environment and
 /// the variables of the protocol. Gives the exit code to end with.
 ///
 /// # Errors
 /// Only as long as nothing is kept: after that it goes on trying.
-pub fn run(program: &Path, arguments: &[OsString]) -> Result<u8, StandaloneError> {
+pub fn run(programs: Programs<'_>, arguments: &[OsString]) -> Result<u8, StandaloneError> {
+    Parent::new(Vec::new(), false)?.run(programs, arguments)
+}
+
+/// Guards what a supervisor left when systemd told it to restart, until the next one has it and kills us.
+/// Should systemd have changed its mind, there is one more supervisor, of our own, which unmounts
+/// everything. `is_awaited` asks whether another one is still to come.
+pub fn guard(
+    program: &Path,
+    arguments: &[OsString],
+    kept: Vec<(String, OwnedFd)>,
+    mut is_awaited: impl FnMut() -> bool,
+) -> Result<u8, StandaloneError> {
+    while is_awaited() {
+        std::thread::sleep(LOOK);
+    }
+    warn!("the service has stopped in the middle of a restart: unmounting what it left");
+    let programs = Programs { installed: program, own: program };
+    Parent::new(kept, true)?.run(programs, arguments)
+}
+
+fn prepare() -> Result<(Listener, SignalFd), StandaloneError> {
     let stop_signals: SigSet =
         [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     let signals = stop_signals
@@ -58,32 +91,7 @@ pub fn run(program: &Path, arguments: &[OsString]) -> Result<u8, StandaloneError
         .map_err(|errno| StandaloneError::Prepare("take signals", errno.into()))?;
     let listener =
         Listener::bind().map_err(|error| StandaloneError::Prepare("take notifications", error))?;
-    let mut parent = Parent { listener, signals, kept: Vec::new(), told_to_stop: false };
-    let mut delay = Duration::ZERO;
-    loop {
-        let mut supervisor = match parent.start(program, arguments) {
-            Ok(supervisor) => supervisor,
-            Err(error) if parent.kept.is_empty() => return Err(error.into()),
-            Err(error) => {
-                error!(error = &error as &dyn std::error::Error, "can't start the supervisor");
-                delay = longer(delay);
-                parent.pause(delay);
-                continue;
-            }
-        };
-        let (status, served) = parent.attend(&mut supervisor)?;
-        if status.success() || parent.kept.is_empty() {
-            return Ok(exit_code(status));
-        }
-        delay = if served.is_some_and(|served| served >= SOUND) {
-            Duration::ZERO
-        } else {
-            longer(delay)
-        };
-        warn!(pid = supervisor.id(), end = %status, delay_ms = delay.as_millis() as u64,
-            "the supervisor ended: starting the next");
-        parent.pause(delay);
-    }
+    Ok((listener, signals))
 }
 
 fn longer(delay: Duration) -> Duration {
@@ -105,6 +113,48 @@ struct Parent {
 }
 
 impl Parent {
+    fn new(kept: Vec<(String, OwnedFd)>, told_to_stop: bool) -> Result<Self, StandaloneError> {
+        let (listener, signals) = prepare()?;
+        Ok(Self { listener, signals, kept, told_to_stop })
+    }
+
+    fn run(
+        mut self,
+        programs: Programs<'_>,
+        arguments: &[OsString],
+    ) -> Result<u8, StandaloneError> {
+        let mut delay = Duration::ZERO;
+        let (mut program, mut other) = (programs.installed, programs.own);
+        loop {
+            let mut supervisor = match self.start(program, arguments) {
+                Ok(supervisor) => supervisor,
+                Err(error) if self.kept.is_empty() => return Err(error.into()),
+                Err(error) => {
+                    error!(error = &error as &dyn std::error::Error, "can't start the supervisor");
+                    delay = longer(delay);
+                    std::mem::swap(&mut program, &mut other);
+                    self.pause(delay);
+                    continue;
+                }
+            };
+            let (status, served) = self.attend(&mut supervisor)?;
+            if status.success() || self.kept.is_empty() {
+                return Ok(exit_code(status));
+            }
+            if served.is_none() {
+                std::mem::swap(&mut program, &mut other);
+            }
+            delay = if served.is_some_and(|served| served >= SOUND) {
+                Duration::ZERO
+            } else {
+                longer(delay)
+            };
+            warn!(pid = supervisor.id(), end = %status, delay_ms = delay.as_millis() as u64,
+                "the supervisor ended: starting the next");
+            self.pause(delay);
+        }
+    }
+
     fn start(&self, program: &Path, arguments: &[OsString]) -> Result<Child, SpawnError> {
         let mut spawn = Spawn::program(program)
             .outlives_us()

@@ -5,6 +5,7 @@
 //! present in a segment, only the segment's file tells.
 
 mod clone;
+mod durable;
 mod failed;
 mod git;
 mod import;
@@ -21,6 +22,7 @@ mod service;
 pub(crate) mod shard;
 mod status;
 pub(crate) mod store;
+mod succession;
 mod target;
 mod worker;
 
@@ -31,12 +33,14 @@ use std::time::Instant;
 use hydrant_api::{Directories, ErrorCode, Owner};
 use tokio::sync::watch;
 
-pub use kept::Kept;
-pub use run::run;
+pub use kept::{Kept, KeptShard};
+pub use manager::awaited;
+pub use run::{Outcome, run};
 
 use crate::admin::ApiError;
 use crate::catalog::Catalog;
 use crate::config::Config;
+use crate::fanotify::QueueKind;
 use crate::ids::{PoolId, ShardId};
 use crate::queue::wire::Limits;
 use origins::Origins;
@@ -52,6 +56,8 @@ pub struct Supervisor {
     store: Arc<Store>,
     origins: Arc<Origins>,
     shards: Vec<ShardHandle>,
+    /// Of all of them.
+    queue: QueueKind,
     /// The shards whose group came from the supervisor before this one: what they guard has been
     /// guarded all the time.
     kept: HashSet<ShardId>,
@@ -61,7 +67,9 @@ pub struct Supervisor {
     live: Arc<Mutex<mounts::LiveMounts>>,
     /// Pools that a clone is adding to, or of which a tree is being mounted.
     cloning: Arc<Mutex<Vec<PoolId>>>,
-    stop: watch::Sender<bool>,
+    end: watch::Sender<Option<manager::End>>,
+    /// No other supervisor on this machine has, had or will have it until the next boot.
+    instance: u64,
     started: Instant,
 }
 

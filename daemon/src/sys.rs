@@ -8,6 +8,7 @@ pub mod limits;
 pub mod mount;
 pub mod notify;
 pub mod privileges;
+pub mod replace;
 pub mod seqpacket;
 pub mod shared;
 pub mod spawn;

@@ -203,10 +203,26 @@ impl Container {
         bail!("there is no process {inside} in the container\n{}", self.journal(40))
     }
 
-    /// Where the built programs are installed, as seen from outside.
-    #[must_use]
-    pub fn program(&self, name: &str) -> PathBuf {
-        self.path(place(name))
+    /// Puts another file in the installed daemon's place, as package managers do: the built one, or this.
+    pub fn upgrade(&self, content: Option<&[u8]>) -> Result<()> {
+        let place = self.path("/usr/sbin/hydrantd");
+        let new = place.with_extension("new");
+        match content {
+            Some(content) => fs::write(&new, content)?,
+            None => drop(fs::copy(built("hydrantd")?, &new)?),
+        }
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&new, mode)?;
+        Ok(fs::rename(new, place)?)
+    }
+
+    /// Kills a worker. Gives its number in the container.
+    pub fn kill_worker(&self) -> Result<i32> {
+        let shards = self.admin().status()?.shards;
+        let worker = shards.iter().find_map(|shard| shard.worker_pid).context("no worker")?;
+        let signal = nix::sys::signal::Signal::SIGKILL;
+        nix::sys::signal::kill(self.outside(&worker.to_string())?, signal)?;
+        Ok(worker)
     }
 }
 
@@ -219,14 +235,6 @@ impl Drop for Container {
         let _ = nix::sys::signal::kill(self.init, nix::sys::signal::Signal::SIGKILL);
         let _ = self.process.wait(Duration::from_secs(10));
         self.cgroup.empty();
-    }
-}
-
-/// Where a program belongs.
-fn place(name: &str) -> &'static str {
-    match name {
-        "hydrant" => "/usr/bin/hydrant",
-        _ => "/usr/sbin/hydrantd",
     }
 }
 

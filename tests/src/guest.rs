@@ -5,8 +5,6 @@ use std::time::Duration;
 
 /// Set by the guest's runner to the kernel's release.
 const GUEST: &str = "HYDRANT_GUEST";
-/// `kernel` or `brokered`, for the daemons of all tests. Otherwise they choose.
-const QUEUE: &str = "HYDRANT_TEST_QUEUE";
 
 /// Whether this is the guest.
 #[must_use]
@@ -29,14 +27,8 @@ pub fn patience(time: Duration) -> Duration {
 /// Lines for the configuration of every daemon.
 #[must_use]
 pub fn configuration() -> String {
-    let mut lines = String::new();
-    if inside() && !has_landlock() {
-        lines += "without_landlock = true\n";
-    }
-    if let Ok(queue) = std::env::var(QUEUE) {
-        lines += &format!("queue = \"{queue}\"\n");
-    }
-    lines
+    let without = inside() && !has_landlock();
+    if without { "without_landlock = true\n".to_owned() } else { String::new() }
 }
 
 /// Asks for the version, with `LANDLOCK_CREATE_RULESET_VERSION` (`linux/landlock.h`).

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::guest;
 use crate::process::{Run, require};
 
 /// File systems that have pre-content events.
@@ -34,6 +35,9 @@ impl fmt::Display for StateFs {
 
 /// Makes a file system of `bytes` in a sparse file beside `place` and mounts it there. The loop
 /// device goes with the mount. With [`StateFs::Host`] `place` is just a directory.
+///
+/// In the guest it is made on the first disk, whatever its size: loop devices can be mounted only by
+/// a kernel that lets mounted devices be written to.
 pub fn mount(kind: StateFs, place: &Path, bytes: u64) -> Result<()> {
     fs_err::create_dir_all(place)?;
     let (program, package, force) = match kind {
@@ -43,6 +47,11 @@ pub fn mount(kind: StateFs, place: &Path, bytes: u64) -> Result<()> {
         StateFs::Btrfs => ("mkfs.btrfs", "btrfs-progs", "-q"),
     };
     require(&[(program, package), ("mount", "mount")])?;
+    if guest::inside() {
+        let script = r#"wipefs -qa /dev/ubda && "$2" -q /dev/ubda && mount /dev/ubda "$1""#;
+        Run::shell(script, &[place, Path::new(program)]).check()?;
+        return Ok(());
+    }
     let mut image = place.as_os_str().to_owned();
     image.push(".image");
     let image = PathBuf::from(image);

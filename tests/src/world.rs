@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::daemon::Daemon;
 use crate::guest;
@@ -107,6 +107,10 @@ impl World {
         }
         if setting.start {
             daemon.start()?;
+            if let Ok(wanted) = std::env::var("HYDRANT_QUEUE") {
+                let queue = daemon.status()?.queue;
+                ensure!(wanted == "auto" || queue == wanted, "the queue is {queue}, not {wanted}");
+            }
         }
         Ok(Self { daemon, proxy, server, scratch, offers: setting.offers })
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use hydrant_tests::access::Kind;
+use hydrant_tests::guest;
 use hydrant_tests::process::until;
 use hydrant_tests::proxy::Quality;
 use hydrant_tests::reader::{Crowd, End, end, expect_right, start};
@@ -64,9 +65,9 @@ fn root_killed_workers_under_load() -> Result<()> {
     let world = world("crash-load", quality)?;
     let repository = lonely(400, 60_000)?;
     let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..400)?;
+    let files = world.lonely_files(&repository, &tree, 0..guest::or(400, 80))?;
     let mut crowds: Vec<Crowd> = Vec::new();
-    for (n, part) in files.chunks(50).enumerate() {
+    for (n, part) in files.chunks(files.len() / 8).enumerate() {
         let kind = [Kind::Read, Kind::MmapPrivate, Kind::Sendfile, Kind::Pread][n % 4];
         crowds.push(Crowd::start(kind, part)?);
         thread::sleep(Duration::from_millis(200));

@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use hydrant_tests::access::Kind;
+use hydrant_tests::guest;
 use hydrant_tests::process::until;
 use hydrant_tests::proxy::Quality;
 use hydrant_tests::reader::Crowd;
 use hydrant_tests::repository::{MAIN, Repository, lonely};
 use hydrant_tests::world::{Setting, World};
 
-const READERS: usize = 1_000;
+fn readers() -> usize {
+    guest::or(1_000, 60)
+}
 
 fn world(name: &str) -> Result<World> {
     World::with(name, Setting { proxy: Some(Quality::default()), ..Setting::default() })
@@ -33,20 +36,21 @@ fn each_fetched_once(world: &World, repository: &Repository) -> Result<usize> {
 #[ignore = "needs root"]
 fn root_thousand_readers_of_different_files() -> Result<()> {
     let world = world("readers-different")?;
-    let repository = lonely(READERS, 20_000)?;
+    let readers = readers();
+    let repository = lonely(readers, 20_000)?;
     let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..READERS)?;
+    let files = world.lonely_files(&repository, &tree, 0..readers)?;
     world.proxy()?.hold();
     let mut crowd = Crowd::start(Kind::Read, &files)?;
     until("all readers wait", Duration::from_secs(60), || {
         let waiting = world.daemon.status().ok()?.counters.waiting;
-        (waiting >= READERS as u64).then_some(())
+        (waiting >= readers as u64).then_some(())
     })?;
-    ensure!(world.daemon.admin().queue()?.len() == READERS, "the queue shows all of them");
-    ensure!(crowd.running() == READERS, "a reader ended before its bytes were there");
+    ensure!(world.daemon.admin().queue()?.len() == readers, "the queue shows all of them");
+    ensure!(crowd.running() == readers, "a reader ended before its bytes were there");
     world.proxy()?.heal();
     crowd.expect_right()?;
-    ensure!(each_fetched_once(&world, &repository)? == READERS);
+    ensure!(each_fetched_once(&world, &repository)? == readers);
     ensure!(world.daemon.status()?.counters.waiting == 0, "somebody still waits");
     Ok(())
 }
@@ -56,6 +60,7 @@ fn root_thousand_readers_of_different_files() -> Result<()> {
 #[ignore = "needs root"]
 fn root_thousand_readers_of_the_same_file() -> Result<()> {
     let world = world("readers-same")?;
+    let readers = readers();
     let repository = lonely(3, 400_000)?;
     let tree = world.quick(&repository)?;
     let files = world.lonely_files(&repository, &tree, 0..1)?;
@@ -66,12 +71,12 @@ fn root_thousand_readers_of_the_same_file() -> Result<()> {
             world.lonely_files(&repository, &tree, 1..2)?[0].clone()
         };
         world.proxy()?.hold();
-        let mut crowd = Crowd::start(kind, &vec![file; READERS])?;
+        let mut crowd = Crowd::start(kind, &vec![file; readers])?;
         until("somebody waits", Duration::from_secs(60), || {
             (world.daemon.status().ok()?.counters.waiting > 0).then_some(())
         })?;
         thread::sleep(Duration::from_secs(3));
-        ensure!(crowd.running() == READERS, "a reader ended before its bytes were there");
+        ensure!(crowd.running() == readers, "a reader ended before its bytes were there");
         world.proxy()?.heal();
         crowd.expect_right()?;
     }

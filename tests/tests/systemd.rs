@@ -281,3 +281,102 @@ fn root_systemd_hardening() -> Result<()> {
     container.check(&["hydrant", "rm", "--keep", "/home/local"])?;
     files.iter().try_for_each(|(file, truth)| expect_right(Kind::Read, file, truth))
 }
+
+/// An upgrade of the files in their place, under readers: `reload` goes on in the same process, `restart`
+/// in another, and a supervisor whose file is gone still starts workers.
+#[test]
+#[ignore = "needs root"]
+fn root_systemd_upgrade() -> Result<()> {
+    let service = Service::boot("systemd-upgrade")?;
+    let container = &service.container;
+    container.systemctl(&["start", "hydrantd"])?;
+    let repository = lonely(600, 20_000)?;
+    service.clone(&repository)?;
+    let files = service.files(&repository, 600)?;
+    let mounted = service.mount_id()?;
+    let instance = || anyhow::Ok(container.admin().status()?.instance);
+    let load = Load::start(4, &[Kind::Read, Kind::MmapPrivate, Kind::Sendfile], &files);
+    let (supervisor, first) = (container.supervisor()?, instance()?);
+
+    // not a program: the old one goes on
+    container.upgrade(Some(b"#!/bin/sh\necho no good >&2; exit 1\n"))?;
+    let refused = container.run(&["systemctl", "reload", "hydrantd"]).output()?;
+    ensure!(refused.code() != 0);
+    ensure!(container.journal(20).contains("no good"), "{}", container.journal(60));
+    ensure!((container.supervisor()?, instance()?) == (supervisor, first));
+    // its workers are of its own version
+    let killed = container.kill_worker()?;
+    until("there is another worker", Duration::from_secs(60), || {
+        let shards = container.admin().status().ok()?.shards;
+        let workers: Vec<_> = shards.iter().filter_map(|shard| shard.worker_pid).collect();
+        (workers.len() == shards.len() && !workers.contains(&killed)).then_some(())
+    })
+    .with_context(|| container.journal(60))?;
+    ensure!(!container.journal(1000).contains("protocol"), "{}", container.journal(60));
+
+    for _ in 0..3 {
+        let before = instance()?;
+        container.upgrade(None)?;
+        container.systemctl(&["reload", "hydrantd"])?;
+        ensure!(instance()? != before && container.supervisor()? == supervisor);
+        ensure!(fs_err::read_link(format!("/proc/{supervisor}/exe"))?.ends_with("hydrantd"));
+        ensure!(service.mount_id()? == mounted, "{}", container.journal(60));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // nothing of the programs before is left in the process
+    let defunct = container.check(&["ps", "-eo", "stat,args"])?.text();
+    ensure!(!defunct.contains("<defunct>"), "{defunct}");
+    container.upgrade(None)?;
+    container.systemctl(&["restart", "hydrantd"])?;
+    let after = container.supervisor()?;
+    ensure!(after != supervisor);
+    // what it was left, systemd has as well
+    kill(after, Signal::SIGKILL)?;
+    service.successor(after)?;
+    ensure!(service.mount_id()? == mounted, "{}", container.journal(60));
+    let reads = load.finish().with_context(|| container.journal(200))?;
+    println!("{reads} reads");
+    container.systemctl(&["stop", "hydrantd"])?;
+    ensure!(service.mount_id()?.is_none(), "still mounted");
+    ensure!(container.property("NFileDescriptorStore")? == "0");
+    Ok(())
+}
+
+/// systemd is told to stop the service in the middle of a restart, and lets go of what it kept. What the
+/// first supervisor left is unmounted all the same, and nobody gets zeros.
+#[test]
+#[ignore = "needs root"]
+fn root_systemd_stop_in_a_restart() -> Result<()> {
+    let service = Service::boot("systemd-between")?;
+    let container = &service.container;
+    container.systemctl(&["start", "hydrantd"])?;
+    let repository = lonely(3, 200_000)?;
+    service.clone(&repository)?;
+    let files = service.files(&repository, 3)?;
+    service.world.proxy()?.hold();
+    let (file, truth) = &files[0];
+    let reader = start(Kind::Read, file, truth)?;
+    service.waiting(1)?;
+    container.override_unit("[Service]\nExecStartPre=/bin/sleep 100\n")?;
+    container.systemctl(&["restart", "--no-block", "hydrantd"])?;
+    until("the next one is about to start", Duration::from_secs(60), || {
+        (container.property("SubState").ok()? == "start-pre").then_some(())
+    })?;
+    ensure!(service.mount_id()?.is_some(), "it is guarded");
+    container.systemctl(&["stop", "hydrantd"])?;
+    // it waits for the reader, who is told
+    service.world.proxy()?.heal();
+    let got = end(&reader.wait()?)?;
+    ensure!(!matches!(got, End::Wrong(_)), "{got:?}\n{}", container.journal(100));
+    until("it is unmounted", Duration::from_secs(60), || {
+        service.mount_id().ok()?.is_none().then_some(())
+    })
+    .with_context(|| container.journal(100))?;
+    // nobody is left, and the next start is a plain one
+    container.override_unit("[Service]\n")?;
+    until("the directories are free", Duration::from_secs(60), || {
+        container.systemctl(&["start", "hydrantd"]).ok()
+    })
+    .with_context(|| container.journal(100))?;
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::Pread, file, truth))
+}

@@ -16,6 +16,7 @@
 //! | `POST /v1/queue/{id}/deny` | | `{}` |
 //! | `GET /v1/queue/failed` | | list of [`FailedEvent`] |
 //! | `POST /v1/queue/failed/clear` | | [`Cleared`] |
+//! | `POST /v1/reload` | | `{}` |
 //! | `POST /v1/stop` | | `{}` |
 //!
 //! A request that fails is answered with a status of 400 or more and an [`ErrorBody`]. Sizes are in
@@ -212,6 +213,9 @@ pub struct Mount {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     pub version: String,
+    /// Another number for every supervisor, whatever its pid.
+    #[serde(default)]
+    pub instance: u64,
     pub pid: i32,
     pub state_dir: String,
     pub run_dir: String,

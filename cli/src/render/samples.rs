@@ -55,6 +55,7 @@ pub fn status() -> Status {
     };
     Status {
         version: "0.1.0".into(),
+        instance: 1,
         pid: 4700,
         state_dir: "/var/lib/hydrant".into(),
         run_dir: "/run/hydrant".into(),

@@ -41,6 +41,7 @@ pub(super) fn router<S: Service>(service: Arc<S>) -> Router {
         .route("/v1/queue/{id}", get(queue_event::<S>))
         .route("/v1/queue/{id}/retry", post(retry::<S>))
         .route("/v1/queue/{id}/deny", post(deny::<S>))
+        .route("/v1/reload", post(reload::<S>))
         .route("/v1/stop", post(stop::<S>))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
@@ -166,6 +167,12 @@ async fn failed<S: Service>(
 async fn clear_failed<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Cleared> {
     tracing::info!(uid = caller.uid, "clear the failed events");
     to_the_end("clear", async move { service.clear_failed(caller).await }).await
+}
+
+async fn reload<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Nothing> {
+    caller.require_root("reload the daemon")?;
+    tracing::info!(pid = caller.pid, "reload");
+    to_the_end("reload", async move { service.reload(caller).await.map(|()| Nothing::new()) }).await
 }
 
 async fn stop<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Nothing> {

@@ -2,7 +2,7 @@
 
 use std::fs::Permissions;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ pub const DEFAULT_GROUP: &str = "hydrant";
 /// The longest path of a socket in bytes (`sun_path` less its NUL, unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// The socket, listening. A file that we made is removed when the server ends.
+/// The socket, listening. A file that we made is removed when this is dropped.
 #[derive(Debug)]
 pub struct AdminSocket {
     listener: UnixListener,
@@ -103,6 +103,25 @@ impl AdminSocket {
         Ok(Self { listener: UnixListener::from_std(listener)?, path, guard: None })
     }
 
+    /// As [`passed`](Self::passed), for one that the program before us in this process has made: it is to
+    /// be removed.
+    pub fn inherited(fd: OwnedFd, directories: &Directories) -> Result<Self, SocketError> {
+        let mut socket = Self::passed(fd, directories)?;
+        let inode = fs::symlink_metadata(&socket.path)?.ino();
+        socket.guard = Some(SocketFile { path: socket.path.clone(), inode });
+        Ok(socket)
+    }
+
+    /// Another fd of the socket, to be passed on.
+    pub fn copy(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
+    }
+
+    /// What removes the socket's file when it is dropped, if that is our business.
+    pub fn take_file(&mut self) -> Option<SocketFile> {
+        self.guard.take()
+    }
+
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -115,9 +134,16 @@ impl AdminSocket {
 
 /// Removes the socket's file when dropped, if it is still the same.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     inode: u64,
+}
+
+impl SocketFile {
+    /// Leaves the file where it is.
+    pub fn keep(mut self) {
+        self.path = PathBuf::new();
+    }
 }
 
 impl Drop for SocketFile {

@@ -64,6 +64,7 @@ impl Service for Fake {
     async fn status(&self, caller: Caller) -> Result<Status, ApiError> {
         self.note(format!("status {}:{} {:?}", caller.uid, caller.gid, caller.pid));
         Ok(Status {
+            instance: 1,
             version: "0".into(),
             pid: 1,
             state_dir: "/s".into(),
@@ -148,6 +149,11 @@ impl Service for Fake {
     async fn clear_failed(&self, _: Caller) -> Result<Cleared, ApiError> {
         self.note("clear".into());
         Ok(Cleared { cleared: 3 })
+    }
+
+    async fn reload(&self, _: Caller) -> Result<(), ApiError> {
+        self.note("reload".into());
+        Ok(())
     }
 
     async fn stop(&self, _: Caller) -> Result<(), ApiError> {

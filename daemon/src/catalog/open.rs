@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt;
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rusqlite_migration::MigrationDefinitionError;
 
 use super::sequence::Used;
@@ -57,6 +57,22 @@ fn try_open(path: &Path) -> Result<Connection, CatalogError> {
         Used::find(state)?.skip(&connection).map_err(failed)?;
     }
     Ok(connection)
+}
+
+/// Looks at the version of a catalog that may be in use.
+pub(super) fn check(path: &Path) -> Result<(), CatalogError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let failed = |source| CatalogError::Open { path: path.to_owned(), source };
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    connection.busy_timeout(Duration::from_secs(5)).map_err(failed)?;
+    match schema::migrations().pending_migrations(&connection) {
+        Ok(pending) if pending < 0 => Err(CatalogError::Newer(path.to_owned())),
+        Ok(_) => Ok(()),
+        Err(source) => Err(CatalogError::Migrate { path: path.to_owned(), source }),
+    }
 }
 
 /// The catalog knows users' environments and credentials: only root reads it. SQLite gives its

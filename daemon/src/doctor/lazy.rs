@@ -18,7 +18,7 @@ use crate::fanotify::{Channel, DenyErrno, Event, Group, Read, Verdict, mark};
 use crate::mount::{DetachedMount, Layers, TreeMount, mount};
 use crate::range::ByteRange;
 
-const KERNEL: &str = "Use Linux 6.14 or later with CONFIG_FANOTIFY_ACCESS_PERMISSIONS.";
+pub(super) const KERNEL: &str = "Use Linux 6.14 or later with CONFIG_FANOTIFY_ACCESS_PERMISSIONS.";
 const FILE_SYSTEM: &str =
     "Put the state directory on ext4, xfs or btrfs (--state-dir), with Linux 6.14 or later.";
 const EROFS: &str =

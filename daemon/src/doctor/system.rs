@@ -14,6 +14,7 @@ use nix::unistd::{Uid, Whence, lseek};
 
 use super::room::Room;
 use super::{Finding, Problem};
+use crate::fanotify::{self, QueueKind};
 use crate::sys::{limits, privileges};
 use crate::worker::sandbox;
 
@@ -32,6 +33,22 @@ pub fn privileges() -> Finding {
         Ok(true) => Ok("root with CAP_SYS_ADMIN".to_owned()),
         Ok(false) => Err(Problem::new("root, but without CAP_SYS_ADMIN", remedy)),
         Err(error) => Err(Problem::step("ask for our capabilities", &error, remedy)),
+    }
+}
+
+/// Both queues will do; which it is, is good to know.
+pub fn queue() -> Finding {
+    match fanotify::probe() {
+        Ok(QueueKind::Kernel) => {
+            Ok("kernel: events that a worker had when it died return to the kernel's queue"
+                .to_owned())
+        }
+        Ok(QueueKind::Stock) => Ok("brokered: the supervisor keeps events, as this kernel has no \
+             restartable permission events"
+            .to_owned()),
+        Err(error) => {
+            Err(Problem::step("ask the kernel for its queue", &error, super::lazy::KERNEL))
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::io::unix::AsyncFd;
 use tracing::error;
 
 use super::parse::parse;
-use super::{Error, Event};
+use super::{Error, Event, abi};
 
 /// How much is read at once, in bytes: 16 events with a range. Every event is an fd, and from the
 /// kernel's reading of the first until the last is written down nobody else knows of them.
@@ -39,6 +39,17 @@ impl Channel {
     #[must_use]
     pub fn from_owned_fd(fd: OwnedFd) -> Self {
         Self(Arc::new(fd))
+    }
+
+    /// How many events wait to be read, at this moment. Not of a restartable group's own fd.
+    pub fn queued(&self) -> Result<u64, Error> {
+        let mut bytes = 0;
+        // SAFETY: the request writes one int, which outlives the call.
+        match unsafe { fionread(self.as_raw_fd(), &raw mut bytes) } {
+            // the kernel counts events without what follows their first part
+            Ok(_) => Ok(u64::try_from(bytes).unwrap_or(0) / abi::METADATA_LEN as u64),
+            Err(errno) => Err(Error::Read { fd: self.as_raw_fd(), source: errno.into() }),
+        }
     }
 
     /// Reads what there is, up to 16 events. Doesn't wait (groups are made nonblocking).
@@ -75,6 +86,8 @@ impl Channel {
         Ok(Read::Events(events.collect()))
     }
 }
+
+nix::ioctl_read_bad!(fionread, libc::FIONREAD, libc::c_int);
 
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {

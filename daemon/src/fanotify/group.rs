@@ -18,6 +18,17 @@ pub enum QueueKind {
     Stock,
 }
 
+impl QueueKind {
+    /// What people call the queue that goes with it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Stock => "brokered",
+        }
+    }
+}
+
 /// What every group is made with.
 const INIT_FLAGS: u32 = abi::FAN_CLASS_PRE_CONTENT
     | abi::FAN_CLOEXEC
@@ -54,6 +65,13 @@ pub fn probe() -> Result<QueueKind, Error> {
 }
 
 impl Group {
+    pub fn new(kind: QueueKind) -> Result<Self, Error> {
+        match kind {
+            QueueKind::Kernel => Self::restartable(),
+            QueueKind::Stock => Self::stock(),
+        }
+    }
+
     /// A group of a released kernel, read through [`channel`](Self::channel).
     pub fn stock() -> Result<Self, Error> {
         Self::init(INIT_FLAGS, QueueKind::Stock)

@@ -105,7 +105,14 @@ pub fn main(uid: u32, gid: u32, without_landlock: bool, fds: [OwnedFd; FDS]) -> 
     // the system's certificates, while they can be read wherever they are
     load_system_roots();
     let spool_dir = Some(fds.spool.as_fd());
-    let spec = SandboxSpec { uid, gid, spool_dir, readable: Vec::new(), without_landlock };
+    let spec = SandboxSpec {
+        uid,
+        gid,
+        spool_dir,
+        readable: Vec::new(),
+        event_files: None,
+        without_landlock,
+    };
     sandbox::enter(&spec).context("can't enter the sandbox")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

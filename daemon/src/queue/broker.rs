@@ -258,9 +258,6 @@ impl Broker {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::collections::HashMap;
-
-    use proptest::prelude::*;
 
     use super::*;
 
@@ -367,94 +364,5 @@ mod tests {
             assert_eq!(at(&broker, n), None);
         }
         assert_eq!(at(&broker, 1802), Some(Overdue::Endless));
-    }
-
-    #[derive(Debug, Clone)]
-    enum Op {
-        Arrive,
-        Dispatch,
-        Answer(usize),
-        Die(bool),
-        Deny(usize),
-        Retry(usize),
-    }
-
-    fn op() -> impl Strategy<Value = Op> {
-        prop_oneof![
-            4 => Just(Op::Arrive),
-            4 => Just(Op::Dispatch),
-            3 => any::<usize>().prop_map(Op::Answer),
-            1 => any::<bool>().prop_map(Op::Die),
-            1 => any::<usize>().prop_map(Op::Deny),
-            1 => any::<usize>().prop_map(Op::Retry),
-        ]
-    }
-
-    proptest! {
-        /// Against a model: a list in order of arrival, each event waiting or in flight.
-        #[test]
-        fn every_event_is_answered_exactly_once(ops in prop::collection::vec(op(), 1..200)) {
-            let mut broker = Broker::new();
-            let mut model: Vec<(EventId, bool, u32)> = Vec::new();
-            let mut answers: HashMap<EventId, u32> = HashMap::new();
-            let mut arrived = 0;
-            for op in ops {
-                match op {
-                    Op::Arrive => {
-                        model.push((arrive(&mut broker), false, 0));
-                        arrived += 1;
-                    }
-                    Op::Dispatch => {
-                        let next = model.iter_mut().find(|e| !e.1);
-                        prop_assert_eq!(dispatch(&mut broker), next.as_ref().map(|e| e.0));
-                        if let Some(entry) = next {
-                            entry.1 = true;
-                        }
-                    }
-                    Op::Answer(n) if !model.is_empty() => {
-                        let at = n % model.len();
-                        let (event, in_flight, _) = model[at];
-                        let answer = broker.answered(event, Verdict::Allow, None);
-                        prop_assert_eq!(answer.is_some(), in_flight);
-                        if in_flight {
-                            *answers.entry(event).or_default() += 1;
-                            model.remove(at);
-                        }
-                    }
-                    Op::Die(fault) => {
-                        let death = if fault { Death::Fault } else { Death::Outside };
-                        let given_up = broker.worker_died(death, T);
-                        let mut expected = Vec::new();
-                        model.retain_mut(|(event, in_flight, strikes)| {
-                            *strikes += u32::from(*in_flight && fault);
-                            let keep = !*in_flight || *strikes < MAX_STRIKES;
-                            *in_flight = false;
-                            if !keep {
-                                expected.push(*event);
-                            }
-                            keep
-                        });
-                        let events: Vec<_> = given_up.iter().map(|a| a.event).collect();
-                        prop_assert_eq!(&events, &expected);
-                        events.iter().for_each(|e| *answers.entry(*e).or_default() += 1);
-                    }
-                    Op::Deny(n) if !model.is_empty() => {
-                        let (event, ..) = model.remove(n % model.len());
-                        prop_assert!(broker.deny(event, DenyErrno::Eio, "").is_some());
-                        *answers.entry(event).or_default() += 1;
-                    }
-                    Op::Retry(n) if !model.is_empty() => {
-                        let at = n % model.len();
-                        prop_assert_eq!(broker.retry(model[at].0), Some(model[at].1));
-                        model[at].1 = false;
-                    }
-                    Op::Answer(_) | Op::Deny(_) | Op::Retry(_) => {}
-                }
-                prop_assert_eq!(broker.waiting(), model.iter().filter(|e| !e.1).count());
-                prop_assert_eq!(broker.in_flight(), model.iter().filter(|e| e.1).count());
-            }
-            prop_assert!(answers.values().all(|count| *count == 1));
-            prop_assert_eq!(answers.len() + model.len(), arrived);
-        }
     }
 }

@@ -48,6 +48,7 @@ mod holder;
 mod kernel;
 mod line;
 mod programs;
+mod takeover;
 
 use std::path::Path;
 use std::time::Duration;

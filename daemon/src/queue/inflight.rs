@@ -15,10 +15,15 @@
 //! | 4 | events that found no slot | offset |
 //! | 5 | last event id given | length |
 //! | 6 | highest fd number an event ever had | fd number and pid (32 bits each, the first above) |
-//! | 7 | | attempts and strikes |
-//! | 8 | | worker's pid and state |
-//! | 9 | | since |
-//! | 10 | | dispatched |
+//! | 7 | events, each once however often it was read | attempts and strikes |
+//! | 8 | answered: was there already | worker's pid and state |
+//! | 9 | answered: was fetched | since |
+//! | 10 | denied | dispatched |
+//! | 11 | the longest wait of an event that was answered | |
+//! | 12 | when the worker last gave a sign of life | |
+//!
+//! Words 7 to 12 of the header are a worker's with the kernel's queue; the brokered one keeps no such
+//! account here.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -26,6 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use thiserror::Error;
 
+use super::broker::Death;
 use crate::ids::{EventId, SegmentId};
 use crate::range::ByteRange;
 use crate::sys::shared::{SharedWords, sealed_memory};
@@ -33,10 +39,17 @@ use crate::sys::shared::{SharedWords, sealed_memory};
 /// Slots of a table when there is no reason for another number: 2 MiB of memory when all have been used.
 pub const DEFAULT_CAPACITY: u32 = 16384;
 
+/// Whether [`Table::open`] takes a table of this version.
+#[must_use]
+pub fn is_readable(version: u64) -> bool {
+    version == VERSION
+}
+
 /// More than any process can have fds.
 const MAX_CAPACITY: u64 = 1 << 24;
 const MAGIC: u64 = u64::from_be_bytes(*b"HydraInF");
-const VERSION: u64 = 1;
+/// Of the layout. A later one is to be able to go on with a table of the one before.
+pub const VERSION: u64 = 1;
 /// 128 bytes: no two slots share a cache line.
 const SLOT_WORDS: usize = 16;
 /// A slot is written in well under a microsecond: who sees it odd so often sees a dead writer's.
@@ -87,7 +100,8 @@ pub struct Record {
     pub pid: i32,
     /// When it was read first: [`now`], the same clock in every process.
     pub since: u64,
-    /// When the present worker got it, by the same clock; 0 while it waits.
+    /// When the present worker got it, by the same clock. While it waits: 0, or when the worker before
+    /// died.
     pub dispatched: u64,
     /// How often a worker got it.
     pub attempts: u32,
@@ -111,6 +125,27 @@ pub struct Snapshot {
     /// Slots whose content makes no sense, or whose writer died while it wrote. An event may be
     /// owed an answer there, whose number is not known.
     pub corrupt: u32,
+}
+
+/// What became of events: sums that outlive the process that counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub events: u64,
+    pub present: u64,
+    pub fetched: u64,
+    pub denied: u64,
+    /// In nanoseconds.
+    pub longest_wait: u64,
+}
+
+/// How an event ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// All was there when it was read first.
+    Present,
+    /// All was there in the end.
+    Fetched,
+    Denied,
 }
 
 /// See the module's documentation.
@@ -147,7 +182,7 @@ impl Table {
         if table.header(Header::Magic).load(Ordering::Acquire) != MAGIC {
             return Err(TableError::Format { reason: "wrong magic number" });
         }
-        if table.header(Header::Version).load(Ordering::Relaxed) != VERSION {
+        if !is_readable(table.header(Header::Version).load(Ordering::Relaxed)) {
             return Err(TableError::Format { reason: "another version" });
         }
         let capacity = table.header(Header::Capacity).load(Ordering::Relaxed);
@@ -224,28 +259,73 @@ impl Table {
         RawFd::try_from(highest).unwrap_or(RawFd::MAX)
     }
 
-    /// Takes out all that a writer that is gone has left.
-    pub fn take(&mut self) -> Snapshot {
-        let left = self.snapshot();
-        let used = self.used();
-        for slot in 0..used {
-            self.write(slot, None);
-        }
-        self.free = (0..used).rev().collect();
-        left
-    }
-
-    /// The worker that wrote this table has died, and not by another's hand: counts that against
-    /// every event that it had. Only while nobody writes.
-    pub fn strike(&mut self) {
+    /// The worker that wrote this table is dead: what it had waits again. Gives the number of those
+    /// events. A death by its own fault is counted against each. Only while nobody writes.
+    pub fn worker_died(&mut self, death: Death) -> u64 {
+        let mut released = 0;
         for slot in 0..self.used() {
             if let Content::Record(mut record) = self.read(slot)
                 && record.state == State::InFlight
             {
-                record.strikes = record.strikes.saturating_add(1);
+                released += 1;
+                record.state = State::Waiting;
+                record.worker = 0;
+                // when it was heard of last
+                record.dispatched = now();
+                if death == Death::Fault {
+                    record.strikes = record.strikes.saturating_add(1);
+                }
                 self.write(slot, Some(&record));
             }
         }
+        released
+    }
+
+    /// A new event.
+    pub fn count_event(&self) {
+        self.header(Header::Events).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An event has been answered after `waited` nanoseconds.
+    pub fn count_end(&self, end: End, waited: u64) {
+        let sum = match end {
+            End::Present => Header::Present,
+            End::Fetched => Header::Fetched,
+            End::Denied => Header::Denied,
+        };
+        self.header(sum).fetch_add(1, Ordering::Relaxed);
+        self.header(Header::LongestWait).fetch_max(waited, Ordering::Relaxed);
+    }
+
+    /// What was counted since the table was made, or since [`reset_tally`](Self::reset_tally).
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        let read = |word| self.header(word).load(Ordering::Relaxed);
+        Tally {
+            events: read(Header::Events),
+            present: read(Header::Present),
+            fetched: read(Header::Fetched),
+            denied: read(Header::Denied),
+            longest_wait: read(Header::LongestWait),
+        }
+    }
+
+    pub fn reset_tally(&self) {
+        use Header::{Denied, Events, Fetched, LongestWait, Present};
+        for word in [Events, Present, Fetched, Denied, LongestWait] {
+            self.header(word).store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The writer lives.
+    pub fn beat(&self) {
+        self.header(Header::Beat).store(now(), Ordering::Relaxed);
+    }
+
+    /// When the writer said last that it lives: [`now`], then. 0: never.
+    #[must_use]
+    pub fn last_beat(&self) -> u64 {
+        self.header(Header::Beat).load(Ordering::Relaxed)
     }
 
     /// What is in the table now. Each record is whole; together they are of no single time.
@@ -353,6 +433,12 @@ enum Header {
     Untracked = 4,
     LastEvent = 5,
     Highest = 6,
+    Events = 7,
+    Present = 8,
+    Fetched = 9,
+    Denied = 10,
+    LongestWait = 11,
+    Beat = 12,
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -1,36 +1,44 @@
-//! The kernel's queue, as a worker uses it.
+//! The kernel's queue, as who reads it uses it: a worker, or the supervisor in its place.
 //!
 //! The worker reads the events of a restartable group itself and answers them itself. When it dies,
 //! its queue fd closes and the kernel puts what it had back at the head of the queue, in order. What
 //! the kernel does not keep is in the [in-flight table](super::inflight): since when the reader
-//! waits, and how many workers have died with it. The next worker finds it there, by segment, range and process.
+//! waits, and how many workers have died with it. Who reads next finds it there, by segment, range
+//! and process.
+
+mod left;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use thiserror::Error;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::broker::MAX_STRIKES;
 use super::decide::{Decision, decide};
-use super::inflight::{Record, Slot, State, Table, now};
+use super::inflight::{End, Record, Slot, State, Table, now};
+use super::quarantine::{Admission, Quarantine, Quarantined};
 use crate::fanotify::{
-    self, Answered, AsyncChannel, Channel, DenyErrno, Event, FileId, PermissionEvent, Verdict,
+    self, Answered, AsyncChannel, Channel, DenyErrno, Event, FileId, PermissionEvent, Read, Verdict,
 };
 use crate::ids::{EventId, SegmentId};
 use crate::range::ByteRange;
 use crate::segment::presence::present;
+use left::Left;
 
 /// What a queue has for its worker: [`ToQueue`](super::wire::ToQueue) without what only a
-/// broker can say.
+/// supervisor can say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Incoming {
     /// A reader waits for `range`, in whole blocks and not empty.
     Event { event: EventId, segment: SegmentId, range: ByteRange, pid: i32 },
     /// A reader was just given `range`, which was there.
     Touched { segment: SegmentId, range: ByteRange },
+    /// The bytes of a range in quarantine have come: it is over.
+    Settled { segment: SegmentId, range: ByteRange },
 }
 
 /// Why a queue can't go on, or an answer was not given.
@@ -44,67 +52,107 @@ pub enum QueueError {
 
 /// The kernel's queue. One task takes what is [`next`](Self::next); any may answer.
 ///
-/// Dropped with events in hand, it leaves them to the next worker.
+/// Dropped with events in hand, it leaves them to who opens the queue next.
 #[derive(Debug)]
 pub struct KernelQueue {
     state: Mutex<Inner>,
     channel: AsyncChannel,
 }
 
+/// The time, as quarantines have it.
+fn clock() -> Duration {
+    Duration::from_nanos(now())
+}
+
+/// Who reads the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    /// This process, and it fetches.
+    Worker { pid: u32 },
+    /// The supervisor, as long as there is no worker: it gives what is there and holds the rest.
+    StandIn,
+}
+
 #[derive(Debug)]
 struct Inner {
+    reader: Reader,
     /// Read, but not taken by the worker yet.
     ready: VecDeque<Incoming>,
     held: HashMap<EventId, Held>,
     segments: HashMap<FileId, SegmentId>,
     table: Table,
-    /// What the worker before had, and the kernel has not reported again yet.
-    left: HashMap<Key, Vec<Record>>,
+    /// What was in other hands before, and the kernel has not reported again yet.
+    left: Left,
+    quarantine: Quarantine,
 }
 
 #[derive(Debug)]
 struct Held {
     event: PermissionEvent,
+    record: Record,
     slot: Option<Slot>,
 }
 
-/// How an event is known again: its segment, range and process.
-type Key = (SegmentId, ByteRange, i32);
-
 impl KernelQueue {
-    /// Takes events from a queue fd, which must be nonblocking. `table` may be the one that the
-    /// worker before has written. Within a tokio runtime.
-    pub fn new(queue: OwnedFd, mut table: Table) -> Result<Self, QueueError> {
+    /// Takes events from a queue fd, which must be nonblocking, for this process to serve. `table` may
+    /// be the one that the worker before has written. Within a tokio runtime.
+    pub fn new(queue: OwnedFd, table: Table) -> Result<Self, QueueError> {
+        Self::open(queue, table, Reader::Worker { pid: std::process::id() })
+    }
+
+    /// The same for a supervisor without a worker.
+    pub fn stand_in(queue: OwnedFd, table: Table) -> Result<Self, QueueError> {
+        Self::open(queue, table, Reader::StandIn)
+    }
+
+    fn open(queue: OwnedFd, table: Table, reader: Reader) -> Result<Self, QueueError> {
         let channel = AsyncChannel::new(Channel::from_owned_fd(queue))?;
-        let snapshot = table.take();
-        if snapshot.corrupt > 0 {
-            warn!(slots = snapshot.corrupt, "the in-flight table had slots that make no sense");
+        let (records, corrupt) = table.inherit();
+        if corrupt > 0 {
+            warn!(slots = corrupt, "the in-flight table has slots that make no sense");
         }
-        let mut left: HashMap<Key, Vec<Record>> = HashMap::new();
-        for record in snapshot.records {
-            left.entry((record.segment, record.range, record.pid)).or_default().push(record);
-        }
-        let state = Mutex::new(Inner {
+        // what was in other hands comes first
+        let again = channel.channel().queued().unwrap_or(u64::MAX);
+        let mut state = Inner {
+            reader,
             ready: VecDeque::new(),
             held: HashMap::new(),
             segments: HashMap::new(),
             table,
-            left,
-        });
-        Ok(Self { state, channel })
+            left: Left::new(records, again),
+            quarantine: Quarantine::default(),
+        };
+        state.tidy();
+        state.table.beat();
+        Ok(Self { state: Mutex::new(state), channel })
     }
 
     /// Events of the file that `file` is open on are the segment's. Before the first event of
-    /// it: events of unknown files are denied.
+    /// it: who reads another file is given what is there.
     pub fn know(&self, segment: SegmentId, file: impl AsFd) -> nix::Result<()> {
-        let id = FileId::of(file)?;
-        self.lock().segments.insert(id, segment);
+        self.know_file(segment, FileId::of(file)?);
         Ok(())
     }
 
-    /// The segment is not served any more.
+    /// As [`know`](Self::know), of a file by its name.
+    pub fn know_file(&self, segment: SegmentId, file: FileId) {
+        self.lock().segments.insert(file, segment);
+    }
+
+    /// The segment is not served any more: who reads it is given what is there.
     pub fn forget(&self, segment: SegmentId) {
         self.lock().segments.retain(|_, known| *known != segment);
+    }
+
+    /// What is to be denied, or to be tried carefully.
+    pub fn quarantine(&self, ranges: &[Quarantined]) {
+        let mut inner = self.lock();
+        ranges.iter().for_each(|range| inner.quarantine.restore(*range));
+    }
+
+    /// Everything may be tried.
+    pub fn clear_quarantine(&self) {
+        self.lock().quarantine.clear();
     }
 
     /// What comes next. `None`: the group is gone, nothing ever will. What asks for nothing to be
@@ -121,24 +169,47 @@ impl KernelQueue {
         }
     }
 
-    /// Answers an event, once.
+    /// Answers an event, once. Who is to be allowed what is not there is denied it.
     ///
     /// # Errors
     /// [`QueueError::Unknown`]: it has been answered. Else the kernel did not take the answer.
     pub fn answer(&self, event: EventId, verdict: Verdict) -> Result<Answered, QueueError> {
         let mut inner = self.lock();
         let held = inner.held.remove(&event).ok_or(QueueError::Unknown { event })?;
-        let answered = held.event.answer(verdict);
-        if let Some(slot) = held.slot {
-            inner.table.free(slot);
-        }
-        Ok(answered?)
+        Ok(inner.finish(held, verdict)?)
     }
 
-    /// The events that the worker has.
+    /// What an event is about: segment, range and process. `None`: it has been answered.
+    #[must_use]
+    pub fn waits_for(&self, event: EventId) -> Option<(SegmentId, ByteRange, i32)> {
+        let inner = self.lock();
+        let Record { segment, range, pid, .. } = inner.held.get(&event)?.record;
+        Some((segment, range, pid))
+    }
+
+    /// Reads all that there is now, and denies what is not there. Gives the number of events denied.
+    pub fn deny_all(&self, errno: DenyErrno) -> Result<usize, QueueError> {
+        let mut inner = self.lock();
+        while let Read::Events(events) = self.channel.channel().read()? {
+            inner.sort(events);
+        }
+        let held: Vec<_> = inner.held.drain().map(|(_, held)| held).collect();
+        let denied = held.len();
+        for held in held {
+            inner.finish(held, Verdict::Deny(errno))?;
+        }
+        Ok(denied)
+    }
+
+    /// The events that the reader of the queue has.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.lock().held.len()
+    }
+
+    /// Says in the table that who reads the queue goes on doing so.
+    pub fn beat(&self) {
+        self.lock().table.beat();
     }
 
     /// Every use leaves it whole, also one that panics.
@@ -156,10 +227,21 @@ impl Inner {
                 Event::Refused { errno, pid } => {
                     let errno = io::Error::from_raw_os_error(errno);
                     error!(pid, %errno, "a reader was denied because its event could not be taken");
+                    self.table.count_event();
+                    self.table.count_end(End::Denied, 0);
                 }
                 Event::Overflow => error!("the kernel has lost events, and allowed them"),
                 Event::Other { mask } => warn!(mask, "an event that was not asked for"),
             }
+            self.left.one_was_read();
+        }
+        self.tidy();
+    }
+
+    /// Frees the slots of events that ended while nobody had them: their readers were killed.
+    fn tidy(&mut self) {
+        for slot in self.left.take_if_over() {
+            self.table.free(slot);
         }
     }
 
@@ -168,33 +250,37 @@ impl Inner {
             Ok(file) => file,
             Err(errno) => {
                 error!(%errno, "an event's file cannot be asked for its size");
-                return settle(event, Verdict::Deny(DenyErrno::Eio));
+                return self.settle(event, None, Verdict::Deny(DenyErrno::Eio));
             }
         };
-        let Some(segment) = self.segments.get(&id).copied() else {
-            error!(?id, pid = event.pid(), "an event of a file that is no segment of this worker");
-            return settle(event, Verdict::Deny(DenyErrno::Eio));
-        };
-        match decide(event.range(), size, |range| present(&event, range)) {
-            Ok(Decision::Allow) => settle(event, Verdict::Allow),
-            Ok(Decision::Touched(range)) => {
-                settle(event, Verdict::Allow);
+        let segment = self.segments.get(&id).copied();
+        match (decide(event.range(), size, |range| present(&event, range)), segment) {
+            (Ok(Decision::Allow), _) => self.settle(event, None, Verdict::Allow),
+            (Ok(Decision::Touched(range)), Some(segment)) => {
+                let before = self.left.take(segment, range, event.pid());
+                self.settle(event, before, Verdict::Allow);
                 self.ready.push_back(Incoming::Touched { segment, range });
             }
-            Ok(Decision::Fetch(range)) => self.hold(event, segment, range),
-            Ok(Decision::Deny(errno)) => {
-                error!(%segment, ?errno, "an event that does not say what is read");
-                settle(event, Verdict::Deny(errno));
+            (Ok(Decision::Touched(_)), None) => self.settle(event, None, Verdict::Allow),
+            (Ok(Decision::Fetch(range)), Some(segment)) => self.hold(event, segment, range),
+            (Ok(Decision::Fetch(range)), None) => {
+                error!(?id, %range, pid = event.pid(), "an event for what is not served");
+                self.settle(event, None, Verdict::Deny(DenyErrno::Eio));
             }
-            Err(errno) => {
-                error!(%segment, %errno, "a segment cannot be asked for its holes");
-                settle(event, Verdict::Deny(DenyErrno::Eio));
+            (Ok(Decision::Deny(errno)), _) => {
+                error!(?id, ?errno, "an event that does not say what is read");
+                self.settle(event, None, Verdict::Deny(errno));
+            }
+            (Err(errno), _) => {
+                error!(?id, %errno, "a segment cannot be asked for its holes");
+                self.settle(event, None, Verdict::Deny(DenyErrno::Eio));
             }
         }
     }
 
     /// Keeps an event for the worker.
     fn hold(&mut self, event: PermissionEvent, segment: SegmentId, range: ByteRange) {
+        let (slot, before) = self.left.take(segment, range, event.pid()).unzip();
         let now = now();
         let mut record = Record {
             event: EventId(0),
@@ -203,53 +289,98 @@ impl Inner {
             range,
             pid: event.pid(),
             since: now,
-            dispatched: now,
-            attempts: 1,
+            dispatched: 0,
+            attempts: 0,
             strikes: 0,
-            worker: std::process::id(),
-            state: State::InFlight,
+            worker: 0,
+            state: State::Waiting,
         };
-        let before = self.left_by_the_worker_before((segment, range, event.pid()));
-        record.event = match before {
-            Some(before) if !self.held.contains_key(&before.event) => before.event,
-            _ => self.table.next_event(),
-        };
-        if let Some(before) = before {
-            record.since = before.since;
-            record.attempts = before.attempts.saturating_add(1);
-            record.strikes = before.strikes;
+        match before {
+            Some(before) if !self.held.contains_key(&before.event) => {
+                let Record { event, since, dispatched, attempts, strikes, .. } = before;
+                record = Record { event, since, dispatched, attempts, strikes, ..record };
+            }
+            _ => {
+                record.strikes = match self.quarantine.admits(segment, range, clock()) {
+                    Admission::Free => 0,
+                    Admission::OnTrial => MAX_STRIKES - 1,
+                    Admission::Refused => {
+                        debug!(%segment, %range, pid = record.pid, "denied: in quarantine");
+                        return self.settle(event, None, Verdict::Deny(DenyErrno::Eio));
+                    }
+                };
+                record.event = self.table.next_event();
+                self.table.count_event();
+            }
         }
+        if let Reader::Worker { pid } = self.reader {
+            record.attempts = record.attempts.saturating_add(1);
+            (record.dispatched, record.worker, record.state) = (now, pid, State::InFlight);
+        }
+        let id = record.event;
+        let slot = match slot {
+            Some(slot) => {
+                self.table.update(&slot, &record);
+                Some(slot)
+            }
+            None => self.table.claim(&record),
+        };
+        let held = Held { event, record, slot };
         if record.strikes >= MAX_STRIKES {
-            error!(event = %record.event, %segment, %range, pid = record.pid,
-                strikes = record.strikes, "given up: its workers died while they had this event");
-            return settle(event, Verdict::Deny(DenyErrno::Eio));
+            error!(event = %id, %segment, %range, pid = record.pid, strikes = record.strikes,
+                "given up: its workers died while they had this event");
+            if let Err(error) = self.finish(held, Verdict::Deny(DenyErrno::Eio)) {
+                error!(error = &error as &dyn std::error::Error, "a reader stays blocked");
+            }
+            return;
         }
-        let slot = self.table.claim(&record);
-        self.held.insert(record.event, Held { event, slot });
-        self.ready.push_back(Incoming::Event {
-            event: record.event,
-            segment,
-            range,
-            pid: record.pid,
-        });
+        self.held.insert(id, held);
+        let pid = record.pid;
+        self.ready.push_back(Incoming::Event { event: id, segment, range, pid });
     }
 
-    /// Of several equal ones (threads of a process) the one that was read first.
-    fn left_by_the_worker_before(&mut self, key: Key) -> Option<Record> {
-        let records = self.left.get_mut(&key)?;
-        let first = (0..records.len()).min_by_key(|n| records.get(*n).map(|r| r.event))?;
-        let record = records.swap_remove(first);
-        if records.is_empty() {
-            self.left.remove(&key);
+    /// Answers an event that was held.
+    fn finish(&mut self, held: Held, verdict: Verdict) -> Result<Answered, fanotify::Error> {
+        let Held { event, record, slot } = held;
+        // a bug elsewhere must not let a reader see a hole
+        let verdict = match verdict {
+            Verdict::Allow if !present(&event, record.range).unwrap_or(false) => {
+                let Record { event, segment, range, .. } = record;
+                error!(%event, %segment, %range, "was to be allowed, but is not there: denied");
+                Verdict::Deny(DenyErrno::Eio)
+            }
+            verdict => verdict,
+        };
+        let end = if verdict == Verdict::Allow { End::Fetched } else { End::Denied };
+        if end == End::Fetched && self.quarantine.end(record.segment, record.range) {
+            let Record { segment, range, .. } = record;
+            self.ready.push_back(Incoming::Settled { segment, range });
         }
-        Some(record)
+        let answered = event.answer(verdict);
+        if let Some(slot) = slot {
+            self.table.free(slot);
+        }
+        self.table.count_end(end, now().saturating_sub(record.since));
+        answered
     }
-}
 
-/// Answers an event that needs no worker.
-fn settle(event: PermissionEvent, verdict: Verdict) {
-    if let Err(error) = event.answer(verdict) {
-        error!(error = &error as &dyn std::error::Error, "a reader stays blocked");
+    /// Answers an event that needs no worker. `before`: what the table had of it.
+    fn settle(&mut self, event: PermissionEvent, before: Option<(Slot, Record)>, verdict: Verdict) {
+        if let Err(error) = event.answer(verdict) {
+            error!(error = &error as &dyn std::error::Error, "a reader stays blocked");
+        }
+        let (allowed, waited) = match before {
+            Some((slot, record)) => {
+                self.table.free(slot);
+                (End::Fetched, now().saturating_sub(record.since))
+            }
+            None => {
+                self.table.count_event();
+                (End::Present, 0)
+            }
+        };
+        let end = if verdict == Verdict::Allow { allowed } else { End::Denied };
+        self.table.count_end(end, waited);
     }
 }
 

@@ -9,6 +9,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::SegmentId;
 use crate::range::ByteRange;
 
@@ -23,7 +25,7 @@ const MAX_RANGES: usize = 1000;
 
 /// A range in quarantine. Times are by the clock of the events
 /// ([`Pending::arrived`](super::broker::Pending::arrived)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {
     pub segment: SegmentId,
     pub range: ByteRange,
@@ -92,6 +94,12 @@ impl Quarantine {
     /// The administrator lets everything be tried.
     pub fn clear(&mut self) {
         self.ranges.clear();
+    }
+
+    /// All that is in quarantine, or on trial.
+    #[must_use]
+    pub fn ranges(&self) -> &[Quarantined] {
+        &self.ranges
     }
 
     #[must_use]

@@ -1,18 +1,20 @@
 //! What supervisor and worker say to each other.
 //!
 //! Two `SOCK_SEQPACKET` sockets, one message a packet, postcard-encoded. On the *control* socket
-//! go segments (with their fds), credentials and reports; on the *queue* socket events and answers
-//! (with the brokered queue; the kernel's queue fd takes its place otherwise). The supervisor takes
+//! go segments (with their fds), credentials and reports; on the *queue* socket events and answers.
+//! With the kernel's queue these two go by an fd of the kernel's, and on the socket what is to be
+//! said about them. The supervisor takes
 //! the worker's word for nothing that could hurt others: it checks every number it gets.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::fanotify::Verdict;
+use crate::fanotify::{DenyErrno, Verdict};
 use crate::ids::{EventId, PoolId, SegmentId};
 use crate::importer::attributes;
 use crate::object::{HashKind, ObjectId};
+use crate::queue::quarantine::Quarantined;
 use crate::range::ByteRange;
 
 /// The version of the two protocols; a worker of another one is not started.
@@ -34,8 +36,10 @@ pub enum ToWorker {
     Segment { pool: PoolId, segment: SegmentId },
     /// The pool is not served any more: finish with it and close its fds.
     Detach { pool: PoolId },
-    /// All that there was at the start has been sent: take events from now on.
-    Start,
+    /// All that there was at the start has been sent: take events from now on. With two fds, the
+    /// kernel's queue and the in-flight table: from there, and the worker itself denies what is in
+    /// quarantine.
+    Start { quarantine: Vec<Quarantined> },
     /// The answer to [`FromWorker::NeedTransport`]. With an fd: a stream socket to a
     /// `git upload-pack` in protocol version 2 that has not said anything yet.
     Transport { request: u64, result: Result<(), String> },
@@ -90,7 +94,7 @@ pub enum FromWorker {
     },
 }
 
-/// From the supervisor, on the brokered queue's socket.
+/// From the supervisor, on the queue's socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToQueue {
     /// A reader waits for `range`, which is within the segment, not empty, in whole blocks.
@@ -105,15 +109,23 @@ pub enum ToQueue {
     Touched { segment: SegmentId, range: ByteRange },
     /// Nobody waits any more: the event has been answered by the administrator.
     Cancelled { event: EventId },
+    /// Of the kernel's queue: answer the event with this errno.
+    Deny { event: EventId, errno: DenyErrno },
+    /// Of the kernel's queue: begin the event anew.
+    Retry { event: EventId },
+    /// Of the kernel's queue: nothing is in quarantine any more.
+    ClearQuarantine,
 }
 
-/// From the worker, on the brokered queue's socket.
+/// From the worker, on the queue's socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromQueue {
-    /// `reason` says why, where the verdict is a denial.
+    /// `reason` says why, where the verdict is a denial. Not with the kernel's queue.
     Answer { event: EventId, verdict: Verdict, reason: Option<String> },
     /// Not an answer: what keeps it, shown by `hydrant queue`.
     Waiting { event: EventId, reason: String },
+    /// Of the kernel's queue: the bytes of a range in quarantine have come.
+    Settled { segment: SegmentId, range: ByteRange },
 }
 
 /// From the supervisor to an importer, on its control socket.

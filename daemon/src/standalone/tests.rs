@@ -46,7 +46,8 @@ fn scene(
     in_single_thread(|| {
         std::fs::write(directory.join("parent"), std::process::id().to_string()).unwrap();
         let program = std::env::current_exe().unwrap();
-        run(&program, &arguments.map(OsString::from)).unwrap().into()
+        let programs = Programs { installed: &program, own: &program };
+        run(programs, &arguments.map(OsString::from)).unwrap().into()
     })
 }
 

@@ -13,8 +13,10 @@ use std::time::Instant;
 use hydrant_api::{CloneRequest, History, Owner, Summary, path_from_text};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::Mode;
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use super::durable::{self, Synced};
 use super::git::{self, Git};
 use super::queue::milliseconds;
 use super::target::Target;
@@ -43,6 +45,8 @@ struct Prepared<'a> {
     pool: Pool,
     tree: Tree,
     built: Built,
+    /// Of what git had written before the import began.
+    synced: JoinHandle<io::Result<Synced>>,
     _cloning: Cloning<'a>,
 }
 
@@ -120,7 +124,7 @@ impl<'a> Clone<'a> {
         self.make_directories()
             .map_err(|error| internal("can't make room for the tree", &error))?;
         let prepared = self.prepare().await?;
-        let Prepared { pool, tree, built, _cloning } = prepared;
+        let Prepared { pool, tree, built, synced, _cloning } = prepared;
         let supervisor = self.supervisor;
         let revision = tree.revision.clone();
         let history = match self.request.history {
@@ -147,10 +151,12 @@ impl<'a> Clone<'a> {
         // what git converts is still to be written
         let writable = Mount { read_only: false, ..mount.clone() };
         let detached = supervisor.make_mount(&writable, &tree, &pool).await?;
+        let synced = self.make_durable(synced).await;
+        let synced = synced.map_err(|error| internal("can't make the tree durable", &error))?;
         supervisor.set_mounted(&mount, true).await?;
         supervisor.attach_mount(&mount, &tree, detached, target.fd.as_fd())?;
         if built.converted > 0 {
-            self.write_converted(&target.path, built.converted).await;
+            self.write_converted(&target.path, built.converted, synced).await;
         }
         if mount.read_only {
             mount::make_read_only(&target.path)
@@ -174,6 +180,8 @@ impl<'a> Clone<'a> {
         let make = |path: &Path, mode| fs::DirBuilder::new().mode(mode).create(path);
         let give = |path: &Path| chown(path, Some(self.owner.uid), Some(self.owner.gid));
         make(&self.directory, 0o711)?;
+        durable::mark_disposable(&self.directory)?;
+        self.directory.parent().map_or(Ok(()), durable::sync)?;
         for name in ["work", "pack"] {
             make(&self.directory.join(name), 0o700)?;
         }
@@ -185,18 +193,39 @@ impl<'a> Clone<'a> {
         give(&self.git.directory)
     }
 
+    /// From here on the tree is there, whatever happens: all that it is made of is on the disk before the
+    /// catalog says so, and before anybody can write into it.
+    async fn make_durable(&self, synced: JoinHandle<io::Result<Synced>>) -> io::Result<Synced> {
+        let mut synced = synced.await.map_err(io::Error::other)??;
+        let owner = self.supervisor.store.owner_dir(self.mount);
+        let directory = self.directory.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            synced.sync(&owner)?;
+            durable::keep(&directory)?;
+            Ok(synced)
+        });
+        done.await.map_err(io::Error::other)?
+    }
+
     /// Lets git write the files that attributes, filters or line ends have a say in.
-    async fn write_converted(&self, directory: &Path, count: u64) {
+    async fn write_converted(&self, directory: &Path, count: u64, mut synced: Synced) {
         self.progress.count(0, Some(count), "converted files");
         let git = Git { directory: directory.to_owned(), ..self.git.clone() };
         let write = async {
             let missing = git.output(&["ls-files", "--deleted", "-z"]).await?;
+            // the index takes the place of one that is on the disk
+            let durable = ["-c", "core.fsync=all"];
             let args = ["checkout-index", "--force", "--index", "-z", "--stdin"];
-            git.output_of(&args, &missing).await
+            git.output_of(&[&durable[..], &args].concat(), &missing).await
         };
         if let Err(error) = write.await {
             warn!(%error, "can't write the files that git converts");
             self.progress.note(format!("files that git converts are not all there: {error}"));
+        }
+        let owner = self.supervisor.store.owner_dir(self.mount);
+        let synced = tokio::task::spawn_blocking(move || synced.sync(&owner)).await;
+        if let Err(error) = synced.map_err(io::Error::other).and_then(|synced| synced) {
+            warn!(%error, "can't make the files that git converts durable");
         }
     }
 
@@ -211,6 +240,8 @@ impl<'a> Clone<'a> {
             warn!(%error, "can't unmount what a clone has mounted");
             return;
         }
+        // should we not get to the end
+        durable::mark_disposable(&self.directory).ok();
         if let Err(error) = supervisor.catalog.remove_mount(self.mount).await {
             warn!(%error, "can't take back a mount's record");
         }

@@ -53,6 +53,8 @@ pub enum GitError {
     Failed { command: String, message: String },
     #[error("`git {command}` said something that makes no sense: {output:?}")]
     Output { command: String, output: String },
+    #[error("can't make what git fetched durable: {source}")]
+    Sync { source: io::Error },
     #[error("{0}")]
     Origin(String),
 }

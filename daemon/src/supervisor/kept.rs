@@ -10,6 +10,9 @@
 //! [`Shard`](super::shard::Shard)). Nobody knows what an event that falls in between is about, not even
 //! its number, so all numbers that it may have are answered with `EAGAIN`: the reader can try again,
 //! and neither hangs nor gets zeros.
+//!
+//! None of that concerns groups with the kernel's queue: there the kernel has taken back what had been
+//! read.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -31,7 +34,13 @@ const MARGIN: i32 = 4096;
 const FAR: i32 = 1 << 16;
 
 /// The name of the admin socket where systemd listens for us: `FileDescriptorName=` in `hydrantd.socket`.
-const LISTENER: &str = "admin";
+pub const LISTENER: &str = "admin";
+
+/// The name of an admin socket that the program before us in this process made.
+pub const OWN_LISTENER: &str = "own-admin";
+
+/// The name of a pidfd: of the process that guards what a supervisor left when it was told to restart.
+pub const GUARD: &str = "guard";
 
 const GROUP: &str = "group-";
 const TABLE: &str = "table-";
@@ -50,7 +59,17 @@ pub fn table_name(shard: ShardId) -> String {
 #[derive(Debug, Default)]
 pub struct Kept {
     shards: BTreeMap<u16, KeptShard>,
-    listener: Option<OwnedFd>,
+    listener: Option<Listener>,
+    guard: Option<OwnedFd>,
+}
+
+/// An admin socket that we did not make.
+#[derive(Debug)]
+pub enum Listener {
+    /// systemd's.
+    Managers(OwnedFd),
+    /// Of the program before us in this process.
+    Ours(OwnedFd),
 }
 
 /// A shard whose group has never been closed.
@@ -69,19 +88,18 @@ impl Kept {
         let begin = Instant::now();
         let mut groups = BTreeMap::new();
         let mut tables = BTreeMap::new();
-        let mut listener = None;
+        let (mut listener, mut guard) = (None, None);
         for (name, fd) in fdstore::take()? {
-            if name == LISTENER {
-                listener = Some(fd);
-                continue;
-            }
-            match (number_after(&name, GROUP), number_after(&name, TABLE)) {
-                (Some(shard), _) => drop(groups.insert(shard, fd)),
-                (_, Some(shard)) => drop(tables.insert(shard, fd)),
+            match (name.as_str(), number_after(&name, GROUP), number_after(&name, TABLE)) {
+                (LISTENER, ..) => listener = Some(Listener::Managers(fd)),
+                (OWN_LISTENER, ..) => listener = Some(Listener::Ours(fd)),
+                (GUARD, ..) => guard = Some(fd),
+                (_, Some(shard), _) => drop(groups.insert(shard, fd)),
+                (_, _, Some(shard)) => drop(tables.insert(shard, fd)),
                 _ => warn!(name, "a file descriptor that nobody here knows"),
             }
         }
-        let mut kept = Self { shards: BTreeMap::new(), listener };
+        let mut kept = Self { shards: BTreeMap::new(), listener, guard };
         for (shard, fd) in groups {
             if let Some(taken) = KeptShard::take_back(ShardId(shard), fd, tables.remove(&shard)) {
                 kept.shards.insert(shard, taken);
@@ -93,9 +111,11 @@ impl Kept {
         }
         kept.sweep();
         if !kept.shards.is_empty() {
+            let queue = kept.kind();
             let owed: usize = kept.shards.values().map(|shard| shard.owed.len()).sum();
             info!(
                 shards = kept.shards.len(),
+                ?queue,
                 waiting = owed,
                 micros = begin.elapsed().as_micros() as u64,
                 "taken over from the supervisor before"
@@ -115,6 +135,12 @@ impl Kept {
         Some(self.shards.last_key_value()?.0.saturating_add(1))
     }
 
+    /// Of which kind their groups are: they stay so as long as they are kept.
+    #[must_use]
+    pub fn kind(&self) -> Option<QueueKind> {
+        self.shards.values().next().map(|shard| shard.group.kind())
+    }
+
     /// The shards that were never without their group.
     #[must_use]
     pub fn ids(&self) -> HashSet<ShardId> {
@@ -123,8 +149,19 @@ impl Kept {
 
     /// The admin socket, if somebody listens for us.
     #[must_use]
-    pub fn listener(&mut self) -> Option<OwnedFd> {
+    pub fn listener(&mut self) -> Option<Listener> {
         self.listener.take()
+    }
+
+    /// Ends the process that has guarded what is ours now. To be called once orders are taken.
+    pub fn relieve_guard(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            if let Err(error) = crate::sys::spawn::signal(&guard, nix::sys::signal::Signal::SIGKILL)
+            {
+                warn!(%error, "can't end the process that guarded the readers in the restart");
+            }
+            forget(GUARD);
+        }
     }
 
     #[must_use]
@@ -136,10 +173,11 @@ impl Kept {
     fn sweep(&self) {
         let limit = limits::open_files().map_or(u64::MAX, |limit| limit.soft);
         let limit = i32::try_from(limit).unwrap_or(i32::MAX);
-        let tables = self.shards.values().map(|shard| shard.table.as_ref());
+        let stock = || self.shards.iter().filter(|(_, kept)| kept.group.kind() == QueueKind::Stock);
+        let tables = stock().map(|(_, shard)| shard.table.as_ref());
         let highest = tables.map(|table| table.map_or(FAR, Table::highest_number)).max();
         let end = highest.unwrap_or(0).saturating_add(MARGIN).min(limit);
-        for (id, shard) in &self.shards {
+        for (id, shard) in stock() {
             shard.sweep(ShardId(*id), end);
         }
     }
@@ -148,9 +186,9 @@ impl Kept {
 impl KeptShard {
     fn take_back(id: ShardId, group: OwnedFd, table: Option<OwnedFd>) -> Option<Self> {
         let group = match Group::from_owned_fd(group) {
-            Ok(group) if group.kind() == QueueKind::Stock => group,
-            other => {
-                error!(shard = %id, group = ?other.map(|group| group.kind()), "this is no group of ours");
+            Ok(group) => group,
+            Err(error) => {
+                error!(shard = %id, %error, "this is no group of ours");
                 forget(&group_name(id));
                 return None;
             }
@@ -159,11 +197,15 @@ impl KeptShard {
             Some(Ok(table)) => Some(table),
             lost => {
                 let error = lost.and_then(Result::err).map(|error| error.to_string());
-                error!(shard = %id, error, "the table of those who wait is lost: they get EAGAIN");
+                error!(shard = %id, error, "the table of those who wait is lost");
                 forget(&table_name(id));
                 None
             }
         };
+        if group.kind() == QueueKind::Kernel {
+            // what the worker before had is in the kernel's queue again, and under no number
+            return Some(Self { group, table, owed: Vec::new() });
+        }
         let (records, corrupt) = table.as_ref().map(Table::inherit).unwrap_or_default();
         if corrupt > 0 {
             warn!(shard = %id, corrupt, "events whose entry was not finished: they get EAGAIN");

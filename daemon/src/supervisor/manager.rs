@@ -6,7 +6,7 @@
 //! is. Which of the two it is, is the type of the job that systemd works on.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::process::Command as Process;
 use tracing::{error, info, warn};
@@ -17,6 +17,9 @@ use crate::sys::fdstore;
 /// How long systemd may take to say what it is doing.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A systemd that has not answered for so long is not there.
+const SILENCE: Duration = Duration::from_secs(60);
+
 /// Why we are to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -24,6 +27,8 @@ pub enum End {
     Stop,
     /// Another supervisor does, and gets what the manager keeps.
     HandOver,
+    /// This process becomes another supervisor.
+    Replace,
 }
 
 /// What SIGTERM means. In doubt, a stop: it leaves nothing unguarded.
@@ -41,9 +46,14 @@ pub async fn meaning_of_terminate() -> End {
     }
 }
 
+/// The service that this process belongs to.
+pub fn own_unit() -> io::Result<String> {
+    unit(&std::fs::read_to_string("/proc/self/cgroup")?)
+        .ok_or_else(|| io::Error::other("this process is in no service"))
+}
+
 async fn is_restarting() -> io::Result<bool> {
-    let unit = unit(&std::fs::read_to_string("/proc/self/cgroup")?)
-        .ok_or_else(|| io::Error::other("this process is in no service"))?;
+    let unit = own_unit()?;
     let mut systemctl = Process::new("systemctl");
     systemctl.args(["list-jobs", "--no-legend", "--no-pager", "--plain", "--full"]);
     systemctl.env("LC_ALL", "C").stdin(std::process::Stdio::null()).kill_on_drop(true);
@@ -66,6 +76,29 @@ fn unit(cgroups: &str) -> Option<String> {
     line("0::")
         .and_then(in_service)
         .or_else(|| in_service(cgroups.lines().find_map(|l| l.split_once(":name=systemd:"))?.1))
+}
+
+/// For a process that a supervisor leaves behind in a restart: asks whether there will be, or is, another
+/// supervisor. Where systemd does not say for long, there will be none.
+pub fn awaited() -> impl FnMut() -> bool {
+    let unit = own_unit();
+    let mut silent_since = None;
+    move || {
+        let Ok(unit) = &unit else { return false };
+        let mut systemctl = std::process::Command::new("systemctl");
+        systemctl.args(["show", "--value", "--property=ActiveState", unit]);
+        match systemctl.env("LC_ALL", "C").stdin(std::process::Stdio::null()).output() {
+            Ok(output) if output.status.success() => {
+                silent_since = None;
+                let state = String::from_utf8_lossy(&output.stdout);
+                !["inactive", "failed"].contains(&state.trim())
+            }
+            answer => {
+                error!(?answer, "can't ask systemd whether the service goes on");
+                silent_since.get_or_insert_with(Instant::now).elapsed() < SILENCE
+            }
+        }
+    }
 }
 
 /// Lines of `systemctl list-jobs`: number, unit, type, state.

@@ -15,6 +15,7 @@ use hydrant_api::{ErrorCode, UmountRequest, path_from_text};
 use tracing::{error, info, warn};
 
 use super::clone::Cloning;
+use super::durable;
 use super::git::{Git, Remote};
 use super::origins::Access;
 use super::shard::Command;
@@ -280,6 +281,9 @@ impl Supervisor {
             let work = self.store.mount_dir(mount.id).join("work");
             blocking(move || not_mounted(&directory, Layers { upper: &upper, work: &work }))
                 .await?;
+            // marked by a removal that failed: from now on somebody may write into it again
+            durable::keep(&self.store.mount_dir(mount.id))
+                .map_err(|error| internal("can't keep the tree", &error))?;
             let target = Target::existing(&mount.directory, mount.owner).await?;
             let detached = self.make_mount(mount, &tree, &pool).await?;
             self.attach_mount(mount, &tree, detached, target.fd.as_fd())?;

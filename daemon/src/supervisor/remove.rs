@@ -16,6 +16,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::clone::{beneath, remove_tree};
+use super::durable;
 use super::git::{Git, GitError};
 use super::queue::{milliseconds, text};
 use super::target::open_directory;
@@ -66,7 +67,14 @@ impl Supervisor {
             finish_repository(&git)
                 .await
                 .map_err(|e| internal("can't finish the repository", &e))?;
+            // before the only other copy of what the user made goes
+            let directory = mount.directory.clone();
+            let synced = tokio::task::spawn_blocking(move || durable::sync_file_system(&directory));
+            let synced = synced.await.map_err(io::Error::other).and_then(|synced| synced);
+            synced.map_err(|e| internal("can't make the repository durable", &e))?;
         }
+        // should we not get to the end; a full disk must not stand in the way
+        durable::mark_disposable(&self.store.mount_dir(mount.id)).ok();
         let failed = |error| internal("can't forget the mount", &error);
         self.catalog.remove_mount(mount.id).await.map_err(failed)?;
         let upper = self.store.mount_dir(mount.id);

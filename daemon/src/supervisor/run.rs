@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,19 +13,23 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+use super::durable;
 use super::failed::News;
-use super::kept::{self, Kept};
+use super::kept::{self, Kept, Listener};
 use super::manager::{self, End};
 use super::mounts;
 use super::origins::Origins;
 use super::shard::{Command, Hooks, Shard};
 use super::store::{Store, WorkerUser};
 use super::{Supervisor, lock};
-use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, serve};
-use crate::catalog::Catalog;
+use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, SocketFile, serve};
+use crate::catalog::{Catalog, Segment};
 use crate::config::Config;
-use crate::ids::ShardId;
-use crate::sys::{fdstore, limits};
+use crate::fanotify::QueueKind;
+use crate::ids::{PoolId, ShardId};
+use crate::queue::inflight;
+use crate::range::ByteRange;
+use crate::sys::{fdstore, limits, replace};
 use crate::worker::sandbox;
 
 /// How often a tree that is in use is tried again when the daemon is to stop.
@@ -33,17 +38,32 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long requests may go on before a restart.
 const FINISH: Duration = Duration::from_secs(30);
 
+/// What is to be done when a supervisor has ended.
+#[derive(Debug)]
+pub enum Outcome {
+    Ended,
+    /// To become the installed one, with these fds ([`replace::replace`]).
+    Replace(Vec<(String, OwnedFd)>),
+}
+
 /// Runs the supervisor until it is told to stop. `kept`: what the one before it has left.
-pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> anyhow::Result<()> {
+pub async fn run(
+    directories: Directories,
+    config: Config,
+    mut kept: Kept,
+) -> anyhow::Result<Outcome> {
     anyhow::ensure!(nix::unistd::geteuid().is_root(), "hydrantd must be started as root");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    replace::take_orders().context("can't take signals")?;
+    kept.relieve_guard();
     let _lock = if kept.is_empty() {
         InstanceLock::take(&directories)?
     } else {
         InstanceLock::take_over(&directories)?
     };
+    let queue = queue_kind(&config, &kept)?;
     let files = limits::raise_open_files().context("can't raise the limit of open files")?;
     let user = not_in_group(worker_user(&config)?, config.socket_group.as_deref())?;
     let store = Store::open(&directories.state, user).with_context(|| {
@@ -54,8 +74,9 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
     recover(&catalog, &store).await?;
 
     // who connects from now on waits until we serve
-    let socket = match kept.listener() {
-        Some(passed) => AdminSocket::passed(passed, &directories)?,
+    let mut socket = match kept.listener() {
+        Some(Listener::Managers(passed)) => AdminSocket::passed(passed, &directories)?,
+        Some(Listener::Ours(passed)) => AdminSocket::inherited(passed, &directories)?,
         None => AdminSocket::bind(&directories, config.socket_group.as_deref())?,
     };
     let guarded = kept.ids();
@@ -67,14 +88,14 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
     let (tell, news) = mpsc::unbounded_channel();
     let hooks = hooks(&catalog, &tell);
     let patience = config.patience();
-    let shards = start_shards(count, &mut kept, &store, &origins, patience, hooks);
+    let shards = start_shards(count, queue, &mut kept, &store, &origins, patience, hooks);
     let shards = shards.inspect_err(|_| {
         if guarded.is_empty() {
             kept::forget_all((0..count).map(ShardId));
         }
     })?;
-    info!(state = %directories.state.display(), shards = shards.len(), open_files = files.soft, "started");
-    let (stop, mut stopping) = watch::channel(false);
+    info!(state = %directories.state.display(), shards = shards.len(), queue = queue.name(), open_files = files.soft, "started");
+    let (end, mut ending) = watch::channel(None);
     let supervisor = Arc::new(Supervisor {
         directories: directories.clone(),
         config,
@@ -82,16 +103,23 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         store,
         origins,
         shards,
+        queue,
         kept: guarded,
         busy: Mutex::new(HashSet::new()),
         live: Arc::default(),
         cloning: Arc::default(),
-        stop,
+        end,
+        instance: inflight::now(),
         started: Instant::now(),
     });
     supervisor.record_failures(news);
     supervisor.restore_quarantine().await;
+    if supervisor.kept.is_empty() {
+        // of clones that were cut short; once a pool is mounted it has to wait
+        supervisor.collect_garbage().await;
+    }
     supervisor.restore().await;
+    let (listener, file) = (socket.copy()?, socket.take_file());
     let (shut, mut shutting) = watch::channel(false);
     let server = tokio::spawn(serve(socket, Arc::clone(&supervisor), async move {
         shutting.wait_for(|shut| *shut).await.ok();
@@ -102,29 +130,51 @@ pub async fn run(directories: Directories, config: Config, mut kept: Kept) -> an
         _ = terminate.recv() => manager::meaning_of_terminate().await,
         _ = interrupt.recv() => End::Stop,
         _ = hangup.recv() => End::Stop,
-        _ = stopping.wait_for(|stop| *stop) => End::Stop,
+        Ok(end) = ending.wait_for(Option::is_some) => end.unwrap_or(End::Stop),
     };
-    notify("STOPPING=1");
     match end {
         End::Stop => {
+            notify("STOPPING=1");
             info!("stopping");
             supervisor.wind_down().await;
             shut.send_replace(true);
             // requests in hand are answered, but nobody may hold us up
             tokio::time::timeout(Duration::from_secs(10), server).await.ok();
             info!("stopped");
+            Ok(Outcome::Ended)
         }
-        End::HandOver => {
+        End::HandOver | End::Replace => {
             info!("leaving everything to the next supervisor");
             shut.send_replace(true);
             // a clone in hand gets some time, and the next supervisor does without the rest
             if tokio::time::timeout(FINISH, server).await.is_err() {
                 warn!("requests that are not done are given up");
             }
-            supervisor.hand_over().await;
+            let mut estate = supervisor.hand_over().await?;
+            if end == End::HandOver {
+                supervisor.leave_a_guard(estate);
+                return Ok(Outcome::Ended);
+            }
+            let name = if file.is_some() { kept::OWN_LISTENER } else { kept::LISTENER };
+            file.into_iter().for_each(SocketFile::keep);
+            estate.push((name.to_owned(), listener));
+            Ok(Outcome::Replace(estate))
         }
     }
-    Ok(())
+}
+
+/// Where readers wait: as configured, but groups that were kept stay what they are.
+fn queue_kind(config: &Config, kept: &Kept) -> anyhow::Result<QueueKind> {
+    let configured = config.queue().map_err(anyhow::Error::from).and_then(|c| Ok(c.kind()?));
+    let Some(kind) = kept.kind() else { return configured };
+    if configured.as_ref().ok() != Some(&kind) {
+        let configured = configured.map_or_else(|error| error.to_string(), |c| c.name().into());
+        warn!(
+            queue = kind.name(),
+            configured, "the queue stays what it is until the daemon is stopped"
+        );
+    }
+    Ok(kind)
 }
 
 fn worker_user(config: &Config) -> anyhow::Result<WorkerUser> {
@@ -159,6 +209,7 @@ fn not_in_group(user: WorkerUser, group: Option<&str>) -> anyhow::Result<WorkerU
 async fn recover(catalog: &Catalog, store: &Store) -> anyhow::Result<()> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let last = catalog.begin_run(boot_id.trim()).await?;
+    durable::remove_disposable(catalog, store).await?;
     for path in catalog.unknown_files().await? {
         let removed =
             if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
@@ -176,26 +227,38 @@ async fn recover(catalog: &Catalog, store: &Store) -> anyhow::Result<()> {
         "the machine went down without a clean stop: content that may be damaged is fetched anew"
     );
     for pool in catalog.pools().await? {
-        for segment in catalog.segments(pool.id).await?.into_iter().filter(|s| !s.complete) {
-            forget(store, pool.id, &segment).with_context(|| {
+        for segment in catalog.segments(pool.id).await? {
+            forget(catalog, store, pool.id, &segment).await.with_context(|| {
                 format!("can't punch out segment {} of pool {}", segment.id, pool.id)
             })?;
         }
     }
+    // until this is on the disk, every start does it anew
+    store.sync().context("can't sync the state directory")?;
     catalog.recovered(boot_id.trim()).await?;
     Ok(())
 }
 
 /// Punches all of a segment that is fetched, but for the ends of a pack, which the builder wrote and
-/// synced.
-fn forget(
+/// synced. Not of one that is on record as complete, which was synced before: unless it has holes all
+/// the same.
+async fn forget(
+    catalog: &Catalog,
     store: &Store,
-    pool: crate::ids::PoolId,
-    segment: &crate::catalog::Segment,
-) -> io::Result<()> {
+    pool: PoolId,
+    segment: &Segment,
+) -> anyhow::Result<()> {
+    if segment.complete {
+        let all = ByteRange::new(0, segment.size);
+        if matches!(store.is_present(pool, segment.id, all), Ok(true)) {
+            return Ok(());
+        }
+        warn!(%pool, segment = %segment.id, "a segment that was complete is not: has the file system lost data?");
+        catalog.set_complete(segment.id, false).await?;
+    }
     match store.punch(pool, segment.id, segment.kind) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
+        result => Ok(result?),
     }
 }
 
@@ -227,6 +290,7 @@ fn hooks(catalog: &Catalog, tell: &mpsc::UnboundedSender<News>) -> impl Fn(Shard
 
 fn start_shards(
     count: u16,
+    queue: QueueKind,
     kept: &mut Kept,
     store: &Arc<Store>,
     origins: &Arc<Origins>,
@@ -247,24 +311,13 @@ fn start_shards(
         .map(ShardId)
         .map(|id| {
             let (store, origins) = (Arc::clone(store), Arc::clone(origins));
-            Shard::start(id, kept.take(id), store, origins, patience, hooks(id))
+            Shard::start(id, queue, kept.take(id), store, origins, patience, hooks(id))
                 .context("can't watch files: `hydrant doctor` checks what this machine can do")
         })
         .collect()
 }
 
 impl Supervisor {
-    /// Leaves mounts and readers to the next supervisor. What no table would say about must not be: so no
-    /// event may be half read, nor a mount be put in its place.
-    async fn hand_over(&self) {
-        lock(&self.live).stopping = true;
-        for shard in &self.shards {
-            // the reply is that the shard has ended
-            shard.ask(|reply| Command::HandOver { reply }).await;
-        }
-        info!(up_secs = self.started.elapsed().as_secs(), "the next supervisor may take over");
-    }
-
     /// Unmounts everything, then lets the groups go: never the other way round. A tree that is in use
     /// is served until it is free.
     async fn wind_down(&self) {

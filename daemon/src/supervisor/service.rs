@@ -6,6 +6,7 @@ use hydrant_api::{
 };
 
 use super::Supervisor;
+use super::manager::End;
 use super::queue::no_event;
 use super::shard::Command;
 use crate::admin::{ApiError, Caller, ProgressSender, Service};
@@ -83,8 +84,14 @@ impl Service for Supervisor {
         self.clear_failed_events().await
     }
 
+    async fn reload(&self, _: Caller) -> Result<(), ApiError> {
+        self.check_successor().await?;
+        self.end.send_replace(Some(End::Replace));
+        Ok(())
+    }
+
     async fn stop(&self, _: Caller) -> Result<(), ApiError> {
-        self.stop.send_replace(true);
+        self.end.send_replace(Some(End::Stop));
         Ok(())
     }
 }

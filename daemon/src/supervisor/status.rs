@@ -107,10 +107,11 @@ impl Supervisor {
         }
         Ok(api::Status {
             version: env!("CARGO_PKG_VERSION").into(),
+            instance: self.instance,
             pid: i32::try_from(std::process::id()).unwrap_or(0),
             state_dir: path_to_text(&self.directories.state),
             run_dir: path_to_text(&self.directories.run),
-            queue: "brokered".into(),
+            queue: self.queue.name().into(),
             mounts: self.describe_all().await?,
             shards,
             counters,

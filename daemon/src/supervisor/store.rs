@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 
+use super::durable;
 use crate::fanotify::{FileId, Group, mark};
 use crate::ids::{MountId, PoolId, SegmentId, ShardId, TreeId};
 use crate::mount::private::PrivateMount;
@@ -81,6 +82,11 @@ impl Store {
         for private in ["pools", "trees", "spool"] {
             make(&root.join(private), 0o700)?;
         }
+        if !root.join("catalog.sqlite").exists() {
+            // what the catalog will speak of
+            durable::sync(root)?;
+            root.parent().map_or(Ok(()), durable::sync)?;
+        }
         let private = PrivateMount::new(root).map_err(io::Error::other)?;
         Ok(Self { root: root.to_owned(), private, worker_user })
     }
@@ -88,6 +94,21 @@ impl Store {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Below it are all segments.
+    #[must_use]
+    pub fn pools_dir(&self) -> PathBuf {
+        self.root.join("pools")
+    }
+
+    /// Makes a pool's directory where it is missing.
+    pub fn make_pool_dir(&self, pool: PoolId) -> io::Result<()> {
+        match std::fs::create_dir(self.pool_dir(pool)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => durable::sync(&self.root.join("pools")),
+        }
     }
 
     #[must_use]
@@ -199,8 +220,8 @@ impl Store {
         Ok(((metadata.blocks() * 512).min(metadata.len()), metadata.len()))
     }
 
-    /// Makes holes of all that was fetched into a segment. The ends of a pack stay: they were
-    /// written, and made durable, when it was laid out.
+    /// Makes holes of all that was fetched into a segment, which are durable after [`sync`](Self::sync).
+    /// The ends of a pack stay: they were written, and made durable, when it was laid out.
     pub fn punch(&self, pool: PoolId, segment: SegmentId, kind: SegmentKind) -> io::Result<()> {
         let file = self.open_private(pool, segment, "data", OFlag::O_RDWR)?;
         let size = file.metadata()?.len();
@@ -219,8 +240,7 @@ impl Store {
         }
         let signed = |n: u64| i64::try_from(n).map_err(io::Error::other);
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&file, mode, signed(fetched.offset())?, signed(fetched.len())?)?;
-        file.sync_all()
+        Ok(fallocate(&file, mode, signed(fetched.offset())?, signed(fetched.len())?)?)
     }
 
     /// Removes a segment that nobody has open. `false`: a mount in some namespace still has it, and
@@ -252,7 +272,6 @@ impl Store {
 
     /// Makes all that was written to the state directory durable.
     pub fn sync(&self) -> io::Result<()> {
-        nix::unistd::syncfs(File::open(&self.root)?)?;
-        Ok(())
+        durable::sync_file_system(&self.root)
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, error};
 
 use super::store::Store;
+use crate::fanotify::QueueKind;
 use crate::ids::ShardId;
 use crate::queue::wire::{self, FromQueue, FromWorker, ToQueue, ToWorker};
 use crate::sys::seqpacket::{self, Seqpacket};
@@ -138,13 +139,17 @@ pub struct Worker {
 
 impl Worker {
     /// Starts a worker and greets it.
-    pub fn start(shard: ShardId, store: &Store) -> io::Result<Self> {
+    pub fn start(shard: ShardId, queue: QueueKind, store: &Store) -> io::Result<Self> {
         let (control, their_control) = seqpacket::pair()?;
-        let (queue, their_queue) = seqpacket::pair()?;
+        let (queue_socket, their_queue) = seqpacket::pair()?;
         let user = store.worker_user;
-        let child = Spawn::role(Role::Worker)
+        let mut spawn = Spawn::role(Role::Worker)
             .arguments(user.arguments())
-            .argument(format!("--shard={shard}"))
+            .argument(format!("--shard={shard}"));
+        if queue == QueueKind::Kernel {
+            spawn = spawn.argument("--event-files").argument(store.pools_dir());
+        }
+        let child = spawn
             .inherit(&ENVIRONMENT)
             .fd(their_control)
             .fd(their_queue)
@@ -153,7 +158,7 @@ impl Worker {
             .map_err(io::Error::other)?;
         let pid = child.id();
         let control = Arc::new(Seqpacket::new(control)?);
-        let queue = Seqpacket::new(queue)?;
+        let queue = Seqpacket::new(queue_socket)?;
         let (messages, mut outgoing) = mpsc::unbounded_channel::<Outgoing>();
         let socket = Arc::clone(&control);
         tokio::spawn(async move {

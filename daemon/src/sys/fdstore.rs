@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
 use super::limits;
@@ -18,8 +18,12 @@ const FIRST_FD: RawFd = 3;
 const OUT_OF_THE_WAY: u64 = 1 << 14;
 
 /// The variables of the protocol. Our children are not the manager's business.
-const VARIABLES: [&str; 5] =
-    ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+const VARIABLES: [&str; 6] =
+    ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES", PASSED];
+
+/// Between two programs that run in this process one after the other: `number:name`, with commas. Those of
+/// the manager begin at 3, where the first program's threads may have others until its very end.
+const PASSED: &str = "HYDRANT_PASSED_FDS";
 
 /// `NOTIFY_SOCKET`, as it was at the start.
 static MANAGER: OnceLock<Option<OsString>> = OnceLock::new();
@@ -40,15 +44,16 @@ pub fn take() -> io::Result<Vec<(String, OwnedFd)>> {
     let count = variable("LISTEN_FDS").and_then(|count| count.parse::<RawFd>().ok());
     let count = count.filter(|_| ours).unwrap_or(0).max(0);
     let names = variable("LISTEN_FDNAMES").unwrap_or_default();
+    let passed_fds = variable(PASSED).unwrap_or_default();
     let manager = std::env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty());
     MANAGER.get_or_init(|| manager);
     for name in VARIABLES {
         // SAFETY: by this function's contract there is no other thread that could read them.
         unsafe { std::env::remove_var(name) };
     }
-    let lowest = RawFd::try_from(OUT_OF_THE_WAY.min(limit / 2)).unwrap_or(0);
+    let lowest = lowest(limit);
     let mut names = names.split(':');
-    let mut kept = Vec::new();
+    let mut kept = passed(&passed_fds)?;
     for number in (FIRST_FD..).take(usize::try_from(count).unwrap_or(0)) {
         let name = names.next().unwrap_or_default().to_owned();
         // SAFETY: fcntl(2) on a number; where that is no open fd it says so.
@@ -63,6 +68,48 @@ pub fn take() -> io::Result<Vec<(String, OwnedFd)>> {
         kept.push((name, moved));
     }
     Ok(kept)
+}
+
+fn lowest(limit: u64) -> RawFd {
+    RawFd::try_from(OUT_OF_THE_WAY.min(limit / 2)).unwrap_or(0)
+}
+
+/// What the program before us in this process has left: out of the way already.
+fn passed(list: &str) -> io::Result<Vec<(String, OwnedFd)>> {
+    let mut kept = Vec::new();
+    for entry in list.split(',').filter(|entry| !entry.is_empty()) {
+        let (number, name) = entry.split_once(':').unwrap_or((entry, ""));
+        let number = number.parse::<RawFd>().map_err(io::Error::other)?;
+        // SAFETY: fcntl(2) on a number; where that is no open fd it says so.
+        if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+            let error = io::Error::last_os_error();
+            return Err(io::Error::new(error.kind(), format!("file descriptor {number}: {error}")));
+        }
+        // SAFETY: it is open, and was opened for us alone.
+        kept.push((name.to_owned(), unsafe { OwnedFd::from_raw_fd(number) }));
+    }
+    Ok(kept)
+}
+
+/// What a program that takes our place has to find in its environment. The fds stay open from here on.
+pub fn variables_for_successor(
+    fds: Vec<(String, OwnedFd)>,
+) -> io::Result<Vec<(OsString, OsString)>> {
+    let lowest = lowest(limits::open_files()?.soft);
+    let mut list = Vec::new();
+    for (name, fd) in fds {
+        // SAFETY: fcntl(2) on an open fd.
+        let copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD, lowest) };
+        if copy < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        list.push(format!("{copy}:{name}"));
+    }
+    let mut variables = vec![(PASSED.into(), list.join(",").into())];
+    if let Some(address) = manager() {
+        variables.push(("NOTIFY_SOCKET".into(), address.clone()));
+    }
+    Ok(variables)
 }
 
 /// There is a manager that keeps fds.

@@ -1,6 +1,7 @@
 //! The worker's process: its fds, its sandbox, its sources.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -8,7 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::net::UnixStream;
 
 use super::control::Upcalls;
-use super::queue::{Brokered, Queue};
+use super::queue::Queue;
 use super::run::run;
 use super::sandbox::{self, SandboxSpec};
 use crate::ids::PoolId;
@@ -20,17 +21,27 @@ use crate::source::{Fetch, FetchError, Sink};
 /// What a worker is started with: control socket, queue, scratch directory.
 pub const FDS: usize = 3;
 
-/// Runs the process: gives up privileges, then serves its queue.
+/// Runs the process: gives up privileges, then serves its queue. `event_files`: below this directory
+/// are the files whose events it reads from the kernel itself, if it does.
 pub fn main(
     uid: u32,
     gid: u32,
     without_landlock: bool,
+    event_files: Option<PathBuf>,
     [control, queue, spool]: [OwnedFd; FDS],
 ) -> anyhow::Result<()> {
     // the system's certificates, while they can be read wherever they are
     load_system_roots();
     let spool_dir = Some(spool.as_fd());
-    let spec = SandboxSpec { uid, gid, spool_dir, readable: Vec::new(), without_landlock };
+    let event_files = event_files.map(fs_err::File::open).transpose()?;
+    let spec = SandboxSpec {
+        uid,
+        gid,
+        spool_dir,
+        readable: Vec::new(),
+        event_files: event_files.as_ref().map(AsFd::as_fd),
+        without_landlock,
+    };
     sandbox::enter(&spec).context("can't enter the sandbox")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -39,7 +50,7 @@ pub fn main(
         .build()
         .context("can't start the runtime")?;
     runtime.block_on(async {
-        let queue = Brokered::new(queue).map(Queue::Brokered).context("can't use the queue")?;
+        let queue = Queue::new(queue).context("can't use the queue")?;
         run(control, queue, spool, PoolSource::new).await.context("can't go on")
     })
 }

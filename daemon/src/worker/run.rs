@@ -24,6 +24,7 @@ use super::request::Note;
 use super::schedule::Now;
 use crate::fanotify::{DenyErrno, Verdict};
 use crate::ids::{EventId, PoolId, SegmentId};
+use crate::queue::quarantine::Quarantined;
 use crate::queue::wire::{self, FromQueue, FromWorker, Limits, OriginSpec, ToQueue, ToWorker};
 use crate::range::ByteRange;
 use crate::source::Fetch;
@@ -54,6 +55,8 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    #[error("can't use the kernel's queue")]
+    KernelQueue(#[source] io::Error),
     #[error("the supervisor speaks version {0} of the protocol, this worker {ours}", ours = wire::VERSION)]
     Version(u32),
 }
@@ -178,6 +181,7 @@ where
                 }
                 Action::Slow(done) => self.slow(done),
                 Action::Report => {
+                    self.queue.beat();
                     self.progress();
                     self.report();
                 }
@@ -215,7 +219,7 @@ where
             }
             ToWorker::Segment { pool, segment } => self.attach(pool, segment, fds),
             ToWorker::Detach { pool } => self.detach(pool),
-            ToWorker::Start => self.taking_events = true,
+            ToWorker::Start { quarantine } => self.start(&quarantine, fds)?,
             ToWorker::Transport { request, result } => {
                 self.control.transport(request, result.map(|()| fds.into_iter().next()));
             }
@@ -236,6 +240,22 @@ where
             }
             ToWorker::Stop => {}
         }
+        Ok(())
+    }
+
+    fn start(&mut self, quarantine: &[Quarantined], fds: Vec<OwnedFd>) -> Result<(), RunError> {
+        let mut fds = fds.into_iter();
+        if let (Some(queue), Some(table)) = (fds.next(), fds.next()) {
+            let taken = self.queue.take_from_kernel(queue, table, quarantine);
+            taken.map_err(RunError::KernelQueue)?;
+            for (segment, pool) in &self.segments {
+                let known = self.pools.get_mut(pool).map(|state| state.pool.segment(*segment));
+                if let Some(Ok(known)) = known {
+                    self.queue.know(*segment, &known.data).map_err(RunError::KernelQueue)?;
+                }
+            }
+        }
+        self.taking_events = true;
         Ok(())
     }
 
@@ -310,6 +330,8 @@ where
                     state.engine.cancel(event);
                 }
             }
+            // `Queue` does what there is to do
+            ToQueue::Deny { .. } | ToQueue::Retry { .. } | ToQueue::ClearQuarantine => {}
         }
     }
 

@@ -23,6 +23,10 @@ pub struct SandboxSpec<'a> {
     pub spool_dir: Option<BorrowedFd<'a>>,
     /// Files and directories that may be read besides the usual ones, such as a CA bundle.
     pub readable: Vec<PathBuf>,
+    /// A directory with files whose fanotify events are read here: the kernel opens each for reading
+    /// and writing on our behalf, and asks Landlock whether we may. It doesn't ask for the permissions
+    /// of the file, which are what keeps us from opening it ourselves.
+    pub event_files: Option<BorrowedFd<'a>>,
     /// Go on where the kernel has no Landlock. The administrator's choice.
     pub without_landlock: bool,
 }

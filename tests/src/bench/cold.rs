@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use super::fuse::Fuse;
+use super::fuse;
 use super::table::{Table, ratio, time};
 use super::{hydrant_clone, setting, timed, world};
 use crate::process::Run;
@@ -48,7 +48,7 @@ fn against_fuse() -> Result<Table> {
     let copy = world.path("copy.bin");
     std::fs::copy(&lazy, &copy)?;
     let place = world.scratch.make("fuse")?;
-    let fuse = Fuse::mount(&copy, &place)?;
+    let fuse = fuse::mount(&copy, &place)?;
     let fused = latencies(&place.join("large.bin"))?;
     drop(fuse);
     let plain = latencies(&copy)?;

@@ -5,15 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
 use super::line::{self, Line, Lines};
-use super::{BLOCK_LEN, BLOCKS, Holder, System, holder};
+use super::{BLOCK_LEN, BLOCKS, Block, Holder, System, holder};
+use crate::fanotify::QueueKind;
 use crate::fanotify::testing::{LIMIT, directory, sparse};
 use crate::ids::{PoolId, SegmentId, ShardId};
 use crate::object::HashKind;
 use crate::queue::wire::{GitOrigin, GitTransport, Limits, OriginSpec};
-use crate::supervisor::shard::{Command, Hooks, Shard};
+use crate::supervisor::KeptShard;
+use crate::supervisor::shard::{Command, Hooks, Shard, ShardHandle};
 use crate::supervisor::store::{Store, WorkerUser};
 use crate::sys::limits;
 use crate::sys::spawn::{Child, STAND_IN, Spawn};
@@ -21,7 +24,7 @@ use crate::sys::spawn::{Child, STAND_IN, Spawn};
 pub(super) const ROLE: &str = "supervisor";
 
 /// Where the supervisor has its state, and where the holders report.
-const DIRECTORY: &str = "HYDRANT_CONFORMANCE_DIRECTORY";
+pub(super) const DIRECTORY: &str = "HYDRANT_CONFORMANCE_DIRECTORY";
 const HOLDERS: &str = "holders";
 
 const POOL: PoolId = PoolId(1);
@@ -43,10 +46,7 @@ impl System for BrokeredSystem {
 
     fn start() -> Self {
         let directory = directory();
-        let pool = directory.path().join(format!("pools/{POOL}"));
-        std::fs::create_dir_all(&pool).unwrap();
-        let segment = sparse(&pool, &format!("{SEGMENT}.data"), BLOCKS * BLOCK_LEN);
-        sparse(&pool, &format!("{SEGMENT}.extents"), 0);
+        let segment = prepare(directory.path(), BLOCKS);
         let holders = Lines::new(directory.path(), HOLDERS);
         let lines = Lines::new(directory.path(), "supervisor");
         let program = line::program(ROLE, lines.path()).variable(DIRECTORY, directory.path());
@@ -81,27 +81,34 @@ impl System for BrokeredSystem {
 }
 
 /// The program.
-pub(super) fn supervise(mut line: Line) {
+pub(super) fn supervise() {
+    let mut line = Line::connect();
     limits::raise_open_files().unwrap();
+    let _shard = guard(None, worker);
+    line.send(&());
+    let _: Option<()> = line.recv();
+}
+
+/// What a supervisor's life is about, for the one segment. `worker`: who is in the worker's place.
+pub(super) fn guard(kept: Option<KeptShard>, worker: fn() -> Spawn) -> (Runtime, ShardHandle) {
     STAND_IN.set(worker).unwrap();
-    let directory = PathBuf::from(std::env::var_os(DIRECTORY).unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let shard = runtime.block_on(async {
         let user = WorkerUser { uid: 0, gid: 0, without_landlock: true };
-        let store = Store::open(&directory, user).unwrap();
-        let (store, origins) = (Arc::new(store), Arc::default());
+        let (store, origins) = (Arc::new(Store::open(&state(), user).unwrap()), Arc::default());
         let hooks = Hooks {
             on_complete: Arc::new(|_| ()),
             on_given_up: Arc::new(|given_up| panic!("{given_up:?}")),
             on_settled: Arc::new(|_, _| ()),
         };
-        let shard = Shard::start(ShardId(0), None, store, origins, LIMIT, hooks).unwrap();
+        let kind = QueueKind::Stock;
+        let shard = Shard::start(ShardId(0), kind, kept, store, origins, LIMIT, hooks).unwrap();
         let transport = GitTransport::Pipe;
         let origin = OriginSpec::Git(GitOrigin { hash: HashKind::Sha1, transport });
         shard.send(Command::Pool { pool: POOL, origin, limits: Limits::default() });
         let (reply, attached) = oneshot::channel();
         shard.send(Command::Attach { pool: POOL, segment: SEGMENT, reply });
-        // the first holder takes it, once it is told to begin
+        // the first worker takes it when it likes to
         tokio::spawn(async { attached.await.unwrap().expect("the segment is served") });
         shard.send(Command::Serve);
         let (reply, done) = oneshot::channel();
@@ -109,13 +116,23 @@ pub(super) fn supervise(mut line: Line) {
         done.await.unwrap();
         shard
     });
-    line.send(&());
-    let _: Option<()> = line.recv();
-    drop(shard);
+    (runtime, shard)
+}
+
+/// Where a supervisor has its state.
+fn state() -> PathBuf {
+    PathBuf::from(std::env::var_os(DIRECTORY).unwrap())
+}
+
+/// Makes that state, with a segment of `blocks` blocks. Gives the segment's path.
+pub(super) fn prepare(directory: &Path, blocks: Block) -> PathBuf {
+    let pool = directory.join(format!("pools/{POOL}"));
+    std::fs::create_dir_all(&pool).unwrap();
+    sparse(&pool, &format!("{SEGMENT}.extents"), 0);
+    sparse(&pool, &format!("{SEGMENT}.data"), blocks * BLOCK_LEN)
 }
 
 /// Lives on after the supervisor, to see the end of the queue. It ends with its line.
 fn worker() -> Spawn {
-    let directory = PathBuf::from(std::env::var_os(DIRECTORY).unwrap());
-    line::program(holder::BROKERED, &directory.join(HOLDERS)).outlives_us()
+    line::program(holder::BROKERED, &state().join(HOLDERS)).outlives_us()
 }

@@ -74,7 +74,8 @@ impl Crowd {
 }
 
 /// The program.
-pub(super) fn read(mut line: Line) {
+pub(super) fn read() {
+    let mut line = Line::connect();
     let Some(Job { path, blocks }) = line.recv() else { return };
     let file = Arc::new(File::open(path).unwrap());
     // nothing more is read from it, but its end is the test's

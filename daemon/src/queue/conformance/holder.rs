@@ -63,7 +63,8 @@ trait End {
     fn fill(&mut self, event: u64) -> Said;
 }
 
-fn serve(mut line: Line, open: impl FnOnce() -> Box<dyn End>) {
+fn serve(open: impl FnOnce() -> Box<dyn End>) {
+    let mut line = Line::connect();
     limits::raise_open_files().unwrap();
     line.send(&Hello { pid: std::process::id().cast_signed() });
     let Some(Order::Begin) = line.recv() else { return };
@@ -97,10 +98,10 @@ fn take(end: &mut dyn End, count: usize) -> Loot {
 }
 
 /// The program for a queue fd, which is its first.
-pub(super) fn hold_kernel_queue(line: Line) {
+pub(super) fn hold_kernel_queue() {
     let [queue] = inherited().unwrap();
     let channel = Channel::from_owned_fd(queue);
-    serve(line, || Box::new(Kernel { channel, held: HashMap::new() }));
+    serve(|| Box::new(Kernel { channel, held: HashMap::new() }));
 }
 
 struct Kernel {
@@ -156,9 +157,9 @@ impl End for Kernel {
 }
 
 /// The program for a worker's sockets: it stands in for `hydrantd worker`.
-pub(super) fn hold_brokered_queue(line: Line) {
+pub(super) fn hold_brokered_queue() {
     let [control, queue, _spool] = inherited().unwrap();
-    serve(line, || {
+    serve(|| {
         let data = introduce(&control);
         Box::new(Brokered { _control: control, queue, data, held: HashMap::new() })
     });
@@ -172,7 +173,7 @@ struct Brokered {
 }
 
 /// As `worker/run.rs` does, until events may come. Gives the one segment's data.
-fn introduce(control: &OwnedFd) -> File {
+pub(super) fn introduce(control: &OwnedFd) -> File {
     let mut buffer = vec![0; wire::MAX_MESSAGE];
     let mut data = None;
     let send = |message: FromWorker| {
@@ -180,14 +181,17 @@ fn introduce(control: &OwnedFd) -> File {
     };
     loop {
         assert!(readable(control, LIMIT), "the supervisor says nothing");
-        let received = seqpacket::receive(control.as_fd(), &mut buffer).unwrap().expect("no end");
+        let Some(received) = seqpacket::receive(control.as_fd(), &mut buffer).unwrap() else {
+            // the supervisor was killed
+            std::process::exit(0);
+        };
         match wire::decode(&buffer[..received.length]).unwrap() {
             ToWorker::Hello { version } => send(FromWorker::Ready { version }),
             ToWorker::Segment { segment, .. } => {
                 data = received.fds.into_iter().next();
                 send(FromWorker::Attached { segment, result: Ok(()) });
             }
-            ToWorker::Start => return File::from(data.expect("a segment")),
+            ToWorker::Start { .. } => return File::from(data.expect("a segment")),
             _ => {}
         }
     }

@@ -88,7 +88,7 @@ impl Lines {
 }
 
 /// What makes this test program run [`program`](super::programs::program) alone.
-const ARGUMENTS: [&str; 6] = [
+pub(super) const ARGUMENTS: [&str; 6] = [
     "--exact",
     "queue::conformance::programs::program",
     "--ignored",
@@ -104,9 +104,17 @@ pub(super) fn program(role: &str, line: &Path) -> Spawn {
     ARGUMENTS.iter().fold(spawn, |spawn, argument| spawn.argument(*argument))
 }
 
-/// In such a program: which one it is, and its line to the test. `None`: it was not started by a test,
-/// or only when that was over.
-pub(super) fn role() -> Option<(String, Line)> {
-    let (role, line) = (std::env::var(ROLE).ok()?, std::env::var_os(LINE)?);
-    Some((role, Line(UnixStream::connect(line).ok()?)))
+/// In such a program: which one it is. `None`: it was not started by a test.
+pub(super) fn role() -> Option<String> {
+    std::env::var(ROLE).ok()
+}
+
+impl Line {
+    /// In such a program: its line to the test. Ends the program if the test is over.
+    pub(super) fn connect() -> Self {
+        match UnixStream::connect(std::env::var_os(LINE).unwrap()) {
+            Ok(stream) => Self(stream),
+            Err(_) => std::process::exit(0),
+        }
+    }
 }

@@ -83,12 +83,35 @@ fn a_successor_goes_on() {
     events.sort_unstable();
     assert_eq!((events, corrupt), (vec![2, 3, 4], 0));
     assert_eq!(successor.highest_number(), 5);
-    successor.strike();
-    let left = successor.take();
-    let strikes: HashMap<_, _> = left.records.iter().map(|r| (r.event.0, r.strikes)).collect();
+    assert_eq!(successor.worker_died(Death::Fault), 2);
+    assert_eq!(successor.worker_died(Death::Fault), 0, "what waits was with no worker");
+    let left = successor.snapshot().records;
+    assert!(left.iter().all(|r| r.state == State::Waiting), "{left:?}");
+    let strikes: HashMap<_, _> = left.iter().map(|r| (r.event.0, r.strikes)).collect();
     assert_eq!(strikes, HashMap::from([(2, 1), (3, 0), (4, 1)]));
+    inherited.into_iter().for_each(|(slot, _)| successor.free(slot));
     assert_eq!(successor.snapshot(), Snapshot::default());
     assert_eq!((0..8).filter_map(|n| successor.claim(&record(n))).count(), 8);
+}
+
+#[test]
+fn what_was_counted_outlives_who_counts() {
+    let table = Table::create(1).unwrap();
+    table.count_event();
+    table.count_end(End::Fetched, 7);
+    let successor = other(&table);
+    drop(table);
+    successor.count_event();
+    successor.count_event();
+    successor.count_end(End::Present, 0);
+    successor.count_end(End::Denied, 3);
+    let expected = Tally { events: 3, present: 1, fetched: 1, denied: 1, longest_wait: 7 };
+    assert_eq!(successor.tally(), expected);
+    successor.reset_tally();
+    assert_eq!(successor.tally(), Tally::default());
+    assert_eq!(successor.last_beat(), 0);
+    successor.beat();
+    assert!((1..=now()).contains(&successor.last_beat()));
 }
 
 #[test]
@@ -99,9 +122,8 @@ fn a_writer_that_died_in_the_middle() {
     word(&table, 0, 0).fetch_or(1, Ordering::Relaxed);
     let mut successor = other(&table);
     assert_eq!(successor.snapshot(), Snapshot { records: vec![record(2)], corrupt: 1 });
-    assert_eq!(successor.take().corrupt, 1);
     let _ = successor.claim(&record(3)).unwrap();
-    assert_eq!(successor.snapshot(), Snapshot { records: vec![record(3)], corrupt: 0 });
+    assert_eq!(successor.snapshot(), Snapshot { records: vec![record(3), record(2)], corrupt: 0 });
 }
 
 #[test]
@@ -183,8 +205,12 @@ proptest! {
             word.store(*value, Ordering::Relaxed);
         }
         let mut table = other(&table);
-        let _ = table.take();
-        prop_assert_eq!(table.snapshot(), Snapshot::default());
+        table.worker_died(Death::Fault);
+        let (left, _) = table.inherit();
+        left.into_iter().for_each(|(slot, _)| table.free(slot));
+        let records = table.snapshot().records;
+        prop_assert_eq!(records, []);
+        // what makes no sense is overwritten, last of all
         prop_assert_eq!((0..4).filter_map(|n| table.claim(&record(n))).count(), 4);
     }
 }

@@ -14,6 +14,7 @@ use crate::builder::{self, Built, IndexJob, Job, PackJob, Reply};
 use crate::catalog::{CatalogError, NewPool, NewSegment, NewTree, Pool, Tree};
 use crate::ids::{SegmentId, TreeId};
 use crate::queue::wire::GitOrigin;
+use crate::supervisor::durable::Synced;
 use crate::supervisor::git::{Git, GitError, Head, Remote, Way};
 use crate::supervisor::import::{self, ImportError};
 use crate::supervisor::internal;
@@ -52,6 +53,12 @@ impl<'a> Clone<'a> {
         cloned.map_err(origin)?;
         let (Way { url, remote, transport }, (first_segment, tree)) =
             (way.map_err(imported)?, numbers?);
+        // while the rest goes on: it waits for the disk
+        let owner = supervisor.store.owner_dir(self.mount);
+        let synced = tokio::task::spawn_blocking(move || {
+            let mut synced = Synced::default();
+            synced.sync(&owner).map(|()| synced)
+        });
 
         self.progress.step("sizes");
         let listing = importer.list(&self.git).map_err(imported)?;
@@ -70,13 +77,17 @@ impl<'a> Clone<'a> {
             conversion: conversion.map_err(origin)?,
         };
         let progress = |_: &str, done, total| self.progress.count(done, Some(total), "objects");
-        let (import, pool, tracked) =
-            tokio::join!(import::import(listing, job, progress), self.pool(&spec), async {
-                if shallow { self.git.track_all_branches().await } else { Ok(()) }
-            },);
+        let settle = async {
+            if shallow {
+                self.git.track_all_branches().await?;
+            }
+            self.git.sync_packs().await
+        };
+        let (import, pool, settled) =
+            tokio::join!(import::import(listing, job, progress), self.pool(&spec), settle);
         let import = import.map_err(imported)?;
         let (pool, cloning) = pool?;
-        tracked.map_err(origin)?;
+        settled.map_err(origin)?;
         if let Some(advice) = &import.imported.advice {
             self.progress.note(advice.clone());
         }
@@ -118,7 +129,7 @@ impl<'a> Clone<'a> {
         import.remove_files();
         let tree = self.enter(&pool, tree, &built, &head, revision).await?;
         supervisor.origins.insert(pool.id, access);
-        Ok(Prepared { pool, tree, built, _cloning: cloning })
+        Ok(Prepared { pool, tree, built, synced, _cloning: cloning })
     }
 
     /// The number of the tree, and the first of its segments'.
@@ -147,7 +158,9 @@ impl<'a> Clone<'a> {
             return Err(ApiError::conflict("the repository's pool was just removed")
                 .with_hint("try it again"));
         }
-        fs::create_dir_all(supervisor.store.pool_dir(pool.id))
+        supervisor
+            .store
+            .make_pool_dir(pool.id)
             .map_err(|error| internal("can't make the pool's directory", &error))?;
         Ok((pool, cloning))
     }

@@ -1,8 +1,21 @@
 //! Commits and trees from the origin.
 
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::dir::{Dir, Type};
+use nix::fcntl::OFlag;
+
 use super::run::run_with_progress;
 use super::{CONFIG, Git, GitError, LOCAL_UPLOAD_PACK, Remote};
 use crate::object::ObjectId;
+use crate::supervisor::clone::beneath;
+
+/// Nobody waits for the disk while git clones: see [`Git::sync_packs`].
+const NO_SYNC: [&str; 2] = ["-c", "core.fsync=none"];
 
 /// What the clone found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +40,15 @@ impl Git {
         if let Some(id) = revision.filter(|r| ObjectId::from_hex(r.as_bytes()).is_ok()) {
             return self.fetch_commit(url, remote, id, shallow, progress).await;
         }
-        let mut args: Vec<&str> =
-            vec!["-c", "protocol.version=2", "-c", "advice.detachedHead=false", "clone"];
+        let mut args: Vec<&str> = vec![
+            "-c",
+            "protocol.version=2",
+            "-c",
+            "advice.detachedHead=false",
+            NO_SYNC[0],
+            NO_SYNC[1],
+            "clone",
+        ];
         args.extend(["--no-checkout", "--filter=blob:none", "--progress"]);
         if shallow {
             args.extend(["--depth=1", "--no-tags"]);
@@ -45,6 +65,33 @@ impl Git {
         }
         args.extend(["--", url, "."]);
         run_with_progress(self.command(&args)?, "clone", &mut progress).await
+    }
+
+    /// Makes the packs durable that the clone has fetched.
+    pub async fn sync_packs(&self) -> Result<(), GitError> {
+        let start = |source| GitError::Start { source };
+        let directory = fs_err::File::open(&self.directory).map_err(start)?;
+        let sync = move || {
+            // whatever the user has put there meanwhile is not waited for
+            let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+            let packs = beneath(directory.file(), ".git/objects/pack", flags)?;
+            let mut listing = Dir::from_fd(packs.try_clone()?)?;
+            for entry in listing.iter() {
+                let entry = entry?;
+                let name = entry.file_name().to_bytes();
+                if entry.file_type() != Some(Type::File) || !name.starts_with(b"pack-") {
+                    continue;
+                }
+                match beneath(&packs, Path::new(OsStr::from_bytes(name)), flags) {
+                    Ok(pack) => File::from(pack).sync_all()?,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            File::from(packs).sync_all()
+        };
+        let synced = tokio::task::spawn_blocking(sync).await.map_err(io::Error::other);
+        synced.and_then(|synced| synced).map_err(|source| GitError::Sync { source })
     }
 
     /// `--depth` means `--single-branch`, but the user expects every branch and tag at the next
@@ -78,8 +125,15 @@ impl Git {
             let (name, value) = setting.split_once('=').unwrap_or((setting, "true"));
             self.output(&["config", name, value]).await?;
         }
-        let mut args =
-            vec!["-c", "protocol.version=2", "fetch", "--filter=blob:none", "--progress"];
+        let mut args = vec![
+            "-c",
+            "protocol.version=2",
+            NO_SYNC[0],
+            NO_SYNC[1],
+            "fetch",
+            "--filter=blob:none",
+            "--progress",
+        ];
         if shallow {
             args.extend(["--depth=1", "--no-tags"]);
         }
@@ -122,7 +176,9 @@ impl Git {
     /// Fetches the rest of the history, without content.
     pub async fn fetch_history(&self) -> Result<(), GitError> {
         let shallow = self.line(&["rev-parse", "--is-shallow-repository"]).await? == "true";
-        let mut args = vec!["fetch", "--quiet", "--filter=blob:none", "--tags"];
+        // what this writes is not made durable by us: by default git leaves refs to a power cut
+        let mut args = vec!["-c", "core.fsync=committed"];
+        args.extend(["fetch", "--quiet", "--filter=blob:none", "--tags"]);
         if shallow {
             args.push("--unshallow");
         }

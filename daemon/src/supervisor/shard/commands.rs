@@ -7,11 +7,10 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
-use super::{Check, Command, GONE, Pool, Prefetch, Segment, Shard, Snapshot};
-use crate::fanotify::DenyErrno;
-use crate::ids::{EventId, PoolId, SegmentId};
+use super::{Check, Command, GONE, Pool, Prefetch, Segment, Shard, Snapshot, now};
+use crate::ids::{PoolId, SegmentId};
 use crate::queue::broker::Pending;
-use crate::queue::wire::{ToQueue, ToWorker};
+use crate::queue::wire::ToWorker;
 use crate::supervisor::worker::Worker;
 
 impl Shard {
@@ -53,37 +52,27 @@ impl Shard {
             }
             Command::Serve => self.serve(),
             Command::Retry { event, reply } => {
-                let in_flight = self.broker.retry(event);
-                if in_flight == Some(true) {
-                    self.cancel(event);
-                }
-                reply.send(in_flight.is_some()).ok();
+                let (queue, mut scope) = self.queue();
+                reply.send(queue.retry(event, &mut scope)).ok();
             }
             Command::Deny { event, reply } => {
-                let answer = self.broker.deny(event, DenyErrno::Eio, "denied by the administrator");
-                reply.send(answer.is_some()).ok();
-                if let Some(answer) = answer {
-                    if answer.pending.dispatched.is_some() {
-                        self.cancel(event);
-                    }
-                    self.finish(answer);
-                }
+                let (queue, mut scope) = self.queue();
+                reply.send(queue.deny(event, &mut scope)).ok();
             }
-            Command::Quarantine { ranges } => self.quarantine(ranges),
+            Command::Quarantine { ranges } => self.poison.quarantine(ranges),
             Command::ClearQuarantine { reply } => {
-                self.clear_quarantine();
+                self.poison.clear();
+                let (queue, mut scope) = self.queue();
+                queue.clear_quarantine(&mut scope);
                 reply.send(()).ok();
             }
-            Command::Stop { reply } => {
-                self.stop();
-                reply.send(()).ok();
-            }
+            Command::Stop { reply } => self.stop(reply),
             Command::Ping { reply } => {
                 reply.send(()).ok();
             }
             Command::HandOver { reply } => {
                 self.handing_over = Some(reply);
-                self.stopping = true;
+                self.over = true;
             }
             Command::Checked { segment, attachment, complete } => {
                 self.checked(segment, attachment, complete);
@@ -93,35 +82,14 @@ impl Shard {
 
     pub(super) fn serve(&mut self) {
         self.serving = true;
-        let left: Vec<_> =
-            self.broker.iter().map(|(event, pending)| (event, pending.segment)).collect();
-        for (event, segment) in left {
-            let served = self.segments.contains_key(&segment);
-            let pool = self.segments.get(&segment).map(|segment| segment.pool);
-            let held = self.events.get(&event).zip(self.broker.get(event));
-            // what its worker wrote before it ended counts
-            let present = held.is_some_and(|(held, pending)| {
-                held.waiter.is_present(&self.store, pool, pending).unwrap_or(false)
-            });
-            let answer = match (served, present) {
-                (true, true) => self.broker.found_present(event),
-                (true, false) => None,
-                (false, _) => self.broker.deny(event, DenyErrno::Eagain, GONE),
-            };
-            answer.into_iter().for_each(|answer| self.finish(answer));
-        }
+        let (queue, mut scope) = self.queue();
+        queue.serve(&mut scope);
         self.introduce();
     }
 
     pub(super) fn to_running_worker(&self, message: ToWorker, fds: Vec<OwnedFd>) {
         if let Some(worker) = self.worker.as_ref().filter(|worker| worker.is_running()) {
             worker.control().send(message, fds);
-        }
-    }
-
-    pub(super) fn cancel(&mut self, event: EventId) {
-        if let Some(worker) = self.worker.as_mut().filter(|worker| worker.is_running()) {
-            worker.try_send(&ToQueue::Cancelled { event }).ok();
         }
     }
 
@@ -166,6 +134,7 @@ impl Shard {
         match (marked, opened) {
             (Ok(file), Ok(fds)) => {
                 self.files.insert(file.id, id);
+                self.queue.know(id, file.id);
                 self.detached.remove(&id);
                 let waiting_for_worker = vec![reply];
                 self.attachments += 1;
@@ -194,6 +163,7 @@ impl Shard {
         self.trouble.remove(&pool);
         for (id, mut segment) in self.segments.extract_if(|_, segment| segment.pool == pool) {
             segment.refuse(GONE);
+            self.queue.forget(id);
             self.detached.insert(id, segment.size);
         }
         for (_, prefetch) in self.prefetches.extract_if(|_, prefetch| prefetch.pool == pool) {
@@ -251,35 +221,33 @@ impl Shard {
         }
     }
 
-    pub(super) fn stop(&mut self) {
-        let events: Vec<_> = self.broker.iter().map(|(event, _)| event).collect();
-        for event in events {
-            let answer = self.broker.deny(event, DenyErrno::Eagain, "Hydrant stops");
-            answer.into_iter().for_each(|answer| self.finish(answer));
-        }
+    pub(super) fn stop(&mut self, reply: oneshot::Sender<()>) {
+        self.restart_at = None;
         if let Some(worker) = self.worker.as_mut() {
             worker.kill();
         }
-        self.stopping = true;
+        self.stop = Some(reply);
+        let (queue, mut scope) = self.queue();
+        queue.stop(&mut scope);
     }
 
     pub(super) fn snapshot(&self) -> Snapshot {
         let pool_of = |pending: &Pending| {
             self.segments.get(&pending.segment).map_or(PoolId(0), |segment| segment.pool)
         };
+        let events = self.queue.events();
         Snapshot {
             shard: self.id,
             worker_pid: self.worker.as_ref().map(Worker::pid),
             worker_deaths: self.worker_deaths,
-            counters: self.counters,
+            counters: self.queue.counters(self.counters),
             fetched: self.fetched.clone(),
             trouble: self.trouble.clone(),
-            events: self
-                .broker
-                .iter()
-                .map(|(event, pending)| (event, pool_of(pending), pending.clone()))
+            events: events
+                .into_iter()
+                .map(|(event, pending)| (event, pool_of(&pending), pending))
                 .collect(),
-            now: Self::now(),
+            now: now(),
         }
     }
 }

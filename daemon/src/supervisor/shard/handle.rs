@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::super::kept;
 use super::poison::GivenUp;
 use crate::fanotify::{self, Group};
 use crate::ids::{EventId, PoolId, SegmentId, ShardId};
@@ -150,7 +152,8 @@ pub struct ShardHandle {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     /// Whatever happens to the task: with the last fd of the group the kernel would let all readers
     /// go, and show them zeros.
-    pub(super) _group: Arc<Group>,
+    pub(super) group: Arc<Group>,
+    pub(super) table: Arc<OwnedFd>,
 }
 
 impl ShardHandle {
@@ -158,6 +161,13 @@ impl ShardHandle {
     pub fn send(&self, command: Command) {
         // the shard only ends when everything does
         self.commands.send(command).ok();
+    }
+
+    /// What the next supervisor needs of this shard, by the names that it knows: to be kept by somebody.
+    pub fn estate(&self) -> io::Result<[(String, OwnedFd); 2]> {
+        let group = self.group.as_fd().try_clone_to_owned()?;
+        let table = self.table.try_clone()?;
+        Ok([(kept::group_name(self.id), group), (kept::table_name(self.id), table)])
     }
 
     /// Sends a command and waits for its reply; `None` when the shard has ended.

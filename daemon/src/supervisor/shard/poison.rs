@@ -1,15 +1,16 @@
 //! Events that bring their workers down: how often, how, and what becomes of those that read the same.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tracing::{info, warn};
 
-use super::Shard;
+use super::now;
+use super::queue::Scope;
 use crate::fanotify::DenyErrno;
 use crate::ids::{EventId, PoolId, SegmentId};
-use crate::queue::broker::{Answer, Death, MAX_STRIKES, Pending};
+use crate::queue::broker::{Death, MAX_STRIKES, Pending};
 use crate::queue::inflight;
 use crate::queue::quarantine::{Admission, Quarantine, Quarantined};
 use crate::range::ByteRange;
@@ -32,7 +33,7 @@ pub struct GivenUp {
 
 /// What a shard knows of such events.
 #[derive(Debug, Default)]
-pub(super) struct Poison {
+pub struct Poison {
     /// How the workers ended that had an event.
     deaths: HashMap<EventId, Vec<Arc<str>>>,
     quarantine: Quarantine,
@@ -43,37 +44,61 @@ impl Poison {
     pub(super) fn forget(&mut self, event: EventId) {
         self.deaths.remove(&event);
     }
+
+    /// The same of all events but these.
+    pub(super) fn retain(&mut self, there: &HashSet<EventId>) {
+        self.deaths.retain(|event, _| there.contains(event));
+    }
+
+    /// What is on record.
+    pub(super) fn quarantine(&mut self, ranges: Vec<Quarantined>) {
+        ranges.into_iter().for_each(|range| self.quarantine.restore(range));
+    }
+
+    /// What is in quarantine.
+    pub(super) fn quarantined(&self) -> &[Quarantined] {
+        self.quarantine.ranges()
+    }
+
+    /// Lets everything be tried.
+    pub(super) fn clear(&mut self) {
+        self.quarantine.clear();
+    }
 }
 
-impl Shard {
-    /// To be called at the death of a worker, while the broker still has its events in flight.
-    pub(super) fn note_death(&mut self, death: Death, description: &str) {
+impl Scope<'_> {
+    /// A worker has died that had these events.
+    pub fn note_death(
+        &mut self,
+        death: Death,
+        end: &str,
+        in_flight: impl IntoIterator<Item = EventId>,
+    ) {
         if death == Death::Outside {
             return;
         }
-        let description: Arc<str> = description.into();
-        let in_flight = self.broker.iter().filter(|(_, pending)| pending.dispatched.is_some());
-        for (event, _) in in_flight {
-            self.poison.deaths.entry(event).or_default().push(Arc::clone(&description));
+        let end: Arc<str> = end.into();
+        for event in in_flight {
+            self.poison.deaths.entry(event).or_default().push(Arc::clone(&end));
         }
     }
 
-    /// The end of an event of which workers died.
-    pub(super) fn give_up(&mut self, answer: Answer) {
-        let Answer { event, pending: Pending { segment, range, pid, attempts, .. }, .. } = answer;
-        let pool = self.segments.get(&segment).map(|segment| segment.pool);
+    /// An event of which workers died is not tried any more. It is to be denied after that.
+    pub fn give_up(&mut self, event: EventId, pending: &Pending) {
+        let Pending { segment, range, pid, attempts, .. } = *pending;
+        let pool = self.pool_of(segment);
         let deaths = self.poison.deaths.remove(&event).unwrap_or_default();
         let mut range = range;
         let mut path = None;
         if let Some(pool) = pool {
-            let mut paths = Paths::new(&self.store);
+            let mut paths = Paths::new(self.store);
             path = paths.path(pool, segment, range);
             // the same objects would be fetched for their other bytes
             range = paths.whole_objects(pool, segment, range);
         }
-        let quarantined = self.poison.quarantine.give_up(segment, range, Self::now());
-        warn!(shard = %self.id, %event, %segment, %range, pid, path, attempts, ?deaths,
-            pause_secs = quarantined.until.saturating_sub(Self::now()).as_secs(), "quarantined");
+        let quarantined = self.poison.quarantine.give_up(segment, range, now());
+        warn!(shard = %self.shard, %event, %segment, %range, pid, path, attempts, ?deaths,
+            pause_secs = quarantined.until.saturating_sub(now()).as_secs(), "quarantined");
         (self.hooks.on_given_up)(GivenUp {
             event,
             pool: pool.unwrap_or(PoolId(0)),
@@ -85,19 +110,18 @@ impl Shard {
             attempts,
             deaths: deaths.iter().map(|death| death.to_string()).collect(),
         });
-        self.finish(answer);
     }
 
     /// What an event that has just come starts with: strikes, or a denial.
-    pub(super) fn admission(
+    pub fn admission(
         &self,
         segment: SegmentId,
         range: ByteRange,
     ) -> Result<u32, (DenyErrno, &'static str)> {
-        match self.poison.quarantine.admits(segment, range, Self::now()) {
+        match self.poison.quarantine.admits(segment, range, now()) {
             Admission::Free => Ok(0),
             Admission::OnTrial => {
-                info!(shard = %self.id, %segment, %range, "tried again after its quarantine");
+                info!(shard = %self.shard, %segment, %range, "tried again after its quarantine");
                 Ok(MAX_STRIKES - 1)
             }
             Admission::Refused => {
@@ -107,21 +131,11 @@ impl Shard {
     }
 
     /// Bytes have come.
-    pub(super) fn settle(&mut self, segment: SegmentId, range: ByteRange) {
+    pub fn settle(&mut self, segment: SegmentId, range: ByteRange) {
         if !self.poison.quarantine.is_empty() && self.poison.quarantine.end(segment, range) {
-            info!(shard = %self.id, %segment, %range, "its quarantine is over: it was fetched");
+            info!(shard = %self.shard, %segment, %range, "its quarantine is over: it was fetched");
             (self.hooks.on_settled)(segment, range);
         }
-    }
-
-    /// What is on record.
-    pub(super) fn quarantine(&mut self, ranges: Vec<Quarantined>) {
-        ranges.into_iter().for_each(|range| self.poison.quarantine.restore(range));
-    }
-
-    /// Lets everything be tried.
-    pub(super) fn clear_quarantine(&mut self) {
-        self.poison.quarantine.clear();
     }
 }
 

@@ -39,7 +39,7 @@ impl Shard {
         self.restart_at = None;
         self.killed = None;
         self.worker_ready = false;
-        match Worker::start(self.id, &self.store) {
+        match Worker::start(self.id, self.queue.kind(), &self.store) {
             Ok(worker) => {
                 info!(shard = %self.id, pid = worker.pid(), "worker started");
                 self.worker = Some(worker);
@@ -81,21 +81,19 @@ impl Shard {
     pub(super) fn worker_ended(&mut self, exit: &Exit) {
         let Some(worker) = self.worker.take() else { return };
         self.worker_deaths += 1;
-        let in_flight = self.broker.in_flight();
         let killed = self.killed.take();
         let death =
             if exit.from_outside && killed.is_none() { Death::Outside } else { Death::Fault };
         let end = killed.map_or(exit.description.clone(), |why| format!("killed: {why}"));
+        let (queue, mut scope) = self.queue();
+        let in_flight = queue.worker_ended(death, &end, &mut scope);
+        self.counters.requeued += in_flight;
         warn!(shard = %self.id, pid = worker.pid(), end, in_flight, "worker ended");
-        self.counters.requeued += in_flight as u64;
-        self.note_death(death, &end);
-        for answer in self.broker.worker_died(death, Self::now()) {
-            self.give_up(answer);
-        }
-        let left: Vec<_> = self.events.keys().copied().collect();
-        left.into_iter().for_each(|event| self.note(event));
         for (_, Prefetch { reply, .. }) in self.prefetches.drain() {
             reply.send(Err("the worker ended".into())).ok();
+        }
+        if self.stop.is_some() {
+            return;
         }
         match death {
             Death::Fault => self.schedule_restart(worker.age()),
@@ -234,8 +232,9 @@ impl Shard {
                 Err(error) => failed.push((*id, error)),
             }
         }
-        control.send(ToWorker::Start, Vec::new());
         worker.set_running();
+        let (queue, mut scope) = self.queue();
+        queue.begin(&mut scope);
         for (id, error) in failed {
             error!(shard = %self.id, segment = %id, %error, "can't open a segment for the worker");
             if let Some(segment) = self.segments.get_mut(&id) {

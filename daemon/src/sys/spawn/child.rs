@@ -70,23 +70,13 @@ impl Child {
         if self.status.is_some() {
             return Ok(());
         }
-        // SAFETY: the pidfd is open; no siginfo, no flags.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.pidfd.as_raw_fd(),
-                signal as libc::c_int,
-                std::ptr::null::<libc::siginfo_t>(),
-                0,
-            )
-        };
-        match result {
-            0 => Ok(()),
-            _ => match io::Error::last_os_error() {
-                error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
-                error => Err(error),
-            },
-        }
+        self::signal(&self.pidfd, signal)
+    }
+
+    /// Lets it be nobody's: it goes on when we end. It is for init to wait for it then.
+    pub fn let_go(mut self) {
+        // as if it had ended: nothing is done about it when this is dropped
+        self.status.get_or_insert_default();
     }
 
     /// Sends SIGKILL.
@@ -114,6 +104,27 @@ impl Child {
             }
         }
         Ok(self.status)
+    }
+}
+
+/// Sends a signal to the process of a pidfd (pidfd_send_signal(2)). That it has ended is no error.
+pub fn signal(pidfd: &OwnedFd, signal: nix::sys::signal::Signal) -> io::Result<()> {
+    // SAFETY: the pidfd is open; no siginfo, no flags.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal as libc::c_int,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            error => Err(error),
+        },
     }
 }
 

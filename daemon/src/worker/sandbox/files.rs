@@ -59,6 +59,10 @@ pub fn ruleset(spec: &SandboxSpec<'_>) -> Result<RulesetCreated, RulesetError> {
             rules = rules.add_rule(PathBeneath::new(fd, access))?;
         }
     }
+    if let Some(directory) = spec.event_files {
+        let access = AccessFs::ReadFile | AccessFs::WriteFile;
+        rules = rules.add_rule(PathBeneath::new(directory, access))?;
+    }
     if let Some(directory) = spec.spool_dir {
         rules = rules.add_rule(PathBeneath::new(directory, spooling()))?;
     }

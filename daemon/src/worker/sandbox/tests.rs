@@ -24,6 +24,7 @@ fn act(action: &str, argument: &str) -> Result<String, Box<dyn std::error::Error
         gid: UID,
         spool_dir: spool.as_ref().filter(|_| action.starts_with("spool")).map(AsFd::as_fd),
         readable: Vec::new(),
+        event_files: None,
         without_landlock: false,
     };
     enter(&spec)?;
@@ -356,6 +357,7 @@ fn a_process_with_threads_is_refused() {
         gid: UID,
         spool_dir: None,
         readable: vec![],
+        event_files: None,
         without_landlock: false,
     };
     assert!(matches!(enter(&spec), Err(SandboxError::Threads(2..))));

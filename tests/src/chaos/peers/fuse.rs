@@ -7,11 +7,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, umount2};
 
 use super::super::content::Content;
 use super::PeerOrders;
-use crate::bench::fuse::{Files, attach};
+use crate::fuse::{Files, attach, serve_files};
 
 const THREADS: usize = 64;
 
@@ -77,7 +77,7 @@ impl Files for Trees {
 /// Unmounts what a server before this one has left, mounts, serves.
 pub fn serve(orders: &PeerOrders) -> Result<()> {
     let _ = umount2(&orders.trees, MntFlags::MNT_DETACH);
-    let device = attach(&orders.trees)?;
+    let device = attach(&orders.trees, MsFlags::MS_RDONLY)?;
     let trees = Trees {
         contents: orders.contents.clone(),
         round_trip: orders.round_trip,
@@ -86,7 +86,7 @@ pub fn serve(orders: &PeerOrders) -> Result<()> {
     thread::scope(|scope| {
         for _ in 0..THREADS {
             // an error is the end of the mount
-            scope.spawn(|| crate::bench::fuse::serve(&device, &trees));
+            scope.spawn(|| serve_files(&device, &trees));
         }
     });
     Ok(())

@@ -24,7 +24,7 @@ use crate::source::{Content, Fetch, FetchError, SPOOL_FROM, Sink};
 use crate::sys::seqpacket::{Seqpacket, pair};
 use crate::worker::control::Upcalls;
 use crate::worker::pool::holes;
-use crate::worker::queue::{Brokered, Queue};
+use crate::worker::queue::Queue;
 use crate::worker::run::{RunError, run};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -281,9 +281,9 @@ impl Supervisor {
     fn spawn(setup: &Setup) -> Self {
         let (control, control_worker) = pair().unwrap();
         let (queue, queue_worker) = pair().unwrap();
-        let brokered = Queue::Brokered(Brokered::new(queue_worker).unwrap());
+        let queue_worker = Queue::new(queue_worker).unwrap();
         let spool = OwnedFd::from(File::open(setup.spool.path()).unwrap());
-        let worker = tokio::spawn(run(control_worker, brokered, spool, setup.connect()));
+        let worker = tokio::spawn(run(control_worker, queue_worker, spool, setup.connect()));
         Self {
             control: Seqpacket::new(control).unwrap(),
             queue: Seqpacket::new(queue).unwrap(),
@@ -303,7 +303,7 @@ impl Supervisor {
             OriginSpec::Git(GitOrigin { hash: HashKind::Sha1, transport: GitTransport::Pipe });
         s.control(&ToWorker::Pool { pool: PoolId(1), origin, limits }).await;
         s.attach(1, &setup.data, &setup.index).await;
-        s.control(&ToWorker::Start).await;
+        s.control(&ToWorker::Start { quarantine: Vec::new() }).await;
         s
     }
 
@@ -382,6 +382,7 @@ impl Supervisor {
                     return (event.0, verdict);
                 }
                 FromQueue::Waiting { event, reason } => self.waiting.push((event.0, reason)),
+                FromQueue::Settled { .. } => unreachable!("not its business"),
             }
         }
     }

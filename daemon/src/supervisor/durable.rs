@@ -1,0 +1,204 @@
+//! What has to be on the disk before somebody is told that it is there, and what of an operation that
+//! was cut short goes at the next start.
+//!
+//! A clone's files are synced one by one, not with syncfs(2), which would wait for whatever else is
+//! being written to the same file system.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::dir::{Dir, Type};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+#[cfg(test)]
+use nix::sys::stat::Mode;
+use tracing::{info, warn};
+
+use super::clone::{beneath, remove_tree};
+use super::store::Store;
+use crate::catalog::{Catalog, CatalogError};
+use crate::ids::MountId;
+
+/// In a mount's directory: nothing in there is of value yet, or any more. A clone that is not done, or
+/// a removal that was begun.
+const DISPOSABLE: &str = "disposable";
+
+/// Says that a mount's directory goes at the next start, should we not get to the end.
+pub fn mark_disposable(directory: &Path) -> io::Result<()> {
+    File::create(directory.join(DISPOSABLE))?;
+    sync(directory)
+}
+
+/// What is in a mount's directory is whole, and stays.
+pub fn keep(directory: &Path) -> io::Result<()> {
+    match fs::remove_file(directory.join(DISPOSABLE)) {
+        Ok(()) => sync(directory),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a file, or the names in a directory, durable.
+pub fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Makes all of a file system durable.
+pub fn sync_file_system(path: &Path) -> io::Result<()> {
+    Ok(nix::unistd::syncfs(File::open(path)?)?)
+}
+
+/// The mounts whose directories are marked as disposable.
+fn disposable(store: &Store) -> io::Result<Vec<(MountId, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(store.root().join("mounts"))? {
+        let entry = entry?;
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let Some(number) = number else { continue };
+        if entry.path().join(DISPOSABLE).symlink_metadata().is_ok() {
+            found.push((MountId(number), entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+/// Ends what was begun before a crash or a power cut: clones that were not done, and removals. To be
+/// called at start, when none can be under way.
+pub async fn remove_disposable(catalog: &Catalog, store: &Store) -> Result<(), CatalogError> {
+    for (mount, directory) in disposable(store)? {
+        catalog.remove_mount(mount).await?;
+        match remove_tree(directory.clone()).await {
+            Ok(()) => {
+                info!(%mount, "removed what a clone or a removal has left that was cut short")
+            }
+            Err(error) => warn!(%mount, directory = %directory.display(), %error,
+                "can't remove what a clone or a removal has left that was cut short"),
+        }
+    }
+    Ok(())
+}
+
+/// So many files are synced at the same time: they share the file system's commits.
+const SYNCS: usize = 8;
+
+/// So many files are open at most.
+const MAX_WAITING: usize = 64;
+
+/// A directory that is made durable with all that is below it, little by little: what was synced and has
+/// not changed since is not synced again, as each file costs a flush of the disk.
+#[derive(Debug, Default)]
+pub struct Synced {
+    /// By inode number, when it was changed last (`st_ctime`; exact on a file that was looked at).
+    seen: HashMap<u64, (i64, i64)>,
+    waiting: Vec<File>,
+}
+
+impl Synced {
+    /// Its owner may change the directory at any time, so links are not followed, and what goes meanwhile
+    /// is no error.
+    pub fn sync(&mut self, directory: &Path) -> io::Result<()> {
+        self.walk(File::open(directory)?)?;
+        self.settle()
+    }
+
+    fn walk(&mut self, directory: File) -> io::Result<()> {
+        let names: Vec<_> =
+            Dir::from_fd(directory.try_clone()?.into())?.iter().collect::<Result<_, _>>()?;
+        for entry in names {
+            let name = entry.file_name().to_bytes();
+            let directories = match entry.file_type() {
+                _ if matches!(name, b"." | b"..") => continue,
+                Some(Type::Directory) => OFlag::O_DIRECTORY,
+                Some(Type::File) => OFlag::empty(),
+                _ => continue,
+            };
+            // a FIFO by now? it is not waited for
+            let flags = directories | OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
+            let opened = match beneath(&directory, OsStr::from_bytes(name), flags) {
+                Ok(opened) => File::from(opened),
+                Err(error) if has_gone(&error) => continue,
+                Err(error) => return Err(error),
+            };
+            if directories.is_empty() {
+                self.wait(opened)?;
+            } else {
+                self.walk(opened)?;
+            }
+        }
+        self.wait(directory)
+    }
+
+    fn wait(&mut self, file: File) -> io::Result<()> {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() && !metadata.is_dir() {
+            return Ok(());
+        }
+        // before the sync: what is changed during it is synced once more
+        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        if self.seen.insert(metadata.ino(), changed) != Some(changed) {
+            self.waiting.push(file);
+        }
+        if self.waiting.len() < MAX_WAITING { Ok(()) } else { self.settle() }
+    }
+
+    fn settle(&mut self) -> io::Result<()> {
+        let files = std::mem::take(&mut self.waiting);
+        let share = files.len().div_ceil(SYNCS).max(1);
+        let sync = |files: &[File]| files.iter().try_for_each(File::sync_all);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                files.chunks(share).map(|files| scope.spawn(move || sync(files))).collect();
+            threads.into_iter().try_for_each(|thread| {
+                thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread has panicked")))
+            })
+        })
+    }
+}
+
+/// It was removed, or something else is in its place.
+fn has_gone(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR | Errno::ENXIO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_comes_and_goes() {
+        let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+        mark_disposable(directory.path()).unwrap();
+        mark_disposable(directory.path()).unwrap();
+        assert!(directory.path().join(DISPOSABLE).exists());
+        keep(directory.path()).unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_has_not_changed_is_synced_once() {
+        let directory = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = |name: &str| directory.path().join(name);
+        fs::create_dir_all(path("a/b")).unwrap();
+        fs::write(path("a/b/c"), "c").unwrap();
+        fs::write(path("a/d"), "d").unwrap();
+        nix::unistd::mkfifo(&path("a/fifo"), Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink("/", path("a/link")).unwrap();
+        let mut synced = Synced::default();
+        synced.sync(directory.path()).unwrap();
+        assert_eq!(synced.seen.len(), 5);
+        let before = synced.seen.clone();
+        synced.sync(directory.path()).unwrap();
+        assert_eq!(synced.seen, before);
+        fs::write(path("a/d"), "e").unwrap();
+        fs::write(path("a/e"), "e").unwrap();
+        synced.sync(directory.path()).unwrap();
+        let changed = synced.seen.iter().filter(|(ino, at)| before.get(ino) != Some(at)).count();
+        assert_eq!(changed, 3, "two files and their directory");
+    }
+}
