@@ -255,6 +255,7 @@ fn serve(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
         stream.set_nodelay(true)?;
         locked(&shared.open).push(stream.try_clone()?);
     }
+    let ports = [client.peer_addr()?, server.local_addr()?];
     // The round trip of the TCP handshake, which the kernel did without us.
     thread::sleep(shared.quality.delay * 2);
     let connection = Arc::new(Connection::default());
@@ -273,6 +274,12 @@ fn serve(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
     connection.closed.store(true, Ordering::SeqCst);
     up.finish(false);
     let _ = back.join();
+    // it is over: a proxy that serves for long must not gather them
+    let is_over = |stream: &TcpStream| {
+        let is_ours = |end: SocketAddr| ports.contains(&end);
+        stream.peer_addr().map_or(true, is_ours) || stream.local_addr().is_ok_and(is_ours)
+    };
+    locked(&shared.open).retain(|stream| !is_over(stream));
     Ok(())
 }
 

@@ -302,7 +302,9 @@ fn read_log(report: &mut Report, log: &str) {
         }
         let stray = line.contains("an answer that nobody waits for");
         report.lost_or_twice += u64::from(stray);
-        if line.contains("panicked") || line.contains("ERROR") || stray {
+        // a worker that was just starting when its supervisor was killed
+        let orphan = line.contains("die with the parent: it has ended");
+        if line.contains("panicked") || line.contains("ERROR") && !orphan || stray {
             report.violation(format!("log: {line}"));
         }
     }
