@@ -133,7 +133,7 @@ impl Parent {
         handed_on.is_ok_and(|list| list.split_whitespace().any(|name| name == controller))
     }
 
-    /// A new group, its name beginning with `name` (one of [`KINDS`]). A limit that can't be set because its controller is
+    /// A new group, its name beginning with `name` (one of `KINDS`). A limit that can't be set because its controller is
     /// missing is left out: [`has`](Self::has) tells.
     pub fn make(&self, name: &str, limits: Limits) -> Result<Cgroup, CgroupError> {
         let directory = loop {
