@@ -274,11 +274,14 @@ fn all_processes() -> Vec<(i32, i32)> {
     .collect()
 }
 
-/// Whether the process is there and no zombie.
+/// Whether the process is there and no zombie. Its first thread may be one before the others have ended.
 #[must_use]
 pub fn alive(pid: Pid) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().starts_with(" Z"))
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    threads.flatten().any(|thread| {
+        std::fs::read_to_string(thread.path().join("stat"))
+            .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().starts_with(" Z"))
+    })
 }
 
 impl Drop for Daemon {

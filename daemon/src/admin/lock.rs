@@ -39,28 +39,47 @@ pub enum LockError {
 }
 
 impl InstanceLock {
-    /// As [`take`](Self::take), after a daemon that was killed: a child that it was about to start may
-    /// hold the locks for a moment longer, until its exec.
+    /// As [`take`](Self::take), where the daemon before has been killed, whoever has its pid by now.
     pub fn take_over(directories: &Directories) -> Result<Self, LockError> {
+        Self::take_when_free(directories, |_| true)
+    }
+
+    /// Makes the directories where they are missing (the state directory so that others can pass
+    /// but not list it, the run directory readable) and takes both.
+    ///
+    /// Waits a little for a daemon that has ended: its last thread, or a child that it was about to
+    /// start, may hold the locks for a moment longer.
+    pub fn take(directories: &Directories) -> Result<Self, LockError> {
+        Self::take_when_free(directories, |holder| holder.is_some_and(has_ended))
+    }
+
+    fn take_when_free(
+        directories: &Directories,
+        is_left_over: impl Fn(Option<i32>) -> bool,
+    ) -> Result<Self, LockError> {
         let end = Instant::now() + TAKE_OVER_PATIENCE;
         loop {
-            match Self::take(directories) {
-                Err(LockError::Held { .. }) if Instant::now() < end => {
-                    thread::sleep(TAKE_OVER_STEP)
+            match Self::try_take(directories) {
+                Err(LockError::Held { pid, .. }) if is_left_over(pid) && Instant::now() < end => {
+                    thread::sleep(TAKE_OVER_STEP);
                 }
                 result => return result,
             }
         }
     }
 
-    /// Makes the directories where they are missing (the state directory so that others can pass
-    /// but not list it, the run directory readable) and takes both.
-    pub fn take(directories: &Directories) -> Result<Self, LockError> {
+    fn try_take(directories: &Directories) -> Result<Self, LockError> {
         Ok(Self {
             _state: take(&directories.state, STATE_LOCK, 0o711)?,
             _run: take(&directories.run, RUN_LOCK, 0o755)?,
         })
     }
+}
+
+/// Whether a process is gone, or a zombie: its threads may be on their way out.
+fn has_ended(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .map_or(true, |stat| stat.rsplit(')').next().unwrap_or_default().starts_with(" Z"))
 }
 
 /// Whether a daemon uses this state directory.
@@ -151,6 +170,23 @@ mod tests {
         });
         InstanceLock::take_over(&place).unwrap();
         assert!(begin.elapsed() >= Duration::from_millis(50));
+        letting_go.join().unwrap();
+    }
+
+    #[test]
+    fn a_daemon_that_has_ended_is_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let place = directories(root.path(), "s", "r");
+        let first = InstanceLock::take(&place).unwrap();
+        // no pid can be that high (PID_MAX_LIMIT, linux/threads.h)
+        for name in ["s/state.lock", "r/hydrantd.lock"] {
+            fs::write(root.path().join(name), "2000000000\n").unwrap();
+        }
+        let letting_go = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(50));
+            drop(first);
+        });
+        InstanceLock::take(&place).unwrap();
         letting_go.join().unwrap();
     }
 
