@@ -1,5 +1,5 @@
-//! The semantics of a queue once more, as a model without a kernel; and both queues' state machines
-//! against it, with random operations.
+//! The semantics of a queue once more, as a model without a kernel; and the broker against it, with
+//! random operations.
 //!
 //! A case that fails is shown in its shortest form, and its seed is kept (`proptest-regressions/`). What
 //! the real kernel does is checked in [`conformance`](super::conformance).
