@@ -34,7 +34,7 @@ fn root_this_machine_can_run_hydrant() {
     assert!(is_usable(&checks), "{text}");
     let recommended = ["open-files", "free-space"];
     assert!(failed(&checks).iter().all(|name| recommended.contains(name)), "{text}");
-    assert_eq!(checks.len(), 13);
+    assert_eq!(checks.len(), 14);
     assert_eq!(fs_err::read_dir(directory.path()).unwrap().count(), 0);
     let mounts = fs_err::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(".hydrant-doctor"), "{mounts}");
