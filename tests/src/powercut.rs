@@ -7,7 +7,7 @@
 //! disk is switched off at some write or flush. Some cuts come during the check, and so in the recovery from
 //! the one before.
 //!
-//! [`book`]: what must be there. [`check`](check()) and [`load`]: the guest's two halves.
+//! [`book`]: what must be there. `check` and `load`: the guest's two halves.
 //! Needs root (for FUSE) and the guest kernel (`tests/guest`).
 
 pub mod book;

@@ -1,9 +1,9 @@
 //! What there is today, under the same readers and kills: designs with a single process that fetches and
 //! answers. Both are ours and small, and make bytes as the origin does, after the same time.
 //!
-//! - [`fanotify`]: sparse files, each with a pre-content mark; one process reads the events, fills the
+//! - `fanotify`: sparse files, each with a pre-content mark; one process reads the events, fills the
 //!   file and answers. When it is killed the kernel lets everybody go.
-//! - [`fuse`]: a FUSE file system. When its server is killed everything fails until the next has mounted
+//! - `fuse`: a FUSE file system. When its server is killed everything fails until the next has mounted
 //!   it anew.
 
 mod fanotify;

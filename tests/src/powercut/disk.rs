@@ -29,7 +29,7 @@ pub struct Disk {
 /// What was in the cache at a cut.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lost {
-    /// Writes of up to [`PIECE`] bytes that were not yet flushed, and how many of them are lost.
+    /// Writes of up to `PIECE` bytes that were not yet flushed, and how many of them are lost.
     pub cached: usize,
     pub lost: usize,
 }
