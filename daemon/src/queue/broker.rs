@@ -55,6 +55,22 @@ pub struct Pending {
 }
 
 impl Pending {
+    /// An event that was read just now and waits for a worker.
+    #[must_use]
+    pub fn new(segment: SegmentId, range: ByteRange, pid: i32, now: Duration) -> Self {
+        Self {
+            segment,
+            range,
+            pid,
+            arrived: now,
+            attempts: 0,
+            strikes: 0,
+            dispatched: None,
+            heard: now,
+            reason: None,
+        }
+    }
+
     /// What is wrong at `now`, if an event may be kept without a word for `patience`, and for
     /// `longest` at most.
     #[must_use]
@@ -111,18 +127,7 @@ impl Broker {
         pid: i32,
         now: Duration,
     ) {
-        let pending = Pending {
-            segment,
-            range,
-            pid,
-            arrived: now,
-            attempts: 0,
-            strikes: 0,
-            dispatched: None,
-            heard: now,
-            reason: None,
-        };
-        self.restored(event, pending);
+        self.restored(event, Pending::new(segment, range, pid, now));
     }
 
     /// An event that a supervisor before this one has read, and nobody has answered.

@@ -18,7 +18,7 @@ use crate::fanotify::QueueKind;
 use crate::ids::ShardId;
 use crate::queue::wire::{self, FromQueue, FromWorker, ToQueue, ToWorker};
 use crate::sys::cgroup::Cgroup;
-use crate::sys::seqpacket::{self, Seqpacket};
+use crate::sys::seqpacket::{self, Received, Seqpacket};
 use crate::sys::spawn::{Child, Role, Spawn};
 
 /// A worker that has closed its sockets ends by itself within this time.
@@ -270,7 +270,7 @@ impl Worker {
         if let Some(patience) = self.hung_up {
             // its end is near, or we see to it
             return match tokio::time::timeout_at(patience, self.child.wait()).await {
-                Ok(status) => Event::Ended(Exit::from(status)),
+                Ok(status) => self.last_words(status),
                 Err(_) => {
                     self.hung_up = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
                     Event::Broken("it hung up and goes on".into())
@@ -282,7 +282,7 @@ impl Worker {
             message = receive(&self.queue, &mut self.queue_buffer) => message.map(|m| m.map(Event::Queue)),
             message = receive(&self.control, &mut self.control_buffer) => message.map(|m| m.map(Event::Control)),
             ready = self.queue.writable(), if want_write => ready.map(|()| Some(Event::Writable)),
-            status = self.child.wait() => Ok(Some(Event::Ended(Exit::from(status)))),
+            status = self.child.wait() => return self.last_words(status),
         };
         match event {
             Ok(Some(event)) => event,
@@ -293,6 +293,16 @@ impl Worker {
                 self.hung_up = Some(tokio::time::Instant::now() + HANG_UP_PATIENCE);
                 Event::Broken(format!("it sent what can't be read: {error}"))
             }
+        }
+    }
+
+    /// It has ended. The answers that it sent before come first: its end, and that of the control socket,
+    /// may be noticed before them.
+    fn last_words(&mut self, status: io::Result<ExitStatus>) -> Event {
+        match decode(self.queue.try_recv(&mut self.queue_buffer), &self.queue_buffer) {
+            Ok(Some(message)) => Event::Queue(message),
+            // nothing more, or nothing that can be read
+            Ok(None) | Err(_) => Event::Ended(Exit::from(status)),
         }
     }
 
@@ -341,7 +351,16 @@ async fn receive<T: DeserializeOwned>(
     socket: &Seqpacket,
     buffer: &mut [u8],
 ) -> io::Result<Option<T>> {
-    let Some(received) = socket.recv(buffer).await? else { return Ok(None) };
+    let received = socket.recv(buffer).await;
+    decode(received, buffer)
+}
+
+/// What was received into `buffer`.
+fn decode<T: DeserializeOwned>(
+    received: io::Result<Option<Received>>,
+    buffer: &[u8],
+) -> io::Result<Option<T>> {
+    let Some(received) = received? else { return Ok(None) };
     let bytes = buffer.get(..received.length).unwrap_or_default();
     wire::decode(bytes).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }

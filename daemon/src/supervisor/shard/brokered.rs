@@ -132,18 +132,8 @@ impl Brokered {
             not_served(event, detached, scope);
             return None;
         };
-        let now = now();
-        let pending = Pending {
-            segment: id,
-            range: range.clamp(segment.size).to_blocks(),
-            pid: event.pid(),
-            arrived: now,
-            attempts: 0,
-            strikes: 0,
-            dispatched: None,
-            heard: now,
-            reason: None,
-        };
+        let range = range.clamp(segment.size).to_blocks();
+        let pending = Pending::new(id, range, event.pid(), now());
         let number = self.table.next_event();
         let slot = self.table.claim(&waiter::record(number, event.number(), &pending, None));
         Some(Claimed { number, event, pending, size: segment.size, slot })

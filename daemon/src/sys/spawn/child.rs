@@ -6,8 +6,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use nix::sys::wait::WaitPidFlag;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+
+use crate::sys::readable::Readable;
 
 /// A child, held by a pidfd (pidfd_open(2)): nobody else can be meant. It is killed when this is
 /// dropped.
@@ -15,6 +15,9 @@ use tokio::io::unix::AsyncFd;
 pub struct Child {
     pid: i32,
     pidfd: OwnedFd,
+    /// Since the first [`Child::wait`]: registered once, because who waits may be woken often by
+    /// something else.
+    watch: Option<Readable>,
     status: Option<ExitStatus>,
 }
 
@@ -34,7 +37,7 @@ impl Child {
         };
         // SAFETY: the kernel has just made this fd for us.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { pid, pidfd, status: None })
+        Ok(Self { pid, pidfd, watch: None, status: None })
     }
 
     /// Its process id; still its own until it has been waited for.
@@ -45,12 +48,13 @@ impl Child {
 
     /// Waits for its end. Must run in a tokio runtime; can be cancelled and called again.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
-        if self.try_wait()?.is_none() {
-            // SAFETY: borrowed from `self`, which outlives this and keeps it open.
-            let pidfd =
-                unsafe { AsyncFd::register_with_interest(self.pidfd.as_fd(), Interest::READABLE) }?;
+        if self.status.is_none() {
+            let watch = match &mut self.watch {
+                Some(watch) => watch,
+                none => none.insert(Readable::new(self.pidfd.try_clone()?)?),
+            };
             // A pidfd is readable from the end of the process on.
-            pidfd.readable().await?.retain_ready();
+            watch.read(|| Ok(())).await?;
         }
         self.collect(WaitPidFlag::empty())?.ok_or_else(|| io::Error::other("no status of a child"))
     }
