@@ -73,14 +73,17 @@ pub(super) enum Reader {
     StandIn,
 }
 
-/// A reader that waits, as the kernel reports it.
+/// A reader that waits, as the kernel reports it: [`PermissionEvent`], or one of a model.
 pub(super) trait Waits {
     fn number(&self) -> RawFd;
     fn pid(&self) -> i32;
     fn range(&self) -> Option<ByteRange>;
+    /// The file that is read, and its size.
     fn file(&self) -> nix::Result<(FileId, u64)>;
+    /// Whether all of a range of that file is there.
     fn is_present(&self, range: ByteRange) -> nix::Result<bool>;
     fn answer(self, verdict: Verdict) -> Result<Answered, fanotify::Error>;
+    /// Ends it without an answer: the kernel keeps it for who opens the queue next.
     fn leave(self);
 }
 

@@ -1,8 +1,8 @@
-//! The semantics of a queue once more, as a model without a kernel; and the broker against it, with
-//! random operations.
+//! The semantics of a queue once more, as a model without a kernel; and what is done with events, for
+//! the brokered queue and for the kernel's, against it, with random operations.
 //!
-//! A case that fails is shown in its shortest form, and its seed is kept (`proptest-regressions/`). What
-//! the real kernel does is checked in [`conformance`](super::conformance).
+//! A case that fails is shown in its shortest form, with the seed. What the real kernel does is checked
+//! in [`conformance`](super::conformance).
 
 mod broker;
 mod kernel;
@@ -10,6 +10,7 @@ mod kernel;
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 use super::broker::{Death, MAX_STRIKES};
 use crate::fanotify::{DenyErrno, Verdict};
@@ -282,14 +283,22 @@ fn run<M: Machine>(ops: Vec<Op>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-proptest! {
-    #[test]
-    fn the_broker(ops in prop::collection::vec(op(), 1..200)) {
-        run::<broker::BrokerMachine>(ops)?;
-    }
+/// Random operations, the same in each run. `HYDRANT_MODEL_SEED` gives others.
+fn check<M: Machine>() {
+    let seed = std::env::var("HYDRANT_MODEL_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let rng_seed = RngSeed::Fixed(seed);
+    let config = Config { cases: 512, rng_seed, failure_persistence: None, ..Config::default() };
+    let ops = prop::collection::vec(op(), 1..200);
+    let result = TestRunner::new(config).run(&ops, run::<M>);
+    result.unwrap_or_else(|error| panic!("HYDRANT_MODEL_SEED={seed}: {error}"));
+}
 
-    #[test]
-    fn the_kernels_queue(ops in prop::collection::vec(op(), 1..200)) {
-        run::<kernel::KernelMachine>(ops)?;
-    }
+#[test]
+fn the_broker() {
+    check::<broker::BrokerMachine>();
+}
+
+#[test]
+fn the_kernels_queue() {
+    check::<kernel::KernelMachine>();
 }
