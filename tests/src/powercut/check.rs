@@ -167,8 +167,9 @@ fn git(
     ] {
         let output = git(arguments)?;
         if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            wrong(Path::new(".git"), format!("git {arguments:?} in {revision}: {text}"))?;
+            let text = String::from_utf8_lossy(&output.stderr).into_owned() + &output.text();
+            let status = output.status;
+            wrong(Path::new(".git"), format!("git {arguments:?} in {revision}: {status}: {text}"))?;
             continue;
         }
         match arguments[0] {
