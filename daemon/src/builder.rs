@@ -4,7 +4,7 @@
 //! runs as root, without network, and believes nothing of what it reads: the manifest and the content
 //! come from the importer, which has parsed bytes from the origin.
 //!
-//! It reads a line of JSON, a [`Job`], makes new segments, the tree's image, the existence pack and the
+//! It reads a line of JSON, [`Work`]: for a [`Job`] it makes new segments, the tree's image, the existence pack and the
 //! git index, and answers with a [`Reply`].
 //!
 //! All paths it is given have to be in directories that only root can write to. What it makes is
@@ -15,6 +15,7 @@ pub mod contents;
 pub mod files;
 pub mod image;
 pub mod index;
+pub mod layer;
 pub mod pack;
 pub mod place;
 #[cfg(test)]
@@ -132,11 +133,20 @@ pub struct Built {
     pub pack: Option<Pack>,
 }
 
+/// A line for the builder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Work {
+    Tree(Box<Job>),
+    Layer(layer::LayerJob),
+}
+
 /// The builder's answer to a line, itself a line of JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     Built(Box<Built>),
+    Layer(layer::BuiltLayer),
     /// What went wrong, for people to read.
     Failed(String),
 }
@@ -335,5 +345,8 @@ pub fn run(mut input: impl BufRead, mut output: impl Write) -> io::Result<()> {
 }
 
 fn reply(line: &str) -> anyhow::Result<Reply> {
-    Ok(Reply::Built(Box::new(build(&serde_json::from_str(line)?)?.built)))
+    Ok(match serde_json::from_str(line)? {
+        Work::Tree(job) => Reply::Built(Box::new(build(&job)?.built)),
+        Work::Layer(job) => Reply::Layer(layer::build(&job)?),
+    })
 }

@@ -5,6 +5,7 @@
 //! retrying are the worker's business, not the source's.
 
 pub mod git;
+pub mod oci;
 
 use std::fs::File;
 use std::future::Future;

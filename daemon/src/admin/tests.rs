@@ -124,6 +124,34 @@ impl Service for Fake {
         self.operate(&request.path).await
     }
 
+    async fn images(&self, _: Caller) -> Result<Vec<Image>, ApiError> {
+        Ok(vec![])
+    }
+
+    async fn pull_image(
+        &self,
+        _: Caller,
+        request: PullRequest,
+        _: ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        self.note(format!("pull {}", request.reference));
+        Ok(Summary::default())
+    }
+
+    async fn mount_image(
+        &self,
+        _: Caller,
+        request: MountImageRequest,
+        _: ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        self.operate(&request.directory).await
+    }
+
+    async fn rm_image(&self, _: Caller, request: ImageRequest) -> Result<(), ApiError> {
+        self.note(format!("rm image {}", request.reference));
+        Ok(())
+    }
+
     async fn queue(&self, _: Caller) -> Result<Vec<QueueEvent>, ApiError> {
         Ok(vec![])
     }

@@ -86,6 +86,7 @@ async fn add_mount(catalog: &Catalog, tree: &NewTree, directory: &[u8]) -> NewMo
         mounted: true,
         pack: Some("pack-1".into()),
         history: "fetching".into(),
+        image: None,
     };
     catalog.insert_mount(mount.clone()).await.unwrap();
     mount

@@ -6,6 +6,8 @@
 //! said about them. The supervisor takes
 //! the worker's word for nothing that could hurt others: it checks every number it gets.
 
+pub mod image;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -198,6 +200,8 @@ pub struct Imported {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OriginSpec {
     Git(GitOrigin),
+    /// One layer of container images.
+    Layer(Box<image::LayerOrigin>),
 }
 
 /// A git repository that speaks protocol version 2.

@@ -36,7 +36,7 @@ impl Supervisor {
         let urls: HashMap<PoolId, String> = directories
             .keys()
             .filter_map(|pool| {
-                Some((*pool, super::git::for_display(&self.origins.get(*pool)?.url)))
+                Some((*pool, self.origins.url(*pool)?))
             })
             .collect();
         // reads extent indexes and /proc

@@ -109,6 +109,7 @@ pub async fn run(
         queue,
         kept: guarded,
         busy: Mutex::new(HashSet::new()),
+        pulling: tokio::sync::Mutex::default(),
         live: Arc::default(),
         cloning: Arc::default(),
         end,
