@@ -34,7 +34,7 @@ pub enum ToWorker {
     /// A pool whose segments follow.
     Pool { pool: PoolId, origin: OriginSpec, limits: Limits },
     /// A segment, with two fds: the data, open for reading and writing in a way that raises no
-    /// events, and its extent index. Answered with [`FromWorker::Attached`].
+    /// events, and its extent index; and for a layer a third, its access index. Answered with [`FromWorker::Attached`].
     Segment { pool: PoolId, segment: SegmentId },
     /// The pool is not served any more: finish with it and close its fds.
     Detach { pool: PoolId },

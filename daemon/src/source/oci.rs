@@ -5,8 +5,7 @@
 
 pub mod digest;
 pub mod document;
+pub mod fetch;
 pub mod layer;
 pub mod reference;
 pub mod registry;
-#[cfg(test)]
-mod tests;

@@ -143,7 +143,8 @@ pub fn read(bytes: &[u8], kind: &str, platform: &Platform) -> Result<Document, D
     let known = |kind: &&str| {
         matches!(*kind, OCI_INDEX | OCI_MANIFEST | DOCKER_LIST | DOCKER_MANIFEST)
     };
-    let kind = raw.media_type.as_deref().filter(known).or(Some(kind).filter(known));
+    let own = raw.media_type.clone();
+    let kind = own.as_deref().filter(known).or(Some(kind).filter(known));
     match (kind, raw) {
         (
             None | Some(OCI_INDEX | DOCKER_LIST),

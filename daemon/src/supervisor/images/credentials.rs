@@ -113,7 +113,7 @@ impl RegistryAccess {
                     None => {}
                 }
             }
-            Ok(None)
+            Ok::<_, String>(None)
         };
         let found = tokio::time::timeout(HELPER_PATIENCE, look).await;
         let found = found.map_err(|_| "the credential helper did not answer".to_owned())??;
