@@ -120,6 +120,10 @@ impl<'a> Clone<'a> {
                 let message = format!("can't build the tree: {message}");
                 return Err(ApiError::new(ErrorCode::Origin, message));
             }
+            Ok(Reply::BuiltLayer(_)) => {
+                let message = "the builder has built something else";
+                return Err(ApiError::new(ErrorCode::Internal, message));
+            }
             Err(error) => return Err(internal("the builder failed", &error)),
         };
         self.install(&built).map_err(|e| internal("can't install the tree's indexes", &e))?;
