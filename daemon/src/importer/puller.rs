@@ -21,7 +21,7 @@ use crate::layer::indexer::Indexer;
 use crate::layer::tar::TarReader;
 use crate::layer::tree::TreeBuilder;
 use crate::object::ObjectId;
-use crate::queue::wire::image::{FromPuller, Layer, ToPuller};
+use crate::queue::wire::image::{FromPuller, Layer, Shown, ToPuller};
 use crate::queue::wire::{self, Credential};
 use crate::source::FetchError;
 use crate::source::git::{Credentials, load_system_roots};
@@ -131,15 +131,15 @@ async fn pull(
                 let received = Arc::clone(&received);
                 running.spawn(async move {
                     let _slot = slots.acquire_owned().await;
-                    let size = fetch(&registry, layer, files, &received)
+                    let shown = fetch(&registry, layer, files, &received)
                         .await
                         .with_context(|| format!("layer {} can't be used", number + 1))?;
-                    anyhow::Ok((number, size))
+                    anyhow::Ok((number, shown))
                 });
             }
             Some(done) = running.join_next() => {
-                let (number, size) = done.context("a layer's task ended")??;
-                supervisor.tell(&FromPuller::Layer { number, size }).await?;
+                let (number, shown) = done.context("a layer's task ended")??;
+                supervisor.tell(&FromPuller::Layer { number, shown }).await?;
             }
             _ = ticks.tick() => {
                 let now = received.load(Ordering::Relaxed);
@@ -161,13 +161,13 @@ fn order_of(message: ToPuller, fds: Vec<OwnedFd>) -> anyhow::Result<Order> {
     Ok((number, fds.map_err(|_| anyhow::anyhow!("the supervisor sent no files"))?))
 }
 
-/// Fetches one layer; gives the length of its archive.
+/// Fetches one layer.
 async fn fetch(
     registry: &Registry,
     layer: Layer,
     files: [OwnedFd; LAYER_FDS],
     received: &AtomicU64,
-) -> anyhow::Result<u64> {
+) -> anyhow::Result<Shown> {
     let (pieces, input) = mpsc::channel(QUEUED);
     let unpack = tokio::task::spawn_blocking(move || unpack(input, &layer, files));
     let mut stream = BlobStream::new(registry, layer.digest, layer.size);
@@ -192,7 +192,7 @@ fn unpack(
     mut input: mpsc::Receiver<Bytes>,
     layer: &Layer,
     files: [OwnedFd; LAYER_FDS],
-) -> anyhow::Result<u64> {
+) -> anyhow::Result<Shown> {
     let [segment, manifest, index_file] = files.map(File::from);
     let mut segment = BufWriter::with_capacity(1 << 20, segment);
     let mut indexer = Indexer::default();
@@ -213,12 +213,17 @@ fn unpack(
     reader.finish()?;
     segment.flush().context("can't write the segment")?;
     let size = index.uncompressed_len();
-    let mut out = tree.finish().write(BufWriter::new(manifest), size)?;
+    let tree = tree.finish();
+    // overlayfs does not look for that at the root
+    anyhow::ensure!(!tree.is_opaque(), "it hides all layers below it, which is not supported");
+    let summary = tree.summary();
+    let mut out = tree.write(BufWriter::new(manifest), size)?;
     out.flush().context("can't write the manifest")?;
     let mut out = BufWriter::new(index_file);
     index.write(&mut out).context("can't write the index")?;
     out.flush().context("can't write the index")?;
-    Ok(size)
+    let shown = [summary.files, summary.directories, summary.symlinks, summary.special];
+    Ok(Shown { files: shown.iter().sum(), bytes: summary.bytes })
 }
 
 fn check(what: &str, found: &[u8], expected: &ObjectId) -> anyhow::Result<()> {

@@ -291,20 +291,18 @@ impl<'a> Pull<'a> {
             known.insert(layer.diff_id, (pool, cloning, tree));
         }
         let total: u64 = wanted.values().map(|(layer, _)| layer.size).sum();
-        let mut received = 0;
         self.progress.count(0, Some(total), "bytes");
         while !wanted.is_empty() {
             match puller.next().await? {
                 Step::Progress(so_far) => {
-                    received = so_far.min(total);
-                    self.progress.count(received, Some(total), "bytes");
+                    self.progress.count(so_far.min(total), Some(total), "bytes");
                 }
-                Step::Layer { number, size } => {
+                Step::Layer { number, shown } => {
                     let (layer, files) = wanted.remove(&number).ok_or_else(|| {
                         ApiError::internal("the puller speaks of a layer that is not asked for")
                     })?;
                     if let Some((pool, _, tree)) = known.get_mut(&layer.diff_id) {
-                        *tree = Some(self.finish_layer(pool, &layer, files, size).await?);
+                        *tree = Some(self.finish_layer(pool, &layer, files, shown).await?);
                     }
                 }
             }

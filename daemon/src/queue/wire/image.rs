@@ -80,6 +80,15 @@ pub struct Resolved {
     pub layers: Vec<Layer>,
 }
 
+/// What people are shown of a layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    /// Names in it.
+    pub files: u64,
+    /// Of all files, in bytes.
+    pub bytes: u64,
+}
+
 /// From the supervisor to a puller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToPuller {
@@ -111,10 +120,10 @@ pub enum FromPuller {
     Progress {
         received: u64,
     },
-    /// The layer is in its files. `size`: of the tar archive, in bytes.
+    /// The layer is in its files.
     Layer {
         number: u32,
-        size: u64,
+        shown: Shown,
     },
     /// Nothing more will come.
     Failed {

@@ -5,7 +5,7 @@ use std::io;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::builder::layer::LayerJob;
-use crate::builder::{Job, Reply, Work};
+use crate::builder::{Job, Line, Reply};
 use crate::sys::spawn::{Child, Role, Spawn};
 
 /// A builder process.
@@ -32,15 +32,15 @@ impl Builder {
 
     /// Has a tree built.
     pub async fn build(&mut self, job: Job) -> io::Result<Reply> {
-        self.work(&Work::Tree(Box::new(job))).await
+        self.work(&Line::Tree(Box::new(job))).await
     }
 
     /// Has a layer of a container image built.
     pub async fn build_layer(&mut self, job: LayerJob) -> io::Result<Reply> {
-        self.work(&Work::Layer(job)).await
+        self.work(&Line::Layer { layer: job }).await
     }
 
-    async fn work(&mut self, work: &Work) -> io::Result<Reply> {
+    async fn work(&mut self, work: &Line) -> io::Result<Reply> {
         let mut line = serde_json::to_vec(work)?;
         line.push(b'\n');
         self.to.write_all(&line).await?;

@@ -116,10 +116,13 @@ impl<'a> Clone<'a> {
         };
         let built = match builder.build(job).await {
             Ok(Reply::Built(built)) => *built,
-            Ok(Reply::Layer(_)) => return Err(ApiError::internal("the builder is out of step")),
             Ok(Reply::Failed(message)) => {
                 let message = format!("can't build the tree: {message}");
                 return Err(ApiError::new(ErrorCode::Origin, message));
+            }
+            Ok(Reply::BuiltLayer(_)) => {
+                let message = "the builder has built something else";
+                return Err(ApiError::new(ErrorCode::Internal, message));
             }
             Err(error) => return Err(internal("the builder failed", &error)),
         };

@@ -15,9 +15,10 @@ use super::{Pull, ROOT, catalog};
 use crate::admin::ApiError;
 use crate::builder::Reply;
 use crate::builder::layer::LayerJob;
+use crate::builder::segment::SegmentJob;
 use crate::catalog::{NewSegment, NewTree, Pool, Tree};
 use crate::ids::{SegmentId, TreeId};
-use crate::queue::wire::image::Layer;
+use crate::queue::wire::image::{Layer, Shown};
 use crate::segment::SegmentKind;
 
 /// The files of a layer that is being pulled. Those that are not kept are removed with it.
@@ -94,22 +95,23 @@ impl Pull<'_> {
         pool: &Pool,
         layer: &Layer,
         mut files: LayerFiles,
-        size: u64,
+        shown: Shown,
     ) -> Result<Tree, ApiError> {
         let supervisor = self.supervisor;
         let mut builder =
             Builder::start().map_err(|error| internal("can't start the builder", &error))?;
         let job = LayerJob {
             manifest: files.manifest.0.clone(),
-            data: files.data.0.clone(),
-            access: files.access.0.clone(),
-            segment: files.segment,
-            size,
-            diff_id: layer.diff_id,
             image: supervisor.store.image_path(files.tree),
+            segment: Some(SegmentJob {
+                segment: files.segment,
+                data: files.data.0.clone(),
+                access: files.access.0.clone(),
+                diff_id: layer.diff_id,
+            }),
         };
         let built = match builder.build_layer(job).await {
-            Ok(Reply::Layer(built)) => built,
+            Ok(Reply::BuiltLayer(built)) => built,
             Ok(Reply::Failed(message)) => {
                 let message = format!("can't build a layer: {message}");
                 return Err(ApiError::new(ErrorCode::Origin, message));
@@ -117,6 +119,7 @@ impl Pull<'_> {
             Ok(Reply::Built(_)) => return Err(ApiError::internal("the builder is out of step")),
             Err(error) => return Err(internal("the builder failed", &error)),
         };
+        let size = built.segments.iter().sum();
         let id = files.tree;
         let tree = NewTree {
             id,
@@ -126,8 +129,8 @@ impl Pull<'_> {
             revision: String::new(),
             image: format!("{id}.erofs"),
             segments: vec![files.segment],
-            files: built.files,
-            bytes: built.bytes,
+            files: shown.files,
+            bytes: shown.bytes,
             owner: ROOT,
         };
         let segment = NewSegment { id: files.segment, kind: SegmentKind::Data, size };

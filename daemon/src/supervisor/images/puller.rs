@@ -15,7 +15,7 @@ use super::super::worker::{ENVIRONMENT, Exit, cut, explain, in_group};
 use super::RegistryAccess;
 use super::layer::LayerFiles;
 use crate::admin::ApiError;
-use crate::queue::wire::image::{FromPuller, Platform, Repository, Resolved, ToPuller};
+use crate::queue::wire::image::{FromPuller, Platform, Repository, Resolved, Shown, ToPuller};
 use crate::queue::wire::{self, Limits};
 use crate::source::oci::document::MAX_LAYERS;
 use crate::sys::cgroup::Cgroup;
@@ -33,8 +33,8 @@ const END_PATIENCE: Duration = Duration::from_secs(10);
 pub enum Step {
     /// Bytes that have come of all of them.
     Progress(u64),
-    /// It is in its files; `size`: of the archive.
-    Layer { number: u32, size: u64 },
+    /// It is in its files.
+    Layer { number: u32, shown: Shown },
 }
 
 /// A puller at work.
@@ -153,7 +153,7 @@ impl Puller {
     pub async fn next(&mut self) -> Result<Step, ApiError> {
         match self.hear().await? {
             FromPuller::Progress { received } => Ok(Step::Progress(received)),
-            FromPuller::Layer { number, size } => Ok(Step::Layer { number, size }),
+            FromPuller::Layer { number, shown } => Ok(Step::Layer { number, shown }),
             _ => Err(ApiError::internal("the puller is out of step")),
         }
     }

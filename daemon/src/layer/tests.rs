@@ -1,0 +1,10 @@
+//! Layers made by GNU tar, Python and ourselves, against what Python and the kernel read of them.
+
+mod archives;
+mod index;
+mod oracle;
+mod property;
+mod reader;
+mod root;
+mod support;
+mod tree;
