@@ -90,6 +90,7 @@ mod tests {
             "hydrant image pull r",
             "hydrant image ls --json",
             "hydrant image rm r",
+            "hydrant image evict r",
             "hydrant mount d",
             "hydrant mount oci://r d --read-only",
             "hydrant completions bash",

@@ -21,7 +21,7 @@ use std::io;
 use std::sync::Arc;
 
 use hydrant_api::{
-    Cleared, CloneRequest, FailedEvent, Image, ImageRequest, Mount, MountImageRequest, PathRequest,
+    Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, Mount, MountImageRequest, PathRequest,
     PrefetchRequest, PullRequest, QueueEvent, RestartRequest, RmRequest, Status, Summary,
     UmountRequest, Worker,
 };
@@ -94,6 +94,12 @@ pub trait Service: Send + Sync + 'static {
         request: MountImageRequest,
         progress: ProgressSender,
     ) -> impl Future<Output = Result<Summary, ApiError>> + Send;
+
+    fn evict_image(
+        &self,
+        caller: Caller,
+        request: ImageRequest,
+    ) -> impl Future<Output = Result<Evicted, ApiError>> + Send;
 
     fn rm_image(
         &self,

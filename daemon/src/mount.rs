@@ -134,7 +134,14 @@ pub fn mount(tree: &TreeMount<'_>) -> Result<DetachedMount, MountError> {
 /// The root directory that a mounted tree shows is `upper` itself.
 fn adopt_root(lower: &[OwnedFd], upper: &Path) -> io::Result<()> {
     let Some(top) = lower.first() else { return Ok(()) };
-    let stat = nix::sys::stat::fstat(top)?;
+    let mut stat = nix::sys::stat::fstat(top)?;
+    // a layer need not say anything of the root
+    for below in lower {
+        if stat.st_mtime != 0 {
+            break;
+        }
+        stat = nix::sys::stat::fstat(below)?;
+    }
     std::os::unix::fs::chown(upper, Some(stat.st_uid), Some(stat.st_gid))?;
     let mode = std::fs::Permissions::from_mode(stat.st_mode & 0o7777);
     std::fs::set_permissions(upper, mode)?;

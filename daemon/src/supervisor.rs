@@ -74,6 +74,8 @@ pub struct Supervisor {
     cloning: Arc<Mutex<Vec<PoolId>>>,
     /// Held by the one pull that goes on.
     pulling: tokio::sync::Mutex<()>,
+    /// Layers come into use with it, and are evicted by whoever has it alone.
+    eviction: tokio::sync::RwLock<()>,
     end: watch::Sender<Option<manager::End>>,
     /// No other supervisor on this machine has, had or will have it until the next boot.
     instance: u64,

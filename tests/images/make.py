@@ -89,7 +89,7 @@ def middle(tar):
     directory(tar, "lib/")
     for n in range(200):
         entry(tar, f"lib/{n:03}.so", noise.randbytes(noise.randrange(1, 60_000)), mode=0o755)
-    entry(tar, "lib/hard", kind=tarfile.LNKTYPE, link="lib/007.so")
+    entry(tar, "lib/hard", kind=tarfile.LNKTYPE, link="lib/007.so", mode=0o755)
 
 
 def top(tar):
@@ -189,7 +189,7 @@ def main():
     if kind in ("odd", "index"):
         layers = [(archive(base), "gzip"), (archive(middle), "zstd"), (archive(top, tarfile.GNU_FORMAT), "none")]
     if kind == "big":
-        size = int(os.environ.get("BYTES", 32 << 20))
+        size = int(os.environ.get("BYTES", 16 << 20))
         layers = [(archive(noise(1, size)), "gzip"), (archive(noise(2, size)), "gzip")]
 
     def wrong_diff(manifest, config):

@@ -13,6 +13,7 @@
 //! | `GET /v1/images` | | list of [`Image`] |
 //! | `POST /v1/image/pull` | [`PullRequest`] | lines of [`Progress`] |
 //! | `POST /v1/image/mount` | [`MountImageRequest`] | lines of [`Progress`] |
+//! | `POST /v1/image/evict` | [`ImageRequest`] | [`Evicted`] |
 //! | `POST /v1/image/rm` | [`ImageRequest`] | `{}` |
 //! | `GET /v1/queue` | | list of [`QueueEvent`] |
 //! | `GET /v1/queue/{id}` | | [`QueueEvent`] |
@@ -184,10 +185,18 @@ pub struct MountImageRequest {
     pub owner: Option<Owner>,
 }
 
-/// `POST /v1/image/rm`
+/// `POST /v1/image/rm` and `POST /v1/image/evict`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRequest {
     pub reference: String,
+}
+
+/// What an eviction has freed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evicted {
+    pub bytes: u64,
+    /// Layers that stay, as a mount has them.
+    pub in_use: u64,
 }
 
 /// A container image, of `GET /v1/images`. Digests are `sha256:` and 64 digits.

@@ -1,5 +1,5 @@
 use clap::Subcommand;
-use hydrant_api::{Image as Pulled, ImageRequest, PullRequest};
+use hydrant_api::{Evicted, Image as Pulled, ImageRequest, PullRequest};
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -18,6 +18,7 @@ pub struct Image {
 pub enum ImageCommand {
     Pull(Pull),
     Ls(Ls),
+    Evict(Evict),
     Rm(Rm),
 }
 
@@ -35,6 +36,14 @@ pub struct Ls {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Let go of an image's content; it is fetched again, in parts, when it is read
+#[derive(Debug, clap::Args)]
+pub struct Evict {
+    /// As it was pulled; layers that are mounted stay
+    #[arg(value_name = "REF")]
+    pub reference: String,
 }
 
 /// Remove an image; layers that another one has stay
@@ -60,6 +69,18 @@ impl Image {
             ImageCommand::Ls(Ls { json }) => {
                 let images: Vec<Pulled> = context.client()?.get("/v1/images").await?;
                 if json { print_json(&images) } else { print(&render::images(&images)) }
+            }
+            ImageCommand::Evict(Evict { reference }) => {
+                let request = ImageRequest { reference };
+                let client = context.client()?;
+                let Evicted { bytes, in_use } =
+                    client.post("/v1/image/evict", &request).await?;
+                let stay = if in_use > 0 {
+                    format!("; {} layers are mounted and stay", render::number(in_use))
+                } else {
+                    String::new()
+                };
+                print(&format!("{} freed{stay}\n", render::bytes(bytes)))
             }
             ImageCommand::Rm(Rm { reference }) => {
                 let request = ImageRequest { reference: reference.clone() };

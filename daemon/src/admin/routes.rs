@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hydrant_api::{
-    Cleared, CloneRequest, ErrorBody, FailedEvent, Image, ImageRequest, Mount, MountImageRequest,
+    Cleared, CloneRequest, ErrorBody, Evicted, FailedEvent, Image, ImageRequest, Mount, MountImageRequest,
     PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest, RmRequest, Status,
     UmountRequest, VERSION_HEADER, Worker,
 };
@@ -40,6 +40,7 @@ pub(super) fn router<S: Service>(service: Arc<S>) -> Router {
         .route("/v1/images", get(images::<S>))
         .route("/v1/image/pull", post(pull_image::<S>))
         .route("/v1/image/mount", post(mount_image::<S>))
+        .route("/v1/image/evict", post(evict_image::<S>))
         .route("/v1/image/rm", post(rm_image::<S>))
         .route("/v1/queue", get(queue::<S>))
         .route("/v1/queue/failed", get(failed::<S>))
@@ -165,6 +166,17 @@ async fn mount_image<S: Service>(
     Ok(progress::respond("mount", move |progress| async move {
         service.mount_image(caller, request, progress).await
     }))
+}
+
+async fn evict_image<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    body: Body,
+) -> Reply<Evicted> {
+    let request: ImageRequest = parse(body)?;
+    check::reference(&request.reference)?;
+    tracing::info!(uid = caller.uid, image = request.reference, "evict image");
+    to_the_end("evict", async move { service.evict_image(caller, request).await }).await
 }
 
 async fn rm_image<S: Service>(

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use hydrant_api::{
+    Evicted, Image, ImageRequest, MountImageRequest, PullRequest,
     Counters, Directories, ErrorBody, ErrorCode, Owner, Progress, path_from_text, path_to_text,
 };
 use serde_json::{Value, json};
@@ -145,6 +146,10 @@ impl Service for Fake {
         _: ProgressSender,
     ) -> Result<Summary, ApiError> {
         self.operate(&request.directory).await
+    }
+
+    async fn evict_image(&self, _: Caller, _: ImageRequest) -> Result<Evicted, ApiError> {
+        Ok(Evicted { bytes: 1, in_use: 0 })
     }
 
     async fn rm_image(&self, _: Caller, request: ImageRequest) -> Result<(), ApiError> {

@@ -8,14 +8,14 @@ mod layer;
 mod mounting;
 mod puller;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hydrant_api as api;
 use hydrant_api::{ErrorCode, ImageRequest, MountImageRequest, Owner, PullRequest, Summary};
 use serde::{Deserialize, Serialize};
-use tracing::info;
+use tracing::{info, warn};
 
 pub use credentials::RegistryAccess;
 
@@ -25,9 +25,11 @@ use super::queue::milliseconds;
 use super::{Supervisor, internal};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::catalog::{CatalogError, Image, NewImage, NewPool, Pool, Tree};
+use crate::ids::{PoolId, SegmentId};
 use crate::object::HashKind;
 use crate::queue::wire::HttpTransport;
 use crate::queue::wire::image::{Layer, LayerOrigin, Platform, Repository};
+use crate::segment::SegmentKind;
 use crate::source::oci::digest;
 use crate::source::oci::reference::Reference;
 use crate::sys::user::User;
@@ -255,6 +257,64 @@ impl Supervisor {
         self.collect_garbage().await;
         info!(image = image.reference, "removed");
         Ok(())
+    }
+}
+
+impl Supervisor {
+    /// Lets go of the content of an image's layers, as far as no mount has them: it is fetched again
+    /// when somebody reads it. Gives how many bytes that frees.
+    pub(super) async fn evict_image(
+        &self,
+        caller: &Caller,
+        request: &ImageRequest,
+    ) -> Result<api::Evicted, ApiError> {
+        caller.require_root("evict images")?;
+        // no layer is being filled, and none comes into use
+        let _pulling = self.pulling.lock().await;
+        let _alone = self.eviction.write().await;
+        let reference = parse(&request.reference)?;
+        let image = self.catalog.image_named(&reference.to_string()).await.map_err(catalog)?;
+        let image = image.ok_or_else(|| {
+            ApiError::not_found(format!("there is no image {reference}"))
+                .with_hint("`hydrant image ls` lists them")
+        })?;
+        let mut evicted = api::Evicted { bytes: 0, in_use: 0 };
+        for (tree, _) in &image.layers {
+            let (tree, pool) = self.tree_and_pool(*tree).await?;
+            if !self.detach_unused(HashSet::from([pool.id])).await.contains(&pool.id) {
+                evicted.in_use += 1;
+                continue;
+            }
+            for segment in &tree.segments {
+                // another namespace may have it mounted, or the kernel let go of it in a moment
+                if !self.is_unused(pool.id, *segment).await {
+                    evicted.in_use += 1;
+                    continue;
+                }
+                let (present, _) = self.store.present_bytes(pool.id, *segment).unwrap_or((0, 0));
+                self.catalog.set_complete(*segment, false).await.map_err(catalog)?;
+                self.store
+                    .punch(pool.id, *segment, SegmentKind::Data)
+                    .map_err(|error| internal("can't evict a layer", &error))?;
+                evicted.bytes += present;
+            }
+        }
+        info!(image = image.reference, bytes = evicted.bytes, "evicted");
+        Ok(evicted)
+    }
+
+    async fn is_unused(&self, pool: PoolId, segment: SegmentId) -> bool {
+        for _ in 0..20 {
+            match self.store.is_in_use(pool, segment) {
+                Ok(false) => return true,
+                Ok(true) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(error) => {
+                    warn!(%pool, %segment, %error, "can't tell whether a layer is in use");
+                    return false;
+                }
+            }
+        }
+        false
     }
 }
 

@@ -332,6 +332,7 @@ impl Supervisor {
             return Ok(());
         }
         let trees = self.trees_of(mount).await?;
+        let _not_evicted = self.eviction.read().await;
         let _in_use: Vec<_> =
             trees.iter().map(|(_, pool)| Cloning::begin(self, pool.id)).collect();
         for (_, pool) in &trees {
@@ -593,7 +594,7 @@ impl Supervisor {
 
     /// Takes pools out of service, but for those that have come into use again: what is not used in
     /// them goes at the next start.
-    async fn detach_unused(&self, mut pools: HashSet<PoolId>) -> HashSet<PoolId> {
+    pub(super) async fn detach_unused(&self, mut pools: HashSet<PoolId>) -> HashSet<PoolId> {
         let mut replies = Vec::new();
         {
             // Who comes into use later is behind this in the shard's commands.

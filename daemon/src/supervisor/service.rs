@@ -1,7 +1,7 @@
 //! The supervisor as the admin server's service.
 
 use hydrant_api::{
-    Cleared, CloneRequest, FailedEvent, Image, ImageRequest, Mount, MountImageRequest, PathRequest,
+    Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, Mount, MountImageRequest, PathRequest,
     PrefetchRequest, PullRequest, QueueEvent, RestartRequest, RmRequest, Status, Summary,
     UmountRequest, Worker,
 };
@@ -77,6 +77,14 @@ impl Service for Supervisor {
         progress: ProgressSender,
     ) -> Result<Summary, ApiError> {
         self.mount_image_request(&caller, &request, &progress).await
+    }
+
+    async fn evict_image(
+        &self,
+        caller: Caller,
+        request: ImageRequest,
+    ) -> Result<Evicted, ApiError> {
+        Supervisor::evict_image(self, &caller, &request).await
     }
 
     async fn rm_image(&self, caller: Caller, request: ImageRequest) -> Result<(), ApiError> {

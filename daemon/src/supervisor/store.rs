@@ -233,7 +233,8 @@ impl Store {
         let file = self.open_private(pool, segment, "data", OFlag::O_RDWR)?;
         let size = file.metadata()?.len();
         let fetched = match kind {
-            SegmentKind::Data => ByteRange::new(0, size),
+            // also behind the end: of a part of a block the kernel makes zeros, which count as there
+            SegmentKind::Data => ByteRange::new(0, size).to_blocks(),
             SegmentKind::Pack => {
                 let extents = self.extents(pool, segment).map_err(io::Error::other)?;
                 let entries =

@@ -80,6 +80,7 @@ impl Supervisor {
         for (_, pool) in &trees {
             self.introduce_origin(&mount, pool)?;
         }
+        let _not_evicted = self.eviction.read().await;
         let detached = self.make_mount(&mount, &trees, true).await?;
         let (sync, upper) = (dirs.1, directory);
         let synced = tokio::task::spawn_blocking(move || {
