@@ -4,7 +4,6 @@ mod archives;
 mod index;
 mod oracle;
 mod property;
-mod reader;
 mod root;
 mod support;
 mod tree;
