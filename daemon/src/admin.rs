@@ -21,9 +21,9 @@ use std::io;
 use std::sync::Arc;
 
 use hydrant_api::{
-    Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, Mount, MountImageRequest, PathRequest,
-    PrefetchRequest, PullRequest, QueueEvent, RestartRequest, RmRequest, Status, Summary,
-    UmountRequest, Worker,
+    Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, Mount, MountImageRequest,
+    PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest, RmRequest, Status,
+    Summary, UmountRequest, Worker,
 };
 
 pub use caller::Caller;

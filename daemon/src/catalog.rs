@@ -35,7 +35,9 @@ use tokio::sync::{oneshot, watch};
 
 pub use failed::{Failed, FailedDetails, MAX_FAILED};
 pub use garbage::Garbage;
-pub use records::{Image, Mount, NewImage, NewMount, NewPool, NewSegment, NewTree, Pool, Segment, Tree};
+pub use records::{
+    Image, Mount, NewImage, NewMount, NewPool, NewSegment, NewTree, Pool, Segment, Tree,
+};
 pub use runs::LastRun;
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;

@@ -140,11 +140,8 @@ fn root_what_is_wrong_is_refused() -> Result<()> {
         ("other-platform", "it has nothing for"),
     ] {
         images.registry.push(kind, "v1", kind)?;
-        let said = images.refused(&[
-            "image",
-            "pull",
-            &images.reference(images.registry.port(), kind),
-        ])?;
+        let said =
+            images.refused(&["image", "pull", &images.reference(images.registry.port(), kind)])?;
         ensure!(said.contains(expected), "{kind}: {said}");
     }
     images.registry.push("damaged", "v1", "big")?;
@@ -175,10 +172,8 @@ fn root_tokens_and_redirects() -> Result<()> {
     let docker = images.world.path("home/.docker");
     fs_err::create_dir_all(&docker)?;
     // user:secret
-    let auths = format!(
-        r#"{{"auths": {{"127.0.0.1:{}": {{"auth": "dXNlcjpzZWNyZXQ="}}}}}}"#,
-        front.port
-    );
+    let auths =
+        format!(r#"{{"auths": {{"127.0.0.1:{}": {{"auth": "dXNlcjpzZWNyZXQ="}}}}}}"#, front.port);
     fs_err::write(docker.join("config.json"), auths)?;
     images.hydrant(&["image", "pull", &reference])?;
     images.hydrant(&["image", "evict", &reference])?;

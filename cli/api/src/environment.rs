@@ -79,7 +79,7 @@ mod tests {
     fn what_git_and_ssh_look_at() {
         for name in [
             "DOCKER_CONFIG",
-    "HOME",
+            "HOME",
             "SSH_AUTH_SOCK",
             "GIT_SSH_COMMAND",
             "GIT_SSL_CAINFO",

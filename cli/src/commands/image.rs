@@ -73,8 +73,7 @@ impl Image {
             ImageCommand::Evict(Evict { reference }) => {
                 let request = ImageRequest { reference };
                 let client = context.client()?;
-                let Evicted { bytes, in_use } =
-                    client.post("/v1/image/evict", &request).await?;
+                let Evicted { bytes, in_use } = client.post("/v1/image/evict", &request).await?;
                 let stay = if in_use > 0 {
                     format!("; {} layers are mounted and stay", render::number(in_use))
                 } else {

@@ -12,9 +12,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hydrant_api::{
-    Cleared, CloneRequest, ErrorBody, Evicted, FailedEvent, Image, ImageRequest, Mount, MountImageRequest,
-    PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest, RmRequest, Status,
-    UmountRequest, VERSION_HEADER, Worker,
+    Cleared, CloneRequest, ErrorBody, Evicted, FailedEvent, Image, ImageRequest, Mount,
+    MountImageRequest, PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest,
+    RmRequest, Status, UmountRequest, VERSION_HEADER, Worker,
 };
 use serde::de::DeserializeOwned;
 
@@ -162,7 +162,12 @@ async fn mount_image<S: Service>(
     let mut request: MountImageRequest = parse(body)?;
     check::directory(&request.directory)?;
     check::image(&caller, &request.reference, &mut request.environment, &mut request.owner)?;
-    tracing::info!(uid = caller.uid, image = request.reference, directory = request.directory, "mount");
+    tracing::info!(
+        uid = caller.uid,
+        image = request.reference,
+        directory = request.directory,
+        "mount"
+    );
     Ok(progress::respond("mount", move |progress| async move {
         service.mount_image(caller, request, progress).await
     }))

@@ -4,8 +4,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use hydrant_api::{
-    Evicted, Image, ImageRequest, MountImageRequest, PullRequest,
-    Counters, Directories, ErrorBody, ErrorCode, Owner, Progress, path_from_text, path_to_text,
+    Counters, Directories, ErrorBody, ErrorCode, Evicted, Image, ImageRequest, MountImageRequest,
+    Owner, Progress, PullRequest, path_from_text, path_to_text,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -47,10 +47,8 @@ impl Catalog {
     /// All that have a name, by name.
     pub async fn images(&self) -> Result<Vec<Image>, CatalogError> {
         self.run("list the images", |t| {
-            let query = format!(
-                "SELECT {} FROM images WHERE named ORDER BY reference, id",
-                Image::COLUMNS
-            );
+            let query =
+                format!("SELECT {} FROM images WHERE named ORDER BY reference, id", Image::COLUMNS);
             let images: Vec<Image> =
                 t.prepare(&query)?.query_map([], Image::from_row)?.collect::<Result<_, _>>()?;
             images.into_iter().map(|image| with_layers(t, image)).collect()
@@ -71,10 +69,8 @@ impl Catalog {
     pub async fn image_named(&self, reference: &str) -> Result<Option<Image>, CatalogError> {
         let reference = reference.to_owned();
         self.run("find an image", move |t| {
-            let query = format!(
-                "SELECT {} FROM images WHERE reference = ?1 AND named",
-                Image::COLUMNS
-            );
+            let query =
+                format!("SELECT {} FROM images WHERE reference = ?1 AND named", Image::COLUMNS);
             let image = t.query_row(&query, [reference], Image::from_row).optional()?;
             image.map(|image| with_layers(t, image)).transpose()
         })
@@ -95,9 +91,7 @@ impl Catalog {
 fn with_layers(t: &Transaction<'_>, mut image: Image) -> rusqlite::Result<Image> {
     image.layers = t
         .prepare_cached("SELECT tree, bytes FROM image_layers WHERE image = ?1 ORDER BY position")?
-        .query_map([signed(image.id.0)?], |row| {
-            Ok((TreeId(unsigned(row, 0)?), unsigned(row, 1)?))
-        })?
+        .query_map([signed(image.id.0)?], |row| Ok((TreeId(unsigned(row, 0)?), unsigned(row, 1)?)))?
         .collect::<Result<_, _>>()?;
     Ok(image)
 }

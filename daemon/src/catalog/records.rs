@@ -211,8 +211,7 @@ impl Tree {
 }
 
 impl Mount {
-    pub(super) const COLUMNS: &str =
-        "id, tree, directory, read_only, owner_uid, owner_gid, mounted, pack, history, created, \
+    pub(super) const COLUMNS: &str = "id, tree, directory, read_only, owner_uid, owner_gid, mounted, pack, history, created, \
          image";
 
     pub(super) fn from_row(row: &Row<'_>) -> Result<Self> {

@@ -81,7 +81,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         _ => None,
     })?;
     let login = ["who we are", "does not let us", "refuses"].iter().any(|s| refused.contains(s));
-    login.then(|| "credentials come from ~/.docker/config.json: `docker login`, `skopeo login`".into())
+    login.then(|| {
+        "credentials come from ~/.docker/config.json: `docker login`, `skopeo login`".into()
+    })
 }
 
 /// A layer to be fetched, and its files.
@@ -151,7 +153,6 @@ async fn pull(
         }
     }
 }
-
 
 fn order_of(message: ToPuller, fds: Vec<OwnedFd>) -> anyhow::Result<Order> {
     let ToPuller::Layer { number } = message else {
@@ -235,11 +236,14 @@ fn check(what: &str, found: &[u8], expected: &ObjectId) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A credential, if there is one.
+type Reply = Result<Option<Credential>, String>;
+
 /// The supervisor, as the puller asks it for credentials.
 struct Supervisor {
     control: Arc<Seqpacket>,
     next: AtomicU64,
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Option<Credential>, String>>>>,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Reply>>>,
 }
 
 impl Supervisor {

@@ -112,7 +112,6 @@ impl Supervisor {
         let owner = request.owner.unwrap_or(ROOT);
         let (image, received) =
             self.pull(&reference, owner, &request.environment, progress).await?;
-        self.collect_garbage().await;
         let mut summary = Summary {
             fetched_bytes: received,
             elapsed_ms: milliseconds(begun.elapsed()),
@@ -141,7 +140,10 @@ impl Supervisor {
         let registry = reference.registry.clone();
         let pull = Pull { supervisor: self, repository, registry, user, environment, progress };
         let reference_text = reference.to_string();
-        let (image, received) = pull.run(&reference.manifest(), reference_text).await?;
+        let pulled = pull.run(&reference.manifest(), reference_text).await;
+        // layers of a pull that failed, and of an image whose name this one has now
+        self.collect_garbage().await;
+        let (image, received) = pulled?;
         info!(image = image.reference, manifest = %image.manifest, layers = image.layers.len(),
             received, "pulled");
         Ok((image, received))

@@ -219,7 +219,8 @@ impl Supervisor {
     pub(super) async fn trees_of(&self, mount: &Mount) -> Result<Trees, ApiError> {
         let Some(id) = mount.image else { return Ok(vec![self.tree_of(mount).await?]) };
         let failed = |error| internal("can't read the catalog", &error);
-        let lost = || ApiError::internal("the catalog has lost the image; remove and mount it anew");
+        let lost =
+            || ApiError::internal("the catalog has lost the image; remove and mount it anew");
         let image = self.catalog.image(id).await.map_err(failed)?.ok_or_else(lost)?;
         let mut trees = Vec::with_capacity(image.layers.len());
         for (tree, _) in image.layers {
@@ -333,8 +334,7 @@ impl Supervisor {
         }
         let trees = self.trees_of(mount).await?;
         let _not_evicted = self.eviction.read().await;
-        let _in_use: Vec<_> =
-            trees.iter().map(|(_, pool)| Cloning::begin(self, pool.id)).collect();
+        let _in_use: Vec<_> = trees.iter().map(|(_, pool)| Cloning::begin(self, pool.id)).collect();
         for (_, pool) in &trees {
             self.introduce_origin(mount, pool)?;
         }
@@ -601,7 +601,8 @@ impl Supervisor {
             let live = lock(&self.live);
             let cloning = lock(&self.cloning);
             pools.retain(|pool| {
-                !cloning.contains(pool) && live.mounts.values().all(|live| !live.pools.contains(pool))
+                !cloning.contains(pool)
+                    && live.mounts.values().all(|live| !live.pools.contains(pool))
             });
             for pool in pools.iter().copied() {
                 let (reply, answer) = tokio::sync::oneshot::channel();

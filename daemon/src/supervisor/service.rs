@@ -1,9 +1,9 @@
 //! The supervisor as the admin server's service.
 
 use hydrant_api::{
-    Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, Mount, MountImageRequest, PathRequest,
-    PrefetchRequest, PullRequest, QueueEvent, RestartRequest, RmRequest, Status, Summary,
-    UmountRequest, Worker,
+    Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, Mount, MountImageRequest,
+    PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest, RmRequest, Status,
+    Summary, UmountRequest, Worker,
 };
 
 use super::Supervisor;

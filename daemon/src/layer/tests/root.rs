@@ -30,7 +30,7 @@ fn take(dir: &Path, name: &str) {
     fs::write(dir.join("segment"), &segment).unwrap();
     let manifest = tree.finish().write(Vec::new(), index.uncompressed_len()).unwrap();
     fs::write(dir.join("manifest"), manifest).unwrap();
-    let job = LayerJob { manifest: dir.join("manifest"), image: dir.join("image") };
+    let job = LayerJob { manifest: dir.join("manifest"), image: dir.join("image"), segment: None };
     let built = build(&job).unwrap();
     assert_eq!(built.segments, [segment.len() as u64]);
     // a layer that comes again makes the same

@@ -23,7 +23,9 @@ pub const MAX_LAYERS: usize = 400;
 pub enum DocumentError {
     #[error("{0} can't be read: {1}")]
     Json(&'static str, String),
-    #[error("it is an image of Docker's old schema 1, which names no layers by what is in them; push it anew with a current program")]
+    #[error(
+        "it is an image of Docker's old schema 1, which names no layers by what is in them; push it anew with a current program"
+    )]
     Schema1,
     #[error("{0:?} is no image")]
     Kind(String),
@@ -140,9 +142,8 @@ pub fn read(bytes: &[u8], kind: &str, platform: &Platform) -> Result<Document, D
         return Err(DocumentError::Schema1);
     }
     // some registries send application/json; the document itself knows better
-    let known = |kind: &&str| {
-        matches!(*kind, OCI_INDEX | OCI_MANIFEST | DOCKER_LIST | DOCKER_MANIFEST)
-    };
+    let known =
+        |kind: &&str| matches!(*kind, OCI_INDEX | OCI_MANIFEST | DOCKER_LIST | DOCKER_MANIFEST);
     let own = raw.media_type.clone();
     let kind = own.as_deref().filter(known).or(Some(kind).filter(known));
     match (kind, raw) {
@@ -169,10 +170,7 @@ pub fn read(bytes: &[u8], kind: &str, platform: &Platform) -> Result<Document, D
 }
 
 /// The manifest for a platform, of an index.
-fn choose(
-    manifests: &[RawDescriptor],
-    platform: &Platform,
-) -> Result<Descriptor, DocumentError> {
+fn choose(manifests: &[RawDescriptor], platform: &Platform) -> Result<Descriptor, DocumentError> {
     let fits = |raw: &&RawDescriptor, variant: bool| {
         raw.platform.as_ref().is_some_and(|p| {
             p.os == platform.os
@@ -192,8 +190,9 @@ fn choose(
         None => {
             let known = manifests.iter().filter_map(|raw| raw.platform.as_ref());
             let known = known.filter(|p| p.os != "unknown").take(20);
-            let known: Vec<_> =
-                known.map(|p| format!("{}/{}", shortened(&p.os), shortened(&p.architecture))).collect();
+            let known: Vec<_> = known
+                .map(|p| format!("{}/{}", shortened(&p.os), shortened(&p.architecture)))
+                .collect();
             let found = if known.is_empty() { "nothing".into() } else { known.join(", ") };
             let wanted = format!("{}/{}", platform.os, platform.architecture);
             Err(DocumentError::Platform { wanted, found })

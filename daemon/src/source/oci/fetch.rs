@@ -78,9 +78,11 @@ impl LayerSource {
     async fn access(&self) -> Result<Arc<Access>, FetchError> {
         let read = async {
             let files = self.files.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let (extents, access) = files.ok_or_else(|| refused("the layer has no access index"))?;
+            let (extents, access) =
+                files.ok_or_else(|| refused("the layer has no access index"))?;
             let digest = self.layer.digest;
-            let read = tokio::task::spawn_blocking(move || Access::read(&extents, &access, &digest));
+            let read =
+                tokio::task::spawn_blocking(move || Access::read(&extents, &access, &digest));
             let read = read.await.map_err(|e| refused(e.to_string()))?;
             read.map(Arc::new).map_err(refused)
         };
@@ -90,8 +92,10 @@ impl LayerSource {
 
 impl Access {
     fn read(extents: &File, access: &File, digest: &ObjectId) -> Result<Self, String> {
-        let failed = |error: &dyn std::fmt::Display| format!("can't read the layer's index: {error}");
-        let reader = |file: &File| Ok::<_, std::io::Error>(BufReader::new(At::new(file.try_clone()?)));
+        let failed =
+            |error: &dyn std::fmt::Display| format!("can't read the layer's index: {error}");
+        let reader =
+            |file: &File| Ok::<_, std::io::Error>(BufReader::new(At::new(file.try_clone()?)));
         let extents = reader(extents).map_err(|e| failed(&e))?;
         let extents = Extents::read(extents).map_err(|e| failed(&e))?;
         let mut bytes = Vec::new();

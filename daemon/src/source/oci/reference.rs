@@ -65,7 +65,9 @@ impl Reference {
             false => format!("library/{path}"),
         };
         if repository.len() > 255 || !repository.split('/').all(is_component) {
-            return Err(wrong("the repository must be of small letters, digits, and . _ - between"));
+            return Err(wrong(
+                "the repository must be of small letters, digits, and . _ - between",
+            ));
         }
         if tag.is_some_and(|tag| !is_tag(tag)) {
             return Err(wrong("the tag must be of letters, digits and . _ -"));
@@ -117,15 +119,15 @@ impl fmt::Display for Reference {
 fn is_host(host: &str) -> bool {
     let parsed = url::Url::parse(&format!("https://{host}/"));
     let plain = |b: u8| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b);
-    host.bytes().all(plain)
-        && parsed.is_ok_and(|url| url.host_str().is_some() && url.path() == "/")
+    host.bytes().all(plain) && parsed.is_ok_and(|url| url.host_str().is_some() && url.path() == "/")
 }
 
 /// Small letters and digits, with `.`, `_`, `__` or any number of `-` between them.
 fn is_component(text: &str) -> bool {
     let letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = text.as_bytes();
-    let ends = bytes.first().is_some_and(|b| letter(*b)) && bytes.last().is_some_and(|b| letter(*b));
+    let ends =
+        bytes.first().is_some_and(|b| letter(*b)) && bytes.last().is_some_and(|b| letter(*b));
     let separators = text.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
     let mut separators = separators.filter(|part| !part.is_empty());
     ends && separators.all(|s| matches!(s, "." | "_" | "__") || s.bytes().all(|b| b == b'-'))
@@ -163,8 +165,22 @@ mod tests {
     #[test]
     fn what_is_no_name_is_refused() {
         for text in [
-            "", "Busybox", "a//b", "h.io/", "h.io/x:", "x:a/b", "x@sha256:12", "x@", "a..b", "-a",
-            "h.io/../x", "h.io:port/x", "u@h.io/x", "h.io/x?y", "h.io/x:t g", "a.b/c#d",
+            "",
+            "Busybox",
+            "a//b",
+            "h.io/",
+            "h.io/x:",
+            "x:a/b",
+            "x@sha256:12",
+            "x@",
+            "a..b",
+            "-a",
+            "h.io/../x",
+            "h.io:port/x",
+            "u@h.io/x",
+            "h.io/x?y",
+            "h.io/x:t g",
+            "a.b/c#d",
         ] {
             assert!(Reference::parse(text).is_err(), "{text:?}");
         }

@@ -78,7 +78,10 @@ struct Helped {
 enum Found {
     Here(Credential),
     /// With the program `docker-credential-<helper>`, under this name.
-    Helper { helper: String, name: String },
+    Helper {
+        helper: String,
+        name: String,
+    },
 }
 
 impl RegistryAccess {
@@ -99,7 +102,8 @@ impl RegistryAccess {
         }
         let look = async {
             for path in self.files() {
-                let found = self.read(&path).await.map_err(|e| format!("can't read {path}: {e}"))?;
+                let found =
+                    self.read(&path).await.map_err(|e| format!("can't read {path}: {e}"))?;
                 let Some(bytes) = found else { continue };
                 let file: File = serde_json::from_slice(&bytes)
                     .map_err(|e| format!("can't make sense of {path}: {e}"))?;
@@ -118,10 +122,9 @@ impl RegistryAccess {
         let found = tokio::time::timeout(HELPER_PATIENCE, look).await;
         let found = found.map_err(|_| "the credential helper did not answer".to_owned())??;
         match (&found, rejected) {
-            (Some(found), Some(rejected)) if found == rejected => Err(format!(
-                "{} does not take the password of {:?}",
-                self.registry, found.username
-            )),
+            (Some(found), Some(rejected)) if found == rejected => {
+                Err(format!("{} does not take the password of {:?}", self.registry, found.username))
+            }
             _ => Ok(found),
         }
     }
@@ -208,7 +211,8 @@ impl File {
             name: name.to_owned(),
         };
         let is_name = |text: &str| {
-            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            !text.is_empty()
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
         };
         for name in &names {
             if let Some(found) = self.cred_helpers.get(name).filter(|helper| is_name(helper)) {
@@ -269,7 +273,8 @@ mod tests {
 
     #[test]
     fn helpers() {
-        let json = r#"{"credsStore": "desktop", "credHelpers": {"gcr.io": "gcloud", "e.io": "../x"}}"#;
+        let json =
+            r#"{"credsStore": "desktop", "credHelpers": {"gcr.io": "gcloud", "e.io": "../x"}}"#;
         let helper = |helper: &str, name: &str| {
             Some(Found::Helper { helper: helper.into(), name: name.into() })
         };

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hydrant_api::{MountImageRequest, Summary, path_from_text};
 use tracing::{info, warn};
@@ -75,8 +75,7 @@ impl Supervisor {
         let mount = self.mount_at(&target.path).await?;
         let mount = mount.ok_or_else(|| ApiError::internal("the catalog has lost the mount"))?;
         let trees = self.trees_of(&mount).await?;
-        let _in_use: Vec<_> =
-            trees.iter().map(|(_, pool)| Cloning::begin(self, pool.id)).collect();
+        let _in_use: Vec<_> = trees.iter().map(|(_, pool)| Cloning::begin(self, pool.id)).collect();
         for (_, pool) in &trees {
             self.introduce_origin(&mount, pool)?;
         }
@@ -95,9 +94,9 @@ impl Supervisor {
             self.unmark_complete(tree).await?;
         }
         info!(mount = %id, image = image.reference, directory = %target.path.display(), "mounted");
-        let (files, tree_bytes) = trees.iter().fold((0, 0), |(files, bytes), (tree, _)| {
-            (files + tree.files, bytes + tree.bytes)
-        });
+        let (files, tree_bytes) = trees
+            .iter()
+            .fold((0, 0), |(files, bytes), (tree, _)| (files + tree.files, bytes + tree.bytes));
         let message = Some(format!("mounted {}", image.reference));
         Ok(Summary { files, tree_bytes, message, ..Summary::default() })
     }
@@ -135,7 +134,7 @@ impl Supervisor {
     }
 }
 
-fn make_directories(directory: &PathBuf, owner: &PathBuf, upper: &PathBuf) -> io::Result<()> {
+fn make_directories(directory: &Path, owner: &Path, upper: &Path) -> io::Result<()> {
     let make = |path: &Path, mode| fs::DirBuilder::new().mode(mode).create(path);
     make(directory, 0o711)?;
     durable::mark_disposable(directory)?;

@@ -61,8 +61,7 @@ impl Puller {
     ) -> Result<Self, ApiError> {
         let (control, theirs) = seqpacket::pair().map_err(cant("can't make a socket"))?;
         let control = Seqpacket::new(control).map_err(cant("can't use a socket"))?;
-        let spool =
-            store.spool_dir(IMPORTERS).map_err(cant("can't make a scratch directory"))?;
+        let spool = store.spool_dir(IMPORTERS).map_err(cant("can't make a scratch directory"))?;
         let arguments = store.worker_user.arguments();
         let puller = Spawn::role(Role::Puller).arguments(arguments).inherit(&ENVIRONMENT);
         let cgroup = cgroups.make("puller");
