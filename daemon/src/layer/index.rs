@@ -143,6 +143,9 @@ impl Index {
     /// needed.
     pub fn window(&self, span: usize) -> Result<Vec<u8>, IndexError> {
         let Some(frame) = self.frames.get(span) else { return Err(IndexError::NoWindow(span)) };
+        if frame.len == 0 {
+            return Ok(Vec::new());
+        }
         let start = usize::try_from(frame.start).unwrap_or(usize::MAX);
         let bytes = self.windows.get(start..start.saturating_add(frame.len as usize));
         self.unpack_window(span, bytes.ok_or(IndexError::NoWindow(span))?)

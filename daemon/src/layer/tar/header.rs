@@ -129,13 +129,7 @@ pub fn number(field: &[u8], what: &'static str) -> Result<i64, Fault> {
         let mut value = if negative { -1i64 } else { 0 };
         for (n, byte) in field.iter().enumerate() {
             // the highest bit is a mark; the next one is the sign
-            let byte = if n > 0 {
-                *byte
-            } else if negative {
-                *byte
-            } else {
-                *byte & 0x7f
-            };
+            let byte = if n == 0 && !negative { *byte & 0x7f } else { *byte };
             let shifted = value.checked_mul(256).ok_or_else(wrong)?;
             value = shifted | i64::from(byte);
         }

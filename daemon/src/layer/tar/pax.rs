@@ -53,7 +53,7 @@ impl Pax {
             if bytes.iter().all(|byte| *byte == 0) {
                 break;
             }
-            let (key, value, rest) = record(bytes)?;
+            let (Record { key, value }, rest) = record(bytes)?;
             pax.take(key, value)?;
             bytes = rest;
         }
@@ -176,8 +176,13 @@ fn positive(number: Option<i64>, what: &'static str) -> Result<Option<u64>, Faul
     number.map(|n| u64::try_from(n).map_err(|_| Fault::Number(what))).transpose()
 }
 
+struct Record<'a> {
+    key: &'a [u8],
+    value: &'a [u8],
+}
+
 /// The first record and what follows it.
-fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), Fault> {
+fn record(bytes: &[u8]) -> Result<(Record<'_>, &[u8]), Fault> {
     let wrong = |what| Err(Fault::Pax(what));
     let space = bytes.iter().take(20).position(|byte| *byte == b' ');
     let Some(space) = space else { return wrong("a record's length is missing") };
@@ -197,7 +202,7 @@ fn record(bytes: &[u8]) -> Result<(&[u8], &[u8], &[u8]), Fault> {
     if key.contains(&0) || is_text && value.contains(&0) {
         return wrong("a name has a NUL in it");
     }
-    Ok((key, value, rest))
+    Ok((Record { key, value }, rest))
 }
 
 /// Decimal digits, perhaps with a minus.

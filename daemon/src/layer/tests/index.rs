@@ -114,7 +114,8 @@ fn every_span_of_every_kind_of_layer() {
             let count = index.spans().len() as u64;
             match *name {
                 "zstd, one frame" | "zstd, skippable first" => assert_eq!(count, 1),
-                "zstd, frames" => assert_eq!(count, 7),
+                // frames of 1,000,000 bytes
+                "zstd, frames" => assert_eq!(count, if span < 1_000_000 { 7 } else { 4 }),
                 _ => assert!(count >= plain.len() as u64 / span / 8, "{name}: {count}"),
             }
             // as a file, and again
@@ -230,7 +231,10 @@ fn wrong_bytes_never_pass_for_a_span() {
             match span.decode(right, &other) {
                 Err(error) => assert_eq!(error, SpanError::Digest(span.uncompressed), "{name}"),
                 // where nothing is repeated no window is needed
-                Ok(bytes) => assert_eq!((*name, Digest::of(&bytes)), ("huffman", span.digest)),
+                Ok(bytes) => {
+                    assert!(matches!(*name, "huffman" | "zero"), "{name}");
+                    assert_eq!(Digest::of(&bytes), span.digest);
+                }
             }
             assert!(span.decode(right, &window[1..]).is_err());
         }

@@ -175,8 +175,7 @@ fn root_a_layer_is_what_it_was_packed_from() {
                     let mut fields: Vec<_> = line.split(' ').collect();
                     let time = fields.iter().position(|f| f.starts_with("15") && f.len() == 19);
                     let time = time.unwrap();
-                    let whole = format!("{}", &fields[time][..10]);
-                    fields[time] = &whole;
+                    fields[time] = &fields[time][..10];
                     *line = fields.join(" ").split('{').next().unwrap().to_owned();
                 }
             };
