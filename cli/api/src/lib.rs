@@ -227,7 +227,7 @@ pub struct Image {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Progress {
-    /// A step has begun: `metadata`, `sizes`, `tree`, `mount`, `fetch`, `copy`.
+    /// A step has begun: `metadata`, `sizes`, `layers`, `tree`, `mount`, `fetch`, `copy`.
     Step {
         step: String,
     },

@@ -246,3 +246,106 @@ pub fn layers(
     };
     pairs.map(layer).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ours() -> Platform {
+        Platform { os: "linux".into(), architecture: "arm64".into(), variant: "v8".into() }
+    }
+
+    fn digest_of(n: u8) -> String {
+        digest::text(&digest::sha256(&[n]))
+    }
+
+    fn index(platforms: &[&str]) -> String {
+        let manifests = platforms.iter().zip(1..).map(|(platform, n)| {
+            format!(
+                r#"{{"mediaType": "{OCI_MANIFEST}", "digest": "{}", "size": 7, "platform": {platform}}}"#,
+                digest_of(n)
+            )
+        });
+        let manifests: Vec<_> = manifests.collect();
+        format!(r#"{{"schemaVersion": 2, "manifests": [{}]}}"#, manifests.join(","))
+    }
+
+    fn manifest(kinds: &[&str]) -> String {
+        let layers = kinds.iter().zip(1..).map(|(kind, n)| {
+            format!(r#"{{"mediaType": "{kind}", "digest": "{}", "size": 9}}"#, digest_of(n))
+        });
+        let layers: Vec<_> = layers.collect();
+        format!(
+            r#"{{"schemaVersion": 2, "config": {{"digest": "{}", "size": 2}}, "layers": [{}]}}"#,
+            digest_of(0),
+            layers.join(",")
+        )
+    }
+
+    #[test]
+    fn the_manifest_for_the_platform_is_chosen() {
+        let amd = r#"{"os": "linux", "architecture": "amd64"}"#;
+        let v6 = r#"{"os": "linux", "architecture": "arm64", "variant": "v6"}"#;
+        let v8 = r#"{"os": "linux", "architecture": "arm64", "variant": "v8"}"#;
+        let any = r#"{"os": "linux", "architecture": "arm64"}"#;
+        let chosen =
+            |platforms: &[&str]| match read(index(platforms).as_bytes(), OCI_INDEX, &ours()) {
+                Ok(Document::Index(found)) => Ok(found.digest),
+                Ok(Document::Manifest(_)) => panic!("it is an index"),
+                Err(error) => Err(error.to_string()),
+            };
+        let number = |n: u8| Ok(digest::sha256(&[n]));
+        assert_eq!(chosen(&[amd, v6, v8]), number(3));
+        assert_eq!(chosen(&[amd, any, v8]), number(2));
+        assert_eq!(chosen(&[amd, v6]), number(2), "better than nothing");
+        let error = chosen(&[amd]).unwrap_err();
+        assert_eq!(error, "it has nothing for linux/arm64, only for linux/amd64");
+    }
+
+    #[test]
+    fn layers_by_their_types() {
+        let read = |kinds: &[&str]| read(manifest(kinds).as_bytes(), "application/json", &ours());
+        let Ok(Document::Manifest(found)) = read(&[
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+            "application/vnd.oci.image.layer.v1.tar",
+        ]) else {
+            panic!("a manifest")
+        };
+        let codecs: Vec<_> = found.layers.iter().map(|(_, codec)| *codec).collect();
+        assert_eq!(codecs, [Codec::Gzip, Codec::Zstd, Codec::Plain]);
+        for foreign in [
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        ] {
+            assert_eq!(read(&[foreign]), Err(DocumentError::Foreign(1)));
+        }
+        let other = "application/vnd.oci.image.layer.v1.squashfs";
+        assert!(matches!(read(&[other]), Err(DocumentError::LayerKind(1, _))));
+
+        let config =
+            |ids: &[String]| format!(r#"{{"os": "linux", "rootfs": {{"diff_ids": {ids:?}}}}}"#);
+        let ids: Vec<_> = (4..7).map(digest_of).collect();
+        let known = layers(&found, config(&ids).as_bytes(), &ours()).unwrap();
+        assert_eq!(known[2].diff_id, digest::sha256(&[6]));
+        let error = layers(&found, config(&ids[..2]).as_bytes(), &ours()).unwrap_err();
+        assert_eq!(error, DocumentError::Layers { layers: 3, diff_ids: 2 });
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused() {
+        let read = |text: &str, kind| read(text.as_bytes(), kind, &ours()).unwrap_err();
+        let old = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+        assert_eq!(read("{}", old), DocumentError::Schema1);
+        let old = r#"{"schemaVersion": 1, "fsLayers": []}"#;
+        assert_eq!(read(old, "application/json"), DocumentError::Schema1);
+        assert!(matches!(read("{}", OCI_MANIFEST), DocumentError::Kind(_)));
+        assert!(matches!(read("<html>", "text/html"), DocumentError::Json(..)));
+        let digest =
+            r#"{"schemaVersion": 2, "config": {"digest": "md5:1", "size": 1}, "layers": []}"#;
+        assert!(matches!(read(digest, OCI_MANIFEST), DocumentError::Digest(_)));
+        // an index that is a manifest as well
+        let both = manifest(&[]).replace("\"layers\"", "\"manifests\": [], \"layers\"");
+        assert!(matches!(read(&both, OCI_INDEX), DocumentError::Kind(_)));
+    }
+}

@@ -241,3 +241,39 @@ impl Fetch for LayerSource {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_put_together_from_spans() {
+        let content: Vec<u8> = (0..100).collect();
+        let chunk = |from: usize, to: usize| {
+            let key = chunk_key(from as u64, &content[from..to]);
+            (key, ByteRange::between(from as u64, to as u64), Vec::new())
+        };
+        let mut assembly = Assembly { open: [chunk(10, 30), chunk(30, 50), chunk(70, 100)].into() };
+        let mut found = Vec::new();
+        // 60..65 is in no chunk that is wanted
+        for (from, to) in [(0, 12), (12, 45), (45, 60), (60, 75), (75, 100)] {
+            let span = ByteRange::between(from as u64, to as u64);
+            for (key, place, bytes) in assembly.take(span, &content[from..to]) {
+                assert_eq!(chunk_key(place.offset(), &bytes), key);
+                found.push(place.offset());
+            }
+        }
+        assert_eq!(found, [10, 30, 70]);
+        assert!(assembly.open.is_empty());
+    }
+
+    #[test]
+    fn a_span_that_is_missing_leaves_a_chunk_open() {
+        let whole = ByteRange::new(0, 20);
+        let mut assembly = Assembly { open: [(chunk_key(0, b""), whole, Vec::new())].into() };
+        assert!(assembly.take(ByteRange::new(0, 8), &[1; 8]).is_empty());
+        assert!(assembly.take(ByteRange::new(12, 8), &[1; 8]).is_empty());
+        assert_eq!(assembly.open.len(), 1);
+        assert_ne!(chunk_key(0, b"x"), chunk_key(1, b"x"), "the place is a part of the name");
+    }
+}

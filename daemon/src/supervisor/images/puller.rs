@@ -25,6 +25,9 @@ use crate::sys::spawn::{Child, Role, Spawn};
 /// A puller asks for credentials now and then, when its token has run out.
 const MAX_UPCALLS: u32 = 1000;
 
+/// Sizes and counts are not larger than this: they can be added up.
+const MAX_SHOWN: u64 = 1 << 48;
+
 /// A puller that is no longer wanted ends within this time.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -133,7 +136,10 @@ impl Puller {
         self.tell(&message, &[]).await?;
         loop {
             match self.hear().await? {
-                FromPuller::Resolved(resolved) if resolved.layers.len() <= MAX_LAYERS => {
+                FromPuller::Resolved(resolved)
+                    if resolved.layers.len() <= MAX_LAYERS
+                        && resolved.layers.iter().all(|layer| layer.size <= MAX_SHOWN) =>
+                {
                     return Ok(*resolved);
                 }
                 FromPuller::Progress { .. } => {}
@@ -152,7 +158,10 @@ impl Puller {
     pub async fn next(&mut self) -> Result<Step, ApiError> {
         match self.hear().await? {
             FromPuller::Progress { received } => Ok(Step::Progress(received)),
-            FromPuller::Layer { number, shown } => Ok(Step::Layer { number, shown }),
+            FromPuller::Layer { number, shown: Shown { files, bytes } } => {
+                let shown = Shown { files: files.min(MAX_SHOWN), bytes: bytes.min(MAX_SHOWN) };
+                Ok(Step::Layer { number, shown })
+            }
             _ => Err(ApiError::internal("the puller is out of step")),
         }
     }
