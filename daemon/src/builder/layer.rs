@@ -46,7 +46,7 @@ pub fn build(job: &LayerJob) -> Result<LayerBuilt, BuildError> {
     let (layout, segments, entries) = image(BufReader::with_capacity(256 << 10, file))?;
     let mut made = Made::default();
     if let Some(segment) = &job.segment {
-        let len = segment::check(segment, &mut made)?;
+        let len = segment::check(segment, &job.manifest, &mut made)?;
         if segments != [len] {
             return Err(BuildError::Tree("the manifest is of another segment".into()));
         }

@@ -1,17 +1,24 @@
 //! The segment of a layer: proved to be the layer's archive, and its extent index.
 
-use std::io::{self, Read};
+mod names;
+
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use self::names::Names;
 use super::BuildError;
 use super::files::{Made, sync_dir};
 use crate::ids::SegmentId;
 use crate::object::{HashKind, ObjectId};
+use crate::range::ByteRange;
 use crate::segment::SegmentKind;
 use crate::segment::extents::ExtentsWriter;
 use crate::source::oci::fetch::{CHUNK, chunk_key};
+
+/// So many chunks are one directory to read-ahead: who reads two of them is likely to read the others.
+const NEIGHBOURS: u64 = 8;
 
 /// What to look at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +34,12 @@ pub struct SegmentJob {
 
 /// Reads the segment and writes its extent index beside it: the chunks by their names. All files are durable
 /// when this returns the length in bytes.
-pub fn check(job: &SegmentJob, made: &mut Made) -> Result<u64, BuildError> {
+///
+/// `manifest` says which files they are of.
+pub fn check(job: &SegmentJob, manifest: &Path, made: &mut Made) -> Result<u64, BuildError> {
+    let file = fs_err::File::open(manifest);
+    let file = file.map_err(BuildError::io("read what the importer wrote"))?;
+    let names = Names::read(BufReader::with_capacity(256 << 10, file))?;
     let failed = BuildError::io("read the layer's segment");
     let mut data = fs_err::File::open(&job.data).map_err(&failed)?;
     let mut whole = HashKind::Sha256.hasher();
@@ -42,7 +54,9 @@ pub fn check(job: &SegmentJob, made: &mut Made) -> Result<u64, BuildError> {
         }
         whole.update(&chunk);
         let len = chunk.len() as u64;
-        extents.push_file(offset, len, chunk_key(offset, &chunk), 0, b"");
+        let path = names.path(ByteRange::new(offset, len));
+        let neighbourhood = u32::try_from(offset / CHUNK / NEIGHBOURS).unwrap_or(u32::MAX);
+        extents.push_file(offset, len, chunk_key(offset, &chunk), neighbourhood, &path);
         offset += len;
     }
     let found = whole.finish();

@@ -366,7 +366,7 @@ async fn images_keep_their_layers() {
     for n in 1..=3 {
         let pool = NewPool {
             url: format!("oci-layer:{n}"),
-            owner: hydrant_api::Owner { uid: 0, gid: 0 },
+            owner: Owner { uid: 0, gid: 0 },
             hash: HashKind::Sha256,
             origin: serde_json::json!({}),
             environment: Vec::new(),
@@ -382,7 +382,7 @@ async fn images_keep_their_layers() {
             segments: Vec::new(),
             files: 1,
             bytes: 1,
-            owner: hydrant_api::Owner { uid: 0, gid: 0 },
+            owner: Owner { uid: 0, gid: 0 },
         };
         layers.push((tree.id, u64::from(n)));
         catalog.insert_tree(tree, Vec::new()).await.unwrap();
