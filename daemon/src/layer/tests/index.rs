@@ -139,7 +139,7 @@ fn every_span_of_every_kind_of_layer() {
 fn the_pieces_that_come_make_no_difference() {
     for (name, layer) in layers() {
         let whole = index_by(Indexer::new(256 << 10), layer, layer.len()).unwrap();
-        for chunk in [977, 4096, 1_000_001] {
+        for chunk in [977, 1_000_001] {
             let pieces = index_by(Indexer::new(256 << 10), layer, chunk).unwrap();
             assert!(pieces == whole, "{name} in pieces of {chunk}");
         }
@@ -212,8 +212,8 @@ fn wrong_bytes_never_pass_for_a_span() {
         let span = &index.spans()[n];
         let window = index.window(n).unwrap();
         let right = &layer[span.compressed.offset() as usize..span.compressed.end() as usize];
-        for step in 0..200 {
-            let at = right.len() / 200 * step + step % 7;
+        for step in 0..60 {
+            let at = right.len() / 60 * step + step % 7;
             let mut wrong = right.to_vec();
             wrong[at] ^= 1 << (step % 8);
             // bits that nothing depends on (a header's time) give the same bytes

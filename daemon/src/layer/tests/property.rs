@@ -64,7 +64,7 @@ fn changes() -> impl Strategy<Value = Vec<(usize, u8)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_mangled_archive(changes in changes(), cut in 0usize..400, mend in any::<bool>(), chunk in 1usize..3000) {
@@ -122,7 +122,7 @@ proptest! {
 
     #[test]
     fn a_mangled_index(changes in changes(), cut in 0usize..3000, mend in any::<bool>()) {
-        let layer = noise(60_000, 3);
+        let layer = noise(30_000, 3);
         let gzip = {
             use std::io::Write;
             let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));
