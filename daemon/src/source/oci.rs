@@ -1,7 +1,7 @@
 //! Container images at a registry (OCI distribution specification 1.1).
 //!
 //! Everything here parses what a registry sends, and runs in workers and importers only, but for
-//! [`reference`], which is about what the user typed.
+//! [`mod@reference`], which is about what the user typed.
 
 pub mod digest;
 pub mod document;
