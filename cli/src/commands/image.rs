@@ -25,8 +25,7 @@ pub enum ImageCommand {
 /// Fetch an image from its registry
 #[derive(Debug, clap::Args)]
 pub struct Pull {
-    /// [registry/]repository[:tag][@digest]
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", help = "[registry/]repository[:tag][@digest]")]
     pub reference: String,
 }
 

@@ -14,8 +14,10 @@ use crate::{environment, place, render};
 /// pulls it first if it is not here.
 #[derive(Debug, clap::Args)]
 pub struct Mount {
-    /// Where it was, or oci://[registry/]repository[:tag]
-    #[arg(value_name = "DIR|oci://REF")]
+    #[arg(
+        value_name = "DIR|oci://REF",
+        help = "Where it was, or oci://[registry/]repository[:tag]"
+    )]
     pub what: PathBuf,
     /// An empty or new directory, for an image
     #[arg(value_name = "DIR")]
