@@ -16,6 +16,7 @@ mod kernel;
 mod poison;
 mod queue;
 mod recycle;
+mod spare;
 pub(crate) mod waiter;
 mod workers;
 
@@ -46,6 +47,7 @@ pub use handle::{
 use kernel::Kernel;
 pub use poison::{GivenUp, epoch_ms, from_epoch};
 use queue::{Queue, Scope};
+use spare::Spare;
 
 const GONE: &str = "its tree is not mounted any more";
 
@@ -114,6 +116,7 @@ pub struct Shard {
     attachments: u64,
     pools: HashMap<PoolId, Pool>,
     worker: Option<Worker>,
+    spare: Spare,
     /// When to start the next worker, and how long to wait after the one after that.
     restart_at: Option<tokio::time::Instant>,
     backoff: Duration,
@@ -180,6 +183,7 @@ enum Wake {
     Command(Option<Command>),
     Queue(queue::Wake),
     Worker(Event),
+    Spare(spare::Wake),
     Restart,
     Tick,
 }
@@ -236,6 +240,7 @@ impl Shard {
             attachments: 0,
             pools: HashMap::new(),
             worker: None,
+            spare: Spare::new(),
             restart_at: Some(tokio::time::Instant::now()),
             backoff: Duration::ZERO,
             quick_deaths: 0,
@@ -312,6 +317,7 @@ impl Shard {
         tokio::select! {
             command = self.commands.recv() => Wake::Command(command),
             wake = worker => wake,
+            wake = self.spare.next() => Wake::Spare(wake),
             wake = self.queue.next() => Wake::Queue(wake),
             _ = tick.tick() => Wake::Tick,
         }
@@ -333,6 +339,7 @@ impl Shard {
             Wake::Worker(Event::Writable | Event::HungUp) => {}
             Wake::Worker(Event::Broken(why)) => self.kill_worker(&why),
             Wake::Worker(Event::Ended(exit)) => self.worker_ended(exit),
+            Wake::Spare(wake) => self.spare(wake),
             Wake::Restart => self.start_worker(),
             Wake::Tick => self.tick(),
         }
@@ -363,6 +370,7 @@ impl Shard {
         {
             self.kill_worker("it is stuck at its start");
         }
+        self.watch_spare();
         self.watch_recycle();
         let (queue, mut scope) = self.queue();
         if let Some(why) = queue.tick(&mut scope) {

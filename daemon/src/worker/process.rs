@@ -10,7 +10,7 @@ use tokio::net::UnixStream;
 
 use super::control::Upcalls;
 use super::queue::Queue;
-use super::run::run;
+use super::run::{SPARE_NAME, run};
 use super::sandbox::{self, SandboxSpec};
 use crate::ids::PoolId;
 use crate::object::ObjectId;
@@ -30,6 +30,8 @@ pub fn main(
     event_files: Option<PathBuf>,
     [control, queue, spool]: [OwnedFd; FDS],
 ) -> anyhow::Result<()> {
+    // until it is told to take events
+    let _ = nix::sys::prctl::set_name(SPARE_NAME);
     // the system's certificates, while they can be read wherever they are
     load_system_roots();
     let spool_dir = Some(spool.as_fd());

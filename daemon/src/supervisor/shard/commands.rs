@@ -222,6 +222,7 @@ impl Shard {
 
     pub(super) fn stop(&mut self, reply: oneshot::Sender<()>) {
         self.restart_at = None;
+        self.spare.end();
         if let Some(worker) = self.worker.as_mut() {
             worker.kill();
         }
@@ -248,6 +249,7 @@ impl Shard {
                 },
                 cgroup: worker.cgroup().map(Path::to_owned),
             }),
+            spare_pid: self.spare.pid(),
             worker_deaths: self.worker_deaths,
             last_death: self.last_death.clone(),
             counters: self.queue.counters(self.counters),

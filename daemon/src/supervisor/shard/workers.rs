@@ -35,10 +35,18 @@ impl Pace {
 }
 
 impl Shard {
+    /// The spare one, if there is one.
     pub(super) fn start_worker(&mut self) {
         self.restart_at = None;
         self.killed = None;
         self.worker_ready = false;
+        if let Some((worker, ready)) = self.spare.take() {
+            info!(shard = %self.id, pid = worker.pid(), "the spare worker takes over");
+            self.worker = Some(worker);
+            self.worker_ready = ready;
+            self.introduce();
+            return;
+        }
         match Worker::start(self.id, self.queue.kind(), &self.store, &self.rules.cgroups) {
             Ok(worker) => {
                 info!(shard = %self.id, pid = worker.pid(), "worker started");
@@ -69,7 +77,16 @@ impl Shard {
             }
             self.end_recycle(Err(why.into()));
         }
-        self.restart_at = Some(tokio::time::Instant::now() + self.backoff);
+        self.restart_after(self.backoff);
+    }
+
+    fn restart_after(&mut self, pause: Duration) {
+        if pause.is_zero() {
+            // a timer would take a millisecond or two
+            self.start_worker();
+        } else {
+            self.restart_at = Some(tokio::time::Instant::now() + pause);
+        }
     }
 
     pub(super) fn kill_worker(&mut self, why: &str) {
@@ -117,7 +134,7 @@ impl Shard {
             Death::Outside => {
                 let now = Instant::now();
                 let delay = if retired { Duration::ZERO } else { self.pace.delay(now) };
-                self.restart_at = Some(tokio::time::Instant::now() + delay);
+                self.restart_after(delay);
             }
         }
     }
@@ -273,6 +290,9 @@ impl Shard {
             }
         }
         self.recycled();
+        if self.rules.spare && self.stop.is_none() {
+            self.spare.want();
+        }
     }
 }
 
