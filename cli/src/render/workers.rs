@@ -20,7 +20,8 @@ pub fn workers(workers: &[Worker]) -> String {
             or_dash(worker.cgroup.as_ref()),
         ]
     };
-    let headings = [">SHARD", ">WORKER", "STATE", ">SPARE", ">AGE", ">MEMORY", ">LIMIT", ">DEATHS", "CGROUP"];
+    let headings =
+        [">SHARD", ">WORKER", "STATE", ">SPARE", ">AGE", ">MEMORY", ">LIMIT", ">DEATHS", "CGROUP"];
     let mut text = table(&headings, workers.iter().map(row));
     for worker in workers {
         text.push_str(&last_death(worker.shard, worker.last_death.as_ref()));
