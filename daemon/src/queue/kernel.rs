@@ -10,7 +10,7 @@ mod left;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ pub enum QueueError {
 /// Dropped with events in hand, it leaves them to who opens the queue next.
 #[derive(Debug)]
 pub struct KernelQueue {
-    state: Mutex<Inner>,
+    state: Mutex<Inner<PermissionEvent>>,
     channel: AsyncChannel,
 }
 
@@ -66,19 +66,64 @@ fn clock() -> Duration {
 
 /// Who reads the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reader {
+pub(super) enum Reader {
     /// This process, and it fetches.
     Worker { pid: u32 },
     /// The supervisor, as long as there is no worker: it gives what is there and holds the rest.
     StandIn,
 }
 
+/// A reader that waits, as the kernel reports it: [`PermissionEvent`], or one of a model.
+pub(super) trait Waits {
+    fn number(&self) -> RawFd;
+    fn pid(&self) -> i32;
+    fn range(&self) -> Option<ByteRange>;
+    /// The file that is read, and its size.
+    fn file(&self) -> nix::Result<(FileId, u64)>;
+    /// Whether all of a range of that file is there.
+    fn is_present(&self, range: ByteRange) -> nix::Result<bool>;
+    fn answer(self, verdict: Verdict) -> Result<Answered, fanotify::Error>;
+    /// Ends it without an answer: the kernel keeps it for who opens the queue next.
+    fn leave(self);
+}
+
+impl Waits for PermissionEvent {
+    fn number(&self) -> RawFd {
+        self.number()
+    }
+
+    fn pid(&self) -> i32 {
+        self.pid()
+    }
+
+    fn range(&self) -> Option<ByteRange> {
+        self.range()
+    }
+
+    fn file(&self) -> nix::Result<(FileId, u64)> {
+        self.file()
+    }
+
+    fn is_present(&self, range: ByteRange) -> nix::Result<bool> {
+        present(self, range)
+    }
+
+    fn answer(self, verdict: Verdict) -> Result<Answered, fanotify::Error> {
+        self.answer(verdict)
+    }
+
+    fn leave(self) {
+        self.leave();
+    }
+}
+
+/// What is done with events, whatever kernel they are from.
 #[derive(Debug)]
-struct Inner {
+pub(super) struct Inner<E: Waits> {
     reader: Reader,
     /// Read, but not taken by the worker yet.
     ready: VecDeque<Incoming>,
-    held: HashMap<EventId, Held>,
+    held: HashMap<EventId, Held<E>>,
     segments: HashMap<FileId, SegmentId>,
     table: Table,
     /// What was in other hands before, and the kernel has not reported again yet.
@@ -87,8 +132,8 @@ struct Inner {
 }
 
 #[derive(Debug)]
-struct Held {
-    event: PermissionEvent,
+struct Held<E> {
+    event: E,
     record: Record,
     slot: Option<Slot>,
 }
@@ -107,23 +152,9 @@ impl KernelQueue {
 
     fn open(queue: OwnedFd, table: Table, reader: Reader) -> Result<Self, QueueError> {
         let channel = AsyncChannel::new(Channel::from_owned_fd(queue))?;
-        let (records, corrupt) = table.inherit();
-        if corrupt > 0 {
-            warn!(slots = corrupt, "the in-flight table has slots that make no sense");
-        }
         // what was in other hands comes first
         let again = channel.channel().queued().unwrap_or(u64::MAX);
-        let mut state = Inner {
-            reader,
-            ready: VecDeque::new(),
-            held: HashMap::new(),
-            segments: HashMap::new(),
-            table,
-            left: Left::new(records, again),
-            quarantine: Quarantine::default(),
-        };
-        state.tidy();
-        state.table.beat();
+        let state = Inner::new(table, reader, again);
         Ok(Self { state: Mutex::new(state), channel })
     }
 
@@ -174,9 +205,7 @@ impl KernelQueue {
     /// # Errors
     /// [`QueueError::Unknown`]: it has been answered. Else the kernel did not take the answer.
     pub fn answer(&self, event: EventId, verdict: Verdict) -> Result<Answered, QueueError> {
-        let mut inner = self.lock();
-        let held = inner.held.remove(&event).ok_or(QueueError::Unknown { event })?;
-        Ok(inner.finish(held, verdict)?)
+        self.lock().answer(event, verdict)
     }
 
     /// What an event is about: segment, range and process. `None`: it has been answered.
@@ -213,12 +242,12 @@ impl KernelQueue {
     }
 
     /// Every use leaves it whole, also one that panics.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, Inner<PermissionEvent>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
+impl Inner<PermissionEvent> {
     /// Does with events what needs no worker, and keeps the others.
     fn sort(&mut self, events: Vec<Event>) {
         for event in events {
@@ -237,6 +266,28 @@ impl Inner {
         }
         self.tidy();
     }
+}
+
+impl<E: Waits> Inner<E> {
+    /// `again`: how many events were in the queue when it was opened.
+    pub(super) fn new(table: Table, reader: Reader, again: u64) -> Self {
+        let (records, corrupt) = table.inherit();
+        if corrupt > 0 {
+            warn!(slots = corrupt, "the in-flight table has slots that make no sense");
+        }
+        let mut inner = Self {
+            reader,
+            ready: VecDeque::new(),
+            held: HashMap::new(),
+            segments: HashMap::new(),
+            table,
+            left: Left::new(records, again),
+            quarantine: Quarantine::default(),
+        };
+        inner.tidy();
+        inner.table.beat();
+        inner
+    }
 
     /// Frees the slots of events that ended while nobody had them: their readers were killed.
     fn tidy(&mut self) {
@@ -245,7 +296,7 @@ impl Inner {
         }
     }
 
-    fn arrived(&mut self, event: PermissionEvent) {
+    fn arrived(&mut self, event: E) {
         let (id, size) = match event.file() {
             Ok(file) => file,
             Err(errno) => {
@@ -254,7 +305,7 @@ impl Inner {
             }
         };
         let segment = self.segments.get(&id).copied();
-        match (decide(event.range(), size, |range| present(&event, range)), segment) {
+        match (decide(event.range(), size, |range| event.is_present(range)), segment) {
             (Ok(Decision::Allow), _) => self.settle(event, None, Verdict::Allow),
             (Ok(Decision::Touched(range)), Some(segment)) => {
                 let before = self.left.take(segment, range, event.pid());
@@ -279,7 +330,7 @@ impl Inner {
     }
 
     /// Keeps an event for the worker.
-    fn hold(&mut self, event: PermissionEvent, segment: SegmentId, range: ByteRange) {
+    fn hold(&mut self, event: E, segment: SegmentId, range: ByteRange) {
         let (slot, before) = self.left.take(segment, range, event.pid()).unzip();
         let now = now();
         let mut record = Record {
@@ -339,12 +390,22 @@ impl Inner {
         self.ready.push_back(Incoming::Event { event: id, segment, range, pid });
     }
 
+    /// Answers an event by its id, once.
+    pub(super) fn answer(
+        &mut self,
+        event: EventId,
+        verdict: Verdict,
+    ) -> Result<Answered, QueueError> {
+        let held = self.held.remove(&event).ok_or(QueueError::Unknown { event })?;
+        Ok(self.finish(held, verdict)?)
+    }
+
     /// Answers an event that was held.
-    fn finish(&mut self, held: Held, verdict: Verdict) -> Result<Answered, fanotify::Error> {
+    fn finish(&mut self, held: Held<E>, verdict: Verdict) -> Result<Answered, fanotify::Error> {
         let Held { event, record, slot } = held;
         // a bug elsewhere must not let a reader see a hole
         let verdict = match verdict {
-            Verdict::Allow if !present(&event, record.range).unwrap_or(false) => {
+            Verdict::Allow if !event.is_present(record.range).unwrap_or(false) => {
                 let Record { event, segment, range, .. } = record;
                 error!(%event, %segment, %range, "was to be allowed, but is not there: denied");
                 Verdict::Deny(DenyErrno::Eio)
@@ -365,7 +426,7 @@ impl Inner {
     }
 
     /// Answers an event that needs no worker. `before`: what the table had of it.
-    fn settle(&mut self, event: PermissionEvent, before: Option<(Slot, Record)>, verdict: Verdict) {
+    fn settle(&mut self, event: E, before: Option<(Slot, Record)>, verdict: Verdict) {
         if let Err(error) = event.answer(verdict) {
             error!(error = &error as &dyn std::error::Error, "a reader stays blocked");
         }
@@ -384,9 +445,28 @@ impl Inner {
     }
 }
 
-impl Drop for Inner {
+impl<E: Waits> Drop for Inner<E> {
     fn drop(&mut self) {
         self.held.drain().for_each(|(_, held)| held.event.leave());
+    }
+}
+
+#[cfg(test)]
+impl<E: Waits> Inner<E> {
+    /// Does with an event of a segment what is done with one that was read. Its id, if it is held.
+    pub(super) fn take(&mut self, segment: SegmentId, file: FileId, event: E) -> Option<EventId> {
+        self.segments.insert(file, segment);
+        self.arrived(event);
+        self.left.one_was_read();
+        self.tidy();
+        match self.ready.pop_front()? {
+            Incoming::Event { event, .. } => Some(event),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.held.len()
     }
 }
 

@@ -1,14 +1,16 @@
-//! The semantics of a queue once more, as a model without a kernel; and the broker against it, with
-//! random operations.
+//! The semantics of a queue once more, as a model without a kernel; and what is done with events, for
+//! the brokered queue and for the kernel's, against it, with random operations.
 //!
-//! A case that fails is shown in its shortest form, and its seed is kept (`proptest-regressions/`). What
-//! the real kernel does is checked in [`conformance`](super::conformance).
+//! A case that fails is shown in its shortest form, with the seed. What the real kernel does is checked
+//! in [`conformance`](super::conformance).
 
 mod broker;
+mod kernel;
 
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 use super::broker::{Death, MAX_STRIKES};
 use crate::fanotify::{DenyErrno, Verdict};
@@ -105,6 +107,12 @@ impl Model {
         }
     }
 
+    /// The next one looks at all that is left, and leaves it to the next holder.
+    fn supervisor_ends(&mut self) {
+        self.take(usize::MAX);
+        self.holder_ends(Death::Outside);
+    }
+
     fn reader_dies(&mut self, name: Name) {
         let entry = self.events.get_mut(&name).unwrap();
         entry.reader_lives = false;
@@ -134,7 +142,7 @@ trait Machine {
     /// While the queue is closed, another supervisor takes over.
     fn supervisor_ends(&mut self);
     /// Told when a reader was answered.
-    fn outcomes(&self) -> &BTreeMap<Name, Verdict>;
+    fn outcomes(&self) -> BTreeMap<Name, Verdict>;
     /// The books of the machine: events that wait, and that are in hand, those of the dead too.
     fn books(&self) -> (usize, usize);
 }
@@ -236,6 +244,7 @@ fn apply<M: Machine>(model: &mut Model, machine: &mut M, op: Op) -> Result<(), T
                 model.holder_ends(Death::Outside);
                 machine.holder_ends(Death::Outside);
             }
+            model.supervisor_ends();
             machine.supervisor_ends();
         }
         Op::Open | Op::Take(_) | Op::HolderEnds(_) => {}
@@ -250,7 +259,7 @@ fn deny<M: Machine>(model: &mut Model, machine: &mut M, name: Name) {
 }
 
 fn agree<M: Machine>(model: &Model, machine: &M) -> Result<(), TestCaseError> {
-    prop_assert_eq!(machine.outcomes(), &model.outcomes);
+    prop_assert_eq!(&machine.outcomes(), &model.outcomes);
     let waiting = model.names(|entry| !entry.in_hand).len();
     prop_assert_eq!(machine.books(), (waiting, model.events.len() - waiting));
     Ok(())
@@ -274,9 +283,22 @@ fn run<M: Machine>(ops: Vec<Op>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-proptest! {
-    #[test]
-    fn the_broker(ops in prop::collection::vec(op(), 1..200)) {
-        run::<broker::BrokerMachine>(ops)?;
-    }
+/// Random operations, the same in each run. `HYDRANT_MODEL_SEED` gives others.
+fn check<M: Machine>() {
+    let seed = std::env::var("HYDRANT_MODEL_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let rng_seed = RngSeed::Fixed(seed);
+    let config = Config { cases: 512, rng_seed, failure_persistence: None, ..Config::default() };
+    let ops = prop::collection::vec(op(), 1..200);
+    let result = TestRunner::new(config).run(&ops, run::<M>);
+    result.unwrap_or_else(|error| panic!("HYDRANT_MODEL_SEED={seed}: {error}"));
+}
+
+#[test]
+fn the_broker() {
+    check::<broker::BrokerMachine>();
+}
+
+#[test]
+fn the_kernels_queue() {
+    check::<kernel::KernelMachine>();
 }

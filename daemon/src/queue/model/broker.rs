@@ -128,8 +128,8 @@ impl Machine for BrokerMachine {
         }
     }
 
-    fn outcomes(&self) -> &BTreeMap<Name, Verdict> {
-        &self.outcomes
+    fn outcomes(&self) -> BTreeMap<Name, Verdict> {
+        self.outcomes.clone()
     }
 
     fn books(&self) -> (usize, usize) {
