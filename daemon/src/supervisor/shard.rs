@@ -39,6 +39,7 @@ use crate::ids::{PoolId, SegmentId, ShardId};
 use crate::queue::inflight::{self, DEFAULT_CAPACITY, Table};
 pub use crate::queue::quarantine::Quarantined;
 use crate::queue::wire::{Counters as FetchCounters, Limits, OriginSpec, ToWorker};
+use crate::source::git::Capabilities;
 use crate::sys::fdstore;
 use brokered::Brokered;
 pub use handle::{
@@ -115,6 +116,8 @@ pub struct Shard {
     detached: HashMap<SegmentId, u64>,
     attachments: u64,
     pools: HashMap<PoolId, Pool>,
+    /// What workers have found out about the pools' servers.
+    servers: HashMap<PoolId, Box<Capabilities>>,
     worker: Option<Worker>,
     spare: Spare,
     /// When to start the next worker, and how long to wait after the one after that.
@@ -239,6 +242,7 @@ impl Shard {
             detached: HashMap::new(),
             attachments: 0,
             pools: HashMap::new(),
+            servers: HashMap::new(),
             worker: None,
             spare: Spare::new(),
             restart_at: Some(tokio::time::Instant::now()),

@@ -69,9 +69,13 @@ impl PoolSource {
     fn new(_: PoolId, origin: OriginSpec, limits: Limits, upcalls: Upcalls) -> Self {
         let OriginSpec::Git(origin) = origin;
         let supervisor = Arc::new(Supervisor(upcalls));
-        let (credentials, connector) = (Arc::clone(&supervisor) as _, supervisor as _);
+        let (credentials, connector) = (Arc::clone(&supervisor) as _, Arc::clone(&supervisor) as _);
         match GitSource::new(origin, limits, credentials, connector) {
-            Ok(source) => Self::Git(source),
+            Ok(source) => {
+                let known = supervisor.0.server();
+                source.introduce(known, move |server| supervisor.0.met(server));
+                Self::Git(source)
+            }
             Err(error) => Self::Unusable(error.to_string()),
         }
     }

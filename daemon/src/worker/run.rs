@@ -226,8 +226,8 @@ where
                 return Err(RunError::Version(version));
             }
             ToWorker::Hello { version } => self.control.send(FromWorker::Ready { version }),
-            ToWorker::Pool { pool, origin, limits } => {
-                let upcalls = self.control.upcalls(pool);
+            ToWorker::Pool { pool, origin, limits, server } => {
+                let upcalls = self.control.upcalls(pool, server);
                 let source = (self.connect)(pool, origin, limits, upcalls);
                 match self.pools.entry(pool) {
                     Entry::Occupied(mut known) => known.get_mut().settings(source, limits),

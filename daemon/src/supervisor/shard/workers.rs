@@ -10,12 +10,15 @@ use tracing::{debug, error, info, warn};
 use super::{LastDeath, Pool, Prefetch, QUICK_DEATH, Shard, TOO_MANY_DEATHS};
 use crate::ids::{PoolId, SegmentId};
 use crate::queue::broker::{Death, MAX_STRIKES};
-use crate::queue::wire::{Counters as FetchCounters, FromWorker, ToWorker};
+use crate::queue::wire::{Counters as FetchCounters, FromWorker, ToWorker, encode};
 use crate::supervisor::worker::{Control, Exit, Upcall, Worker, cut};
 
 /// As many workers that were killed from outside are followed at once by the next, in [`PACE_TIME`].
 const PACE: usize = 20;
 const PACE_TIME: Duration = Duration::from_secs(1);
+
+/// The most that is kept of what a server can do, in bytes.
+const MAX_SERVER: usize = 4 << 10;
 
 /// When the latest workers died by somebody else's doing.
 #[derive(Debug, Default)]
@@ -201,13 +204,21 @@ impl Shard {
                     reply.send(result.map_err(cut)).ok();
                 }
             }
-            FromWorker::Report { pool, .. } | FromWorker::Trouble { pool, .. }
+            FromWorker::Report { pool, .. }
+            | FromWorker::Trouble { pool, .. }
+            | FromWorker::Met { pool, .. }
                 if !self.pools.contains_key(&pool) =>
             {
                 debug!(shard = %self.id, %pool, "the worker speaks of a pool that it doesn't serve");
             }
             FromWorker::Report { pool, counters } => {
                 add(self.fetched.entry(pool).or_default(), &counters)
+            }
+            FromWorker::Met { pool, server } => {
+                // nobody else looks at it, but it is we who keep it
+                if encode(&server).is_ok_and(|bytes| bytes.len() <= MAX_SERVER) {
+                    self.servers.insert(pool, server);
+                }
             }
             FromWorker::Trouble { pool, message } => {
                 let message = cut(message);
@@ -264,7 +275,8 @@ impl Shard {
         let Some(worker) = self.worker.as_mut() else { return };
         let control = worker.control();
         for (pool, Pool { origin, limits }) in &self.pools {
-            let message = ToWorker::Pool { pool: *pool, origin: origin.clone(), limits: *limits };
+            let (origin, server) = (origin.clone(), self.servers.get(pool).cloned());
+            let message = ToWorker::Pool { pool: *pool, origin, limits: *limits, server };
             control.send(message, Vec::new());
         }
         let mut failed = Vec::new();
