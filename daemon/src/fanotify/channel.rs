@@ -16,7 +16,7 @@ use super::{Error, Event, abi};
 const BUFFER_LEN: usize = 16 * EVENT_LEN;
 
 /// An event with a range, in bytes.
-const EVENT_LEN: usize = 48;
+pub(super) const EVENT_LEN: usize = abi::METADATA_LEN + abi::INFO_RANGE_LEN;
 
 /// What one read gave.
 #[derive(Debug)]
@@ -41,13 +41,13 @@ impl Channel {
         Self(Arc::new(fd))
     }
 
-    /// How many events wait to be read, at this moment. Not of a restartable group's own fd.
+    /// How much there is to read at this moment, in bytes: the [lengths](Event::length) of the events that
+    /// wait (`fanotify_ioctl` in `fs/notify/fanotify/fanotify_user.c`). Not of a restartable group's own fd.
     pub fn queued(&self) -> Result<u64, Error> {
         let mut bytes = 0;
         // SAFETY: the request writes one int, which outlives the call.
         match unsafe { fionread(self.as_raw_fd(), &raw mut bytes) } {
-            // the kernel counts events without what follows their first part
-            Ok(_) => Ok(u64::try_from(bytes).unwrap_or(0) / abi::METADATA_LEN as u64),
+            Ok(_) => Ok(u64::try_from(bytes).unwrap_or(0)),
             Err(errno) => Err(Error::Read { fd: self.as_raw_fd(), source: errno.into() }),
         }
     }

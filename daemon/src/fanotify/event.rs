@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::sys::stat::fstat;
 use tracing::error;
 
+use super::abi::METADATA_LEN;
 use super::answer::{Answered, DenyErrno, Verdict, answer_number};
+use super::channel::EVENT_LEN;
 use super::parse::{EventFd, RawEvent};
 use super::{Channel, Error};
 use crate::range::ByteRange;
@@ -46,6 +48,19 @@ pub enum Event {
 }
 
 impl Event {
+    /// How much the kernel writes for it, in bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        let length = match self {
+            // what is refused had a range, as all have that are asked for
+            Self::Permission(PermissionEvent { range: Some(_), .. }) | Self::Refused { .. } => {
+                EVENT_LEN
+            }
+            Self::Permission(_) | Self::Overflow | Self::Other { .. } => METADATA_LEN,
+        };
+        length as u64
+    }
+
     /// Takes the fds of an event over.
     ///
     /// # Safety

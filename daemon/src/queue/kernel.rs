@@ -251,6 +251,7 @@ impl Inner<PermissionEvent> {
     /// Does with events what needs no worker, and keeps the others.
     fn sort(&mut self, events: Vec<Event>) {
         for event in events {
+            let length = event.length();
             match event {
                 Event::Permission(event) => self.arrived(event),
                 Event::Refused { errno, pid } => {
@@ -262,14 +263,14 @@ impl Inner<PermissionEvent> {
                 Event::Overflow => error!("the kernel has lost events, and allowed them"),
                 Event::Other { mask } => warn!(mask, "an event that was not asked for"),
             }
-            self.left.one_was_read();
+            self.left.was_read(length);
         }
         self.tidy();
     }
 }
 
 impl<E: Waits> Inner<E> {
-    /// `again`: how many events were in the queue when it was opened.
+    /// `again`: what was in the queue when it was opened, in bytes.
     pub(super) fn new(table: Table, reader: Reader, again: u64) -> Self {
         let (records, corrupt) = table.inherit();
         if corrupt > 0 {
@@ -293,6 +294,7 @@ impl<E: Waits> Inner<E> {
     fn tidy(&mut self) {
         for slot in self.left.take_if_over() {
             self.table.free(slot);
+            self.table.count_end(End::Fetched, 0);
         }
     }
 
@@ -417,19 +419,17 @@ impl<E: Waits> Inner<E> {
             let Record { segment, range, .. } = record;
             self.ready.push_back(Incoming::Settled { segment, range });
         }
-        let answered = event.answer(verdict);
+        // Before the answer: who is killed between the two leaves no entry of a reader that has gone on. The kernel
+        // reports the event again, and then it counts as another one.
         if let Some(slot) = slot {
             self.table.free(slot);
         }
         self.table.count_end(end, now().saturating_sub(record.since));
-        answered
+        event.answer(verdict)
     }
 
     /// Answers an event that needs no worker. `before`: what the table had of it.
     fn settle(&mut self, event: E, before: Option<(Slot, Record)>, verdict: Verdict) {
-        if let Err(error) = event.answer(verdict) {
-            error!(error = &error as &dyn std::error::Error, "a reader stays blocked");
-        }
         let (allowed, waited) = match before {
             Some((slot, record)) => {
                 self.table.free(slot);
@@ -442,6 +442,10 @@ impl<E: Waits> Inner<E> {
         };
         let end = if verdict == Verdict::Allow { allowed } else { End::Denied };
         self.table.count_end(end, waited);
+        // last, as in `finish`
+        if let Err(error) = event.answer(verdict) {
+            error!(error = &error as &dyn std::error::Error, "a reader stays blocked");
+        }
     }
 }
 
@@ -453,11 +457,11 @@ impl<E: Waits> Drop for Inner<E> {
 
 #[cfg(test)]
 impl<E: Waits> Inner<E> {
-    /// Does with an event of a segment what is done with one that was read. Its id, if it is held.
+    /// Does with an event of a segment what is done with one that was read, of 1 byte. Its id, if it is held.
     pub(super) fn take(&mut self, segment: SegmentId, file: FileId, event: E) -> Option<EventId> {
         self.segments.insert(file, segment);
         self.arrived(event);
-        self.left.one_was_read();
+        self.left.was_read(1);
         self.tidy();
         match self.ready.pop_front()? {
             Incoming::Event { event, .. } => Some(event),

@@ -175,14 +175,22 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<R
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
+    let mut seen_end = false;
     let length = loop {
         header.msg_control = control.as_mut_ptr().cast();
         header.msg_controllen = size_of_val(&control) as _;
         // SAFETY: the header points to the buffer and the control data, which outlive the call.
         let received =
             unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
-        if let Ok(length) = usize::try_from(received) {
-            break length;
+        match usize::try_from(received) {
+            // The kernel looks for a message and then whether this is the end, so what was sent between the
+            // two, the last one, is still there (`net/unix/af_unix.c:__unix_dgram_recvmsg`).
+            Ok(0) if !seen_end => {
+                seen_end = true;
+                continue;
+            }
+            Ok(length) => break length,
+            Err(_) => {}
         }
         let error = io::Error::last_os_error();
         // The peer was closed before it had read all that we sent. The kernel says so once, and

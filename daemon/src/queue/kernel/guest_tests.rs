@@ -50,6 +50,41 @@ async fn guest_a_reader_survives_its_worker() {
     assert_eq!(reader.finish().bytes, [5; 8192]);
 }
 
+/// The table shows who was killed in flight only until all has been read that was in the queue.
+#[tokio::test]
+#[ignore = "needs a kernel with restartable permission events"]
+async fn guest_a_killed_reader_leaves_the_table() {
+    let disk = Disk::mount();
+    let group = Group::restartable().unwrap();
+    let segment = Segment::new(&group, disk.path(), "segment");
+    let table = Table::create(16).unwrap();
+    let first = worker(&group, &table, &segment);
+    let killed = Reader::start(&segment.path, range(0, 4096));
+    let (gone, _) = next_event(&first).await;
+    let mut readers = Vec::new();
+    for n in 1..4 {
+        readers.push(Reader::start(&segment.path, range(n * 4096, 4096)));
+        next_event(&first).await;
+    }
+    drop(killed);
+    drop(first);
+    let second = worker(&group, &table, &segment);
+    assert_eq!(table.snapshot().records.len(), 4);
+    let mut events = Vec::new();
+    for _ in &readers {
+        events.push(next_event(&second).await.0);
+    }
+    let left: Vec<_> = table.snapshot().records.iter().map(|record| record.event).collect();
+    assert!(left.len() == 3 && !left.contains(&gone), "{left:?}");
+    segment.unmarked.write_all_at(&[5; 4 * 4096], 0).unwrap();
+    for event in events {
+        assert_eq!(second.answer(event, Verdict::Allow).unwrap(), Answered::Delivered);
+    }
+    assert!(readers.into_iter().all(|reader| reader.finish().status.success()));
+    let tally = table.tally();
+    assert_eq!((tally.events, tally.fetched), (4, 4));
+}
+
 #[tokio::test]
 #[ignore = "needs a kernel with restartable permission events"]
 async fn guest_an_event_that_kills_its_workers_is_given_up() {

@@ -14,12 +14,12 @@ type Key = (SegmentId, ByteRange, i32);
 #[derive(Debug, Default)]
 pub struct Left {
     records: HashMap<Key, Vec<(Slot, Record)>>,
-    /// Events that may be among them, and are still to be read.
+    /// What is still to be read of the events that may be among them, in bytes.
     again: u64,
 }
 
 impl Left {
-    /// `again`: how many events were in the queue when it was opened.
+    /// `again`: what was in the queue when it was opened, in bytes.
     pub fn new(records: Vec<(Slot, Record)>, again: u64) -> Self {
         let mut left = Self { records: HashMap::new(), again };
         for (slot, record) in records {
@@ -47,8 +47,8 @@ impl Left {
         Some(found)
     }
 
-    pub fn one_was_read(&mut self) {
-        self.again = self.again.saturating_sub(1);
+    pub fn was_read(&mut self, bytes: u64) {
+        self.again = self.again.saturating_sub(bytes);
     }
 
     /// What nobody will ask for any more.
@@ -86,12 +86,12 @@ mod tests {
         for (event, pid) in [(3, 10), (1, 10), (2, 11)] {
             let _ = table.claim(&record(event, pid)).unwrap();
         }
-        let mut left = Left::new(table.inherit().0, 2);
+        let mut left = Left::new(table.inherit().0, 96);
         let mut take = |pid| left.take(SegmentId(1), range, pid).map(|(_, record)| record.event.0);
         assert_eq!([take(10), take(12), take(10), take(10)], [Some(1), None, Some(3), None]);
-        left.one_was_read();
+        left.was_read(48);
         assert_eq!(left.take_if_over().len(), 0);
-        left.one_was_read();
+        left.was_read(48);
         assert_eq!(left.take_if_over().len(), 1, "of a reader that was killed");
     }
 }
