@@ -128,6 +128,8 @@ impl Shard {
         }
         if death == Death::Fault {
             self.strike_prefetches();
+            // whatever is wrong, the next one finds out for itself
+            self.servers.clear();
         }
         if self.stop.is_some() {
             return;
