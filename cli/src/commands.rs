@@ -4,6 +4,7 @@ mod clone;
 mod completions;
 mod daemonize;
 mod doctor;
+mod image;
 mod ls;
 mod mount;
 mod prefetch;
@@ -29,6 +30,7 @@ pub enum Command {
     Rm(rm::Rm),
     Status(status::Status),
     Ls(ls::Ls),
+    Image(image::Image),
     Prefetch(prefetch::Prefetch),
     Queue(queue::Queue),
     Workers(workers::Workers),
@@ -55,6 +57,7 @@ pub async fn run(args: Args) -> Result<(), Failure> {
         Command::Rm(command) => command.run(&context).await,
         Command::Status(command) => command.run(&context).await,
         Command::Ls(command) => command.run(&context).await,
+        Command::Image(command) => command.run(&context).await,
         Command::Prefetch(command) => command.run(&context).await,
         Command::Queue(command) => command.run(&context).await,
         Command::Workers(command) => command.run(&context).await,

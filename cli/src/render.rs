@@ -1,6 +1,7 @@
 //! Answers as text for people.
 
 mod failed;
+mod images;
 mod mounts;
 mod queue;
 #[cfg(test)]
@@ -13,6 +14,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use hydrant_api::Summary;
 
 pub use failed::failed;
+pub use images::images;
 pub use mounts::{list, mount};
 pub use queue::{event, events};
 pub use status::status;

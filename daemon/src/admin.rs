@@ -21,8 +21,9 @@ use std::io;
 use std::sync::Arc;
 
 use hydrant_api::{
-    Cleared, CloneRequest, FailedEvent, Mount, PathRequest, PrefetchRequest, QueueEvent,
-    RestartRequest, RmRequest, Status, Summary, UmountRequest, Worker,
+    Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, Mount, MountImageRequest,
+    PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest, RmRequest, Status,
+    Summary, UmountRequest, Worker,
 };
 
 pub use caller::Caller;
@@ -76,6 +77,35 @@ pub trait Service: Send + Sync + 'static {
         request: PrefetchRequest,
         progress: ProgressSender,
     ) -> impl Future<Output = Result<Summary, ApiError>> + Send;
+
+    fn images(&self, caller: Caller) -> impl Future<Output = Result<Vec<Image>, ApiError>> + Send;
+
+    fn pull_image(
+        &self,
+        caller: Caller,
+        request: PullRequest,
+        progress: ProgressSender,
+    ) -> impl Future<Output = Result<Summary, ApiError>> + Send;
+
+    /// Pulls it first, if it is not there.
+    fn mount_image(
+        &self,
+        caller: Caller,
+        request: MountImageRequest,
+        progress: ProgressSender,
+    ) -> impl Future<Output = Result<Summary, ApiError>> + Send;
+
+    fn evict_image(
+        &self,
+        caller: Caller,
+        request: ImageRequest,
+    ) -> impl Future<Output = Result<Evicted, ApiError>> + Send;
+
+    fn rm_image(
+        &self,
+        caller: Caller,
+        request: ImageRequest,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     fn queue(
         &self,

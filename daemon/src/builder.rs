@@ -4,8 +4,9 @@
 //! runs as root, without network, and believes nothing of what it reads: the manifest and the content
 //! come from the importer, which has parsed bytes from the origin.
 //!
-//! It reads a line of JSON, a [`Job`], makes new segments, the tree's image, the existence pack and the
-//! git index, and answers with a [`Reply`].
+//! It reads a line of JSON, a [`Line`]: for a git tree a [`Job`], for which it makes new segments, the tree's
+//! image, the existence pack and the git index; for a layer of a container image a [`layer::LayerJob`]. It answers
+//! with a [`Reply`].
 //!
 //! All paths it is given have to be in directories that only root can write to. What it makes is
 //! durable when it answers; when it fails it leaves nothing. Until the answer is in the catalog none
@@ -15,8 +16,10 @@ pub mod contents;
 pub mod files;
 pub mod image;
 pub mod index;
+pub mod layer;
 pub mod pack;
 pub mod place;
+pub mod segment;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -132,11 +135,20 @@ pub struct Built {
     pub pack: Option<Pack>,
 }
 
+/// A line of JSON for the builder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    Layer { layer: layer::LayerJob },
+    Tree(Box<Job>),
+}
+
 /// The builder's answer to a line, itself a line of JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     Built(Box<Built>),
+    BuiltLayer(layer::LayerBuilt),
     /// What went wrong, for people to read.
     Failed(String),
 }
@@ -335,5 +347,8 @@ pub fn run(mut input: impl BufRead, mut output: impl Write) -> io::Result<()> {
 }
 
 fn reply(line: &str) -> anyhow::Result<Reply> {
-    Ok(Reply::Built(Box::new(build(&serde_json::from_str(line)?)?.built)))
+    Ok(match serde_json::from_str(line)? {
+        Line::Tree(job) => Reply::Built(Box::new(build(&job)?.built)),
+        Line::Layer { layer } => Reply::BuiltLayer(layer::build(&layer)?),
+    })
 }

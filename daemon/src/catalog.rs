@@ -13,6 +13,7 @@
 
 mod failed;
 mod garbage;
+mod images;
 mod mounts;
 mod open;
 mod pools;
@@ -34,7 +35,9 @@ use tokio::sync::{oneshot, watch};
 
 pub use failed::{Failed, FailedDetails, MAX_FAILED};
 pub use garbage::Garbage;
-pub use records::{Mount, NewMount, NewPool, NewSegment, NewTree, Pool, Segment, Tree};
+pub use records::{
+    Image, Mount, NewImage, NewMount, NewPool, NewSegment, NewTree, Pool, Segment, Tree,
+};
 pub use runs::LastRun;
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;

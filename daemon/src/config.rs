@@ -48,6 +48,17 @@ pub struct Config {
     pub queue: Option<QueueChoice>,
     #[serde(default)]
     pub workers: Workers,
+    #[serde(default)]
+    pub images: Images,
+}
+
+/// `[images]`: container images.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Images {
+    /// Registries (`host:port`) that are spoken to without encryption, besides those on this machine.
+    #[serde(default)]
+    pub insecure_registries: Vec<String>,
 }
 
 /// `[workers]`: what the processes that fetch may use, and how long they may be silent.

@@ -35,6 +35,10 @@ id! {
     MountId(u64)
 }
 id! {
+    /// A container image as it was pulled.
+    ImageId(u64)
+}
+id! {
     /// A shard: a fanotify group with its queue and its worker.
     ShardId(u16)
 }

@@ -13,6 +13,7 @@ pub mod erofs;
 pub mod fanotify;
 pub mod ids;
 pub mod importer;
+pub mod layer;
 pub mod manifest;
 pub mod mount;
 pub mod object;

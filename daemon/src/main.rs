@@ -63,6 +63,9 @@ enum Role {
     /// Makes a manifest of a revision; started by the supervisor
     #[command(hide = true)]
     Importer(Unprivileged),
+    /// Fetches container images; started by the supervisor
+    #[command(hide = true)]
+    Puller(Unprivileged),
     /// Makes a tree's files of a manifest; started by the supervisor
     #[command(hide = true)]
     Builder,
@@ -199,6 +202,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Some(Role::Importer(who)) => {
             importer::main(who.uid, who.gid, who.without_landlock, inherited()?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Role::Puller(who)) => {
+            importer::puller::main(who.uid, who.gid, who.without_landlock, inherited()?)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Builder) => {

@@ -3,7 +3,10 @@
 //! The importer, which has read bytes from the network, writes it; the builder believes nothing of
 //! it ([`Reader`] checks each entry) and makes the tree's image out of it. A manifest is a stream of
 //! [postcard](https://postcard.jamesmunns.com/wire-format.html) records, each behind its length in
-//! four little-endian bytes: one [`Header`], then the entries.
+//! four little-endian bytes: one [`Header`], then the entries. This is the manifest of a git tree;
+//! that of an image's layer, with records of its own in the same frame, is in [`layer`].
+
+pub mod layer;
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -125,15 +128,7 @@ impl<W: Write> Writer<W> {
     }
 
     fn record(&mut self, record: &impl Serialize) -> io::Result<()> {
-        let mut bytes = std::mem::take(&mut self.record);
-        bytes.clear();
-        bytes.extend_from_slice(&[0; 4]);
-        let mut bytes = postcard::to_extend(record, bytes).map_err(io::Error::other)?;
-        let len = u32::try_from(bytes.len() - 4).ok().filter(|len| *len <= MAX_RECORD);
-        let len = len.ok_or_else(|| io::Error::other("a record of the manifest is too long"))?;
-        bytes[..4].copy_from_slice(&len.to_le_bytes());
-        self.record = bytes;
-        self.out.write_all(&self.record)
+        write_record(&mut self.out, &mut self.record, record, MAX_RECORD)
     }
 }
 
@@ -152,7 +147,7 @@ impl<R: Read> Reader<R> {
     pub fn new(mut input: R) -> Result<Self, ManifestError> {
         let wrong = |what: &str| ManifestError::Entry { number: 0, what: what.to_owned() };
         let mut record = Vec::new();
-        if !read_record(&mut input, &mut record)? {
+        if !read_record(&mut input, &mut record, MAX_RECORD)? {
             return Err(wrong("there is no header"));
         }
         let header: Header = decode(&record).map_err(|what| wrong(&what))?;
@@ -174,19 +169,14 @@ impl<R: Read> Reader<R> {
     pub fn next_entry(&mut self) -> Result<Option<(u32, Entry)>, ManifestError> {
         let number = self.directories.len();
         let fail = |what: String| ManifestError::Entry { number: number as u64, what };
-        if !read_record(&mut self.input, &mut self.record)? {
+        if !read_record(&mut self.input, &mut self.record, MAX_RECORD)? {
             return Ok(None);
         }
         let entry: Entry = decode(&self.record).map_err(fail)?;
         let number = u32::try_from(number).map_err(|_| fail("too many entries".into()))?;
         let shown = Shown(&entry.name);
         let name = &entry.name[..];
-        if name.is_empty() || name.len() > 255 || name == b"." || name == b".." {
-            return Err(fail(format!("{shown:?} can't be a file's name")));
-        }
-        if name.contains(&b'/') || name.contains(&0) {
-            return Err(fail(format!("{shown:?} has a slash or a NUL in it")));
-        }
+        check_name(name).map_err(fail)?;
         // At any depth, as git has it: a repository of the origin's making could run programs.
         if name.eq_ignore_ascii_case(b".git") {
             return Err(fail(format!("{shown:?} is git's own directory")));
@@ -194,10 +184,8 @@ impl<R: Read> Reader<R> {
         if entry.key.kind() != self.header.hash {
             return Err(fail("its id is of another hash function".into()));
         }
-        if let EntryKind::Symlink { target } = &entry.kind
-            && (target.is_empty() || target.len() > 4095 || target.contains(&0))
-        {
-            return Err(fail(format!("{shown:?} is a symbolic link that can't be made")));
+        if let EntryKind::Symlink { target } = &entry.kind {
+            check_target(name, target).map_err(fail)?;
         }
         if let EntryKind::File { size, .. } = entry.kind
             && i64::try_from(size).is_err()
@@ -236,20 +224,58 @@ impl fmt::Debug for Shown<'_> {
     }
 }
 
-/// Reads the next record into `bytes`; false at the empty record that ends a manifest.
-fn read_record(input: &mut impl Read, bytes: &mut Vec<u8>) -> io::Result<bool> {
+/// Can it be the name of something in a directory?
+fn check_name(name: &[u8]) -> Result<(), String> {
+    let shown = Shown(name);
+    if name.is_empty() || name.len() > 255 || name == b"." || name == b".." {
+        return Err(format!("{shown:?} can't be a file's name"));
+    }
+    if name.contains(&b'/') || name.contains(&0) {
+        return Err(format!("{shown:?} has a slash or a NUL in it"));
+    }
+    Ok(())
+}
+
+/// Can a symbolic link lead there?
+fn check_target(name: &[u8], target: &[u8]) -> Result<(), String> {
+    if target.is_empty() || target.len() > 4095 || target.contains(&0) {
+        return Err(format!("{:?} is a symbolic link that can't be made", Shown(name)));
+    }
+    Ok(())
+}
+
+/// Writes a record of at most `max` bytes, made in `bytes`.
+fn write_record(
+    out: &mut impl Write,
+    bytes: &mut Vec<u8>,
+    record: &impl Serialize,
+    max: u32,
+) -> io::Result<()> {
+    bytes.clear();
+    bytes.extend_from_slice(&[0; 4]);
+    *bytes = postcard::to_extend(record, std::mem::take(bytes)).map_err(io::Error::other)?;
+    let len = u32::try_from(bytes.len() - 4).ok().filter(|len| *len <= max);
+    let len = len.ok_or_else(|| io::Error::other("a record of the manifest is too long"))?;
+    bytes[..4].copy_from_slice(&len.to_le_bytes());
+    out.write_all(bytes)
+}
+
+/// Reads the next record, of at most `max` bytes, into `bytes`; false at the empty record that ends
+/// a manifest.
+fn read_record(input: &mut impl Read, bytes: &mut Vec<u8>, max: u32) -> io::Result<bool> {
     let mut len = [0; 4];
     input.read_exact(&mut len)?;
     let len = u32::from_le_bytes(len);
     if len == 0 {
         return Ok(false);
     }
-    if len > MAX_RECORD {
+    if len > max {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a record is too long"));
     }
-    bytes.resize(len as usize, 0);
-    input.read_exact(bytes)?;
-    Ok(true)
+    // in steps, so that a record's length alone takes no memory
+    bytes.clear();
+    input.take(u64::from(len)).read_to_end(bytes)?;
+    if bytes.len() == len as usize { Ok(true) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 #[cfg(test)]

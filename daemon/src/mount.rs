@@ -16,7 +16,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open, openat};
@@ -40,12 +40,23 @@ pub struct TreeMount<'a> {
     /// everybody would: not through the private mount of [`private`], through which they would raise
     /// no events.
     pub devices: &'a [PathBuf],
-    /// What makes the tree writable; without it, it is the image that is mounted.
+    /// More images below it, the highest first: the layers of a container image.
+    pub below: &'a [Image],
+    /// The tree is mounted for the first time: its root directory is to be as in the image.
+    pub fresh: bool,
+    /// What makes the tree writable; without it (and with nothing below), it is the image that is mounted.
     pub layers: Option<Layers<'a>>,
     /// Nobody can write, though there be layers.
     pub read_only: bool,
     /// `nosuid,nodev`: a tree for somebody else than root.
     pub restricted: bool,
+}
+
+/// An EROFS image and its segments, as in [`TreeMount`].
+#[derive(Debug, Clone)]
+pub struct Image {
+    pub image: PathBuf,
+    pub devices: Vec<PathBuf>,
 }
 
 /// The directories of a writable tree. Both are on one file system, and `work` is empty or as overlayfs
@@ -71,6 +82,8 @@ pub enum MountError {
     Image { image: PathBuf, source: FsError },
     #[error("mount overlayfs with {}", upper.display())]
     Overlay { upper: PathBuf, source: FsError },
+    #[error("make {} as the root directory of the image", path.display())]
+    Root { path: PathBuf, source: io::Error },
     #[error("{} is not a directory of uid {owner}", path.display())]
     NotTheirs { path: PathBuf, owner: u32 },
     #[error("look into the directory to mount on")]
@@ -99,33 +112,63 @@ pub fn mount(tree: &TreeMount<'_>) -> Result<DetachedMount, MountError> {
     };
     let image_attributes = Attributes { read_only: true, ..Attributes::default() };
     let Some(layers) = tree.layers else {
-        let fd = mount_image(tree, restrict(image_attributes))?;
+        let fd = mount_image(tree.image, tree.devices, restrict(image_attributes))?;
         return Ok(DetachedMount { fd });
     };
-    let lower = mount_image(tree, image_attributes)?;
+    let mut lower = vec![mount_image(tree.image, tree.devices, image_attributes)?];
+    for below in tree.below {
+        lower.push(mount_image(&below.image, &below.devices, image_attributes)?);
+    }
     let attributes = Attributes { read_only: tree.read_only, ..Attributes::default() };
     let upper = open_path(layers.upper)?;
     let work = open_path(layers.work)?;
-    let fd = mount_overlay(lower.as_fd(), upper.as_fd(), work.as_fd(), restrict(attributes))
+    if tree.fresh {
+        adopt_root(&lower, layers.upper)
+            .map_err(|source| MountError::Root { path: layers.upper.to_owned(), source })?;
+    }
+    let fd = mount_overlay(&lower, upper.as_fd(), work.as_fd(), restrict(attributes))
         .map_err(|source| MountError::Overlay { upper: layers.upper.to_owned(), source })?;
     Ok(DetachedMount { fd })
 }
 
-fn mount_image(tree: &TreeMount<'_>, attributes: Attributes) -> Result<OwnedFd, MountError> {
+/// The root directory that a mounted tree shows is `upper` itself.
+fn adopt_root(lower: &[OwnedFd], upper: &Path) -> io::Result<()> {
+    let Some(top) = lower.first() else { return Ok(()) };
+    let mut stat = nix::sys::stat::fstat(top)?;
+    // a layer need not say anything of the root
+    for below in lower {
+        if stat.st_mtime != 0 {
+            break;
+        }
+        stat = nix::sys::stat::fstat(below)?;
+    }
+    std::os::unix::fs::chown(upper, Some(stat.st_uid), Some(stat.st_gid))?;
+    let mode = std::fs::Permissions::from_mode(stat.st_mode & 0o7777);
+    std::fs::set_permissions(upper, mode)?;
+    let modified = nix::sys::time::TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
+    let flags = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
+    Ok(nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, upper, &modified, &modified, flags)?)
+}
+
+fn mount_image(
+    path: &Path,
+    segments: &[PathBuf],
+    attributes: Attributes,
+) -> Result<OwnedFd, MountError> {
     // Without any device the kernel would mount it as a "flat" image and take content from behind the
     // metadata: from nowhere.
-    let (expected, given) = (device_count(tree.image)?, tree.devices.len());
+    let (expected, given) = (device_count(path)?, segments.len());
     if expected != given {
-        return Err(MountError::Devices { image: tree.image.to_owned(), expected, given });
+        return Err(MountError::Devices { image: path.to_owned(), expected, given });
     }
-    let image = open_path(tree.image)?;
-    let devices = tree.devices.iter().map(|path| open_path(path)).collect::<Result<Vec<_>, _>>()?;
+    let image = open_path(path)?;
+    let devices = segments.iter().map(|path| open_path(path)).collect::<Result<Vec<_>, _>>()?;
     let mount = || {
         let context = FsContext::open(c"erofs")?;
         // The path itself where the kernel takes one of that length: it is shown to the user.
-        match CString::new(tree.image.as_os_str().as_bytes()) {
-            Ok(path) if tree.image.is_absolute() && path.count_bytes() <= MAX_OPTION => {
-                context.set_string(c"source", &path)?;
+        match CString::new(path.as_os_str().as_bytes()) {
+            Ok(name) if path.is_absolute() && name.count_bytes() <= MAX_OPTION => {
+                context.set_string(c"source", &name)?;
             }
             _ => context.set_string(c"source", &fd_path(&image))?,
         }
@@ -135,7 +178,7 @@ fn mount_image(tree: &TreeMount<'_>, attributes: Attributes) -> Result<OwnedFd, 
         context.create()?;
         context.mount(attributes)
     };
-    mount().map_err(|source| MountError::Image { image: tree.image.to_owned(), source })
+    mount().map_err(|source| MountError::Image { image: path.to_owned(), source })
 }
 
 /// `extra_devices` of the superblock (`fs/erofs/erofs_fs.h`), which begins at byte 1024.
@@ -148,7 +191,7 @@ fn device_count(image: &Path) -> Result<usize, MountError> {
 }
 
 fn mount_overlay(
-    lower: BorrowedFd<'_>,
+    lower: &[OwnedFd],
     upper: BorrowedFd<'_>,
     work: BorrowedFd<'_>,
     attributes: Attributes,
@@ -156,7 +199,9 @@ fn mount_overlay(
     let context = FsContext::open(c"overlay")?;
     // SOURCE, as a C string.
     context.set_string(c"source", c"hydrant")?;
-    context.set_fd(c"lowerdir+", lower)?;
+    for layer in lower {
+        context.set_fd(c"lowerdir+", layer.as_fd())?;
+    }
     context.set_fd(c"upperdir", upper)?;
     context.set_fd(c"workdir", work)?;
     // Directories can be renamed; chmod, chown and rename of a file copy no content, so fetch none.

@@ -210,13 +210,27 @@ impl Serialize for ObjectId {
 impl<'de> Deserialize<'de> for ObjectId {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
-        impl serde::de::Visitor<'_> for Visitor {
+        impl<'a> serde::de::Visitor<'a> for Visitor {
             type Value = ObjectId;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("20 or 32 bytes")
             }
             fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<ObjectId, E> {
                 ObjectId::from_bytes(bytes).map_err(E::custom)
+            }
+            // as JSON has them
+            fn visit_seq<A: serde::de::SeqAccess<'a>>(
+                self,
+                mut seq: A,
+            ) -> Result<ObjectId, A::Error> {
+                let mut bytes = Vec::with_capacity(32);
+                while let Some(byte) = seq.next_element()? {
+                    bytes.push(byte);
+                    if bytes.len() > 32 {
+                        break;
+                    }
+                }
+                self.visit_bytes(&bytes)
             }
         }
         deserializer.deserialize_bytes(Visitor)
@@ -252,5 +266,8 @@ mod tests {
         let id = ObjectId::of_blob(HashKind::Sha256, b"x");
         let bytes = postcard::to_stdvec(&id).unwrap();
         assert_eq!(postcard::from_bytes::<ObjectId>(&bytes).unwrap(), id);
+        let json = serde_json::to_value(id).unwrap();
+        assert_eq!(serde_json::from_value::<ObjectId>(json).unwrap(), id);
+        assert!(serde_json::from_str::<ObjectId>("[1, 2]").is_err());
     }
 }

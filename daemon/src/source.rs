@@ -5,10 +5,12 @@
 //! retrying are the worker's business, not the source's.
 
 pub mod git;
+pub mod oci;
 
 use std::fs::File;
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -80,4 +82,9 @@ pub trait Fetch: Send + Sync + 'static {
         keys: &[ObjectId],
         sink: &mut dyn Sink,
     ) -> impl Future<Output = Result<(), FetchError>> + Send;
+
+    /// A segment was attached that has an access index: its extent index, and that.
+    fn attach(&self, extents: Arc<File>, access: Arc<File>) {
+        let _ = (extents, access);
+    }
 }

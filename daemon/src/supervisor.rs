@@ -9,6 +9,7 @@ mod clone;
 mod durable;
 mod failed;
 mod git;
+mod images;
 mod import;
 mod kept;
 mod known;
@@ -71,6 +72,10 @@ pub struct Supervisor {
     live: Arc<Mutex<mounts::LiveMounts>>,
     /// Pools that a clone is adding to, or of which a tree is being mounted.
     cloning: Arc<Mutex<Vec<PoolId>>>,
+    /// Held by the one pull that goes on.
+    pulling: tokio::sync::Mutex<()>,
+    /// Layers come into use with it, and are evicted by whoever has it alone.
+    eviction: tokio::sync::RwLock<()>,
     end: watch::Sender<Option<manager::End>>,
     /// No other supervisor on this machine has, had or will have it until the next boot.
     instance: u64,

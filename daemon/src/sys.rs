@@ -4,6 +4,7 @@
 
 pub mod cgroup;
 pub mod fdstore;
+pub mod inflate;
 pub mod lease;
 pub mod limits;
 pub mod mount;

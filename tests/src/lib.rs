@@ -21,6 +21,7 @@ pub mod powercut;
 pub mod process;
 pub mod proxy;
 pub mod reader;
+pub mod registry;
 pub mod repository;
 pub mod scratch;
 pub mod server;

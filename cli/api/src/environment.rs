@@ -1,11 +1,13 @@
 //! Which of a caller's environment variables git and ssh get to see.
 
-/// Variables that git, ssh or a credential helper look at.
+/// Variables that git, ssh or a credential helper look at, and where registries' credentials are.
 const WANTED: &[&str] = &[
+    "DOCKER_CONFIG",
     "HOME",
     "LANG",
     "LOGNAME",
     "PATH",
+    "REGISTRY_AUTH_FILE",
     "SSH_ASKPASS",
     "SSH_ASKPASS_REQUIRE",
     "SSH_AUTH_SOCK",
@@ -76,6 +78,7 @@ mod tests {
     #[test]
     fn what_git_and_ssh_look_at() {
         for name in [
+            "DOCKER_CONFIG",
             "HOME",
             "SSH_AUTH_SOCK",
             "GIT_SSH_COMMAND",

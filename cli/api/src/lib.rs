@@ -10,6 +10,11 @@
 //! | `POST /v1/umount` | [`UmountRequest`] | list of [`Mount`] that were unmounted |
 //! | `POST /v1/rm` | [`RmRequest`] | lines of [`Progress`] |
 //! | `POST /v1/prefetch` | [`PrefetchRequest`] | lines of [`Progress`] |
+//! | `GET /v1/images` | | list of [`Image`] |
+//! | `POST /v1/image/pull` | [`PullRequest`] | lines of [`Progress`] |
+//! | `POST /v1/image/mount` | [`MountImageRequest`] | lines of [`Progress`] |
+//! | `POST /v1/image/evict` | [`ImageRequest`] | [`Evicted`] |
+//! | `POST /v1/image/rm` | [`ImageRequest`] | `{}` |
 //! | `GET /v1/queue` | | list of [`QueueEvent`] |
 //! | `GET /v1/queue/{id}` | | [`QueueEvent`] |
 //! | `POST /v1/queue/{id}/retry` | | `{}` |
@@ -151,11 +156,78 @@ pub struct PrefetchRequest {
     pub path: String,
 }
 
+/// `POST /v1/image/pull`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullRequest {
+    /// `[registry/]repository[:tag][@digest]`
+    pub reference: String,
+    /// The caller's environment as far as it says where credentials are.
+    #[serde(default)]
+    pub environment: Vec<(String, String)>,
+    /// For whom root asks (`sudo`): whose credentials are used.
+    #[serde(default)]
+    pub owner: Option<Owner>,
+}
+
+/// `POST /v1/image/mount`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountImageRequest {
+    /// As in [`PullRequest`]; pulled if it is not here.
+    pub reference: String,
+    /// Absolute; does not exist or is empty.
+    pub directory: String,
+    #[serde(default)]
+    pub read_only: bool,
+    /// As in [`PullRequest`].
+    #[serde(default)]
+    pub environment: Vec<(String, String)>,
+    #[serde(default)]
+    pub owner: Option<Owner>,
+}
+
+/// `POST /v1/image/rm` and `POST /v1/image/evict`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRequest {
+    pub reference: String,
+}
+
+/// What an eviction has freed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evicted {
+    pub bytes: u64,
+    /// Layers that stay, as a mount has them.
+    pub in_use: u64,
+}
+
+/// A container image, of `GET /v1/images`. Digests are `sha256:` and 64 digits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// Complete, such as `docker.io/library/busybox:latest`.
+    pub reference: String,
+    /// Of what the reference leads to, which may be an index of several platforms.
+    pub digest: String,
+    /// Of this machine's manifest.
+    pub manifest: String,
+    pub config: String,
+    pub layers: u64,
+    /// Names in all layers.
+    pub files: u64,
+    /// What the registry has of it, compressed.
+    pub bytes: u64,
+    /// Bytes of the layers' segments that are there, and their size.
+    pub present_bytes: u64,
+    pub segment_bytes: u64,
+    /// Since the epoch.
+    pub pulled_ms: u64,
+    /// Where it is mounted.
+    pub mounts: Vec<String>,
+}
+
 /// One line of the answer to a request that takes its time. The last line is `Done` or `Failed`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Progress {
-    /// A step has begun: `metadata`, `sizes`, `tree`, `mount`, `fetch`, `copy`.
+    /// A step has begun: `metadata`, `sizes`, `layers`, `tree`, `mount`, `fetch`, `copy`.
     Step {
         step: String,
     },

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hydrant_api::{CloneRequest, UmountRequest, is_wanted_variable, path_from_text};
+use hydrant_api::{CloneRequest, Owner, UmountRequest, is_wanted_variable, path_from_text};
 
 use super::caller::Caller;
 use super::error::ApiError;
@@ -47,21 +47,53 @@ pub(super) fn clone(caller: &Caller, mut request: CloneRequest) -> Result<CloneR
     if let Some(revision) = &request.revision {
         argument("the revision", revision)?;
     }
-    match request.owner {
-        Some(owner) if !caller.may_change(owner) => {
-            return Err(ApiError::forbidden("only root may clone for another user"));
+    caller_or_other(caller, &mut request.owner, "clone")?;
+    environment(&mut request.environment)?;
+    Ok(request)
+}
+
+/// A name of an image, as far as its length goes.
+pub(super) fn reference(text: &str) -> Result<(), ApiError> {
+    argument("the image's name", text)?;
+    match text.len() > 1000 {
+        true => Err(ApiError::invalid("the image's name is too long")),
+        false => Ok(()),
+    }
+}
+
+/// What is asked about an image.
+pub(super) fn image(
+    caller: &Caller,
+    name: &str,
+    variables: &mut Vec<(String, String)>,
+    owner: &mut Option<Owner>,
+) -> Result<(), ApiError> {
+    reference(name)?;
+    caller_or_other(caller, owner, "pull")?;
+    environment(variables)
+}
+
+/// Only root may ask for others.
+fn caller_or_other(caller: &Caller, owner: &mut Option<Owner>, what: &str) -> Result<(), ApiError> {
+    match *owner {
+        Some(other) if !caller.may_change(other) => {
+            return Err(ApiError::forbidden(format!("only root may {what} for another user")));
         }
-        Some(_) if !caller.is_root() => request.owner = None,
+        Some(_) if !caller.is_root() => *owner = None,
         _ => {}
     }
-    request.environment.retain(|(name, value)| is_wanted_variable(name) && !value.contains('\0'));
-    let size: usize = request.environment.iter().map(|(n, v)| n.len() + v.len()).sum();
+    Ok(())
+}
+
+fn environment(variables: &mut Vec<(String, String)>) -> Result<(), ApiError> {
+    variables.retain(|(name, value)| is_wanted_variable(name) && !value.contains('\0'));
+    let size: usize = variables.iter().map(|(n, v)| n.len() + v.len()).sum();
     if size > MAX_ENVIRONMENT {
         return Err(ApiError::invalid(format!(
             "the environment has {size} bytes of variables for git, more than {MAX_ENVIRONMENT}"
         )));
     }
-    Ok(request)
+    Ok(())
 }
 
 /// Words that become arguments of git: none may be taken for an option.
@@ -74,7 +106,7 @@ fn argument(what: &str, text: &str) -> Result<(), ApiError> {
 
 #[cfg(test)]
 mod tests {
-    use hydrant_api::{ErrorCode, History, Owner};
+    use hydrant_api::{ErrorCode, History};
 
     use super::*;
 

@@ -12,8 +12,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hydrant_api::{
-    Cleared, CloneRequest, ErrorBody, FailedEvent, Mount, PathRequest, PrefetchRequest, QueueEvent,
-    RestartRequest, RmRequest, Status, UmountRequest, VERSION_HEADER, Worker,
+    Cleared, CloneRequest, ErrorBody, Evicted, FailedEvent, Image, ImageRequest, Mount,
+    MountImageRequest, PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest,
+    RmRequest, Status, UmountRequest, VERSION_HEADER, Worker,
 };
 use serde::de::DeserializeOwned;
 
@@ -36,6 +37,11 @@ pub(super) fn router<S: Service>(service: Arc<S>) -> Router {
         .route("/v1/umount", post(umount::<S>))
         .route("/v1/rm", post(rm::<S>))
         .route("/v1/prefetch", post(prefetch::<S>))
+        .route("/v1/images", get(images::<S>))
+        .route("/v1/image/pull", post(pull_image::<S>))
+        .route("/v1/image/mount", post(mount_image::<S>))
+        .route("/v1/image/evict", post(evict_image::<S>))
+        .route("/v1/image/rm", post(rm_image::<S>))
         .route("/v1/queue", get(queue::<S>))
         .route("/v1/queue/failed", get(failed::<S>))
         .route("/v1/queue/failed/clear", post(clear_failed::<S>))
@@ -129,6 +135,67 @@ async fn prefetch<S: Service>(
     Ok(progress::respond("prefetch", move |progress| async move {
         service.prefetch(caller, request, progress).await
     }))
+}
+
+async fn images<S: Service>(State(service): State<Arc<S>>, caller: Caller) -> Reply<Vec<Image>> {
+    service.images(caller).await.map(Json)
+}
+
+async fn pull_image<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let mut request: PullRequest = parse(body)?;
+    check::image(&caller, &request.reference, &mut request.environment, &mut request.owner)?;
+    tracing::info!(uid = caller.uid, image = request.reference, "pull");
+    Ok(progress::respond("pull", move |progress| async move {
+        service.pull_image(caller, request, progress).await
+    }))
+}
+
+async fn mount_image<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let mut request: MountImageRequest = parse(body)?;
+    check::directory(&request.directory)?;
+    check::image(&caller, &request.reference, &mut request.environment, &mut request.owner)?;
+    tracing::info!(
+        uid = caller.uid,
+        image = request.reference,
+        directory = request.directory,
+        "mount"
+    );
+    Ok(progress::respond("mount", move |progress| async move {
+        service.mount_image(caller, request, progress).await
+    }))
+}
+
+async fn evict_image<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    body: Body,
+) -> Reply<Evicted> {
+    let request: ImageRequest = parse(body)?;
+    check::reference(&request.reference)?;
+    tracing::info!(uid = caller.uid, image = request.reference, "evict image");
+    to_the_end("evict", async move { service.evict_image(caller, request).await }).await
+}
+
+async fn rm_image<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    body: Body,
+) -> Reply<Nothing> {
+    let request: ImageRequest = parse(body)?;
+    check::reference(&request.reference)?;
+    tracing::info!(uid = caller.uid, image = request.reference, "remove image");
+    to_the_end("rm image", async move {
+        service.rm_image(caller, request).await.map(|()| Nothing::new())
+    })
+    .await
 }
 
 async fn queue<S: Service>(

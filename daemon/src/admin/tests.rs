@@ -4,7 +4,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use hydrant_api::{
-    Counters, Directories, ErrorBody, ErrorCode, Owner, Progress, path_from_text, path_to_text,
+    Counters, Directories, ErrorBody, ErrorCode, Evicted, Image, ImageRequest, MountImageRequest,
+    Owner, Progress, PullRequest, path_from_text, path_to_text,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -122,6 +123,38 @@ impl Service for Fake {
     ) -> Result<Summary, ApiError> {
         self.note(format!("prefetch {:?}", path_from_text(&request.path)));
         self.operate(&request.path).await
+    }
+
+    async fn images(&self, _: Caller) -> Result<Vec<Image>, ApiError> {
+        Ok(vec![])
+    }
+
+    async fn pull_image(
+        &self,
+        _: Caller,
+        request: PullRequest,
+        _: ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        self.note(format!("pull {}", request.reference));
+        Ok(Summary::default())
+    }
+
+    async fn mount_image(
+        &self,
+        _: Caller,
+        request: MountImageRequest,
+        _: ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        self.operate(&request.directory).await
+    }
+
+    async fn evict_image(&self, _: Caller, _: ImageRequest) -> Result<Evicted, ApiError> {
+        Ok(Evicted { bytes: 1, in_use: 0 })
+    }
+
+    async fn rm_image(&self, _: Caller, request: ImageRequest) -> Result<(), ApiError> {
+        self.note(format!("rm image {}", request.reference));
+        Ok(())
     }
 
     async fn queue(&self, _: Caller) -> Result<Vec<QueueEvent>, ApiError> {

@@ -22,7 +22,8 @@ pub struct Garbage {
 }
 
 impl Catalog {
-    /// Takes off record the trees that no mount has, the segments that no tree has, and the pools
+    /// Takes off record the images that have neither name nor mount, the trees that no mount and no
+    /// image has, the segments that no tree has, and the pools
     /// that have neither. Pools that are `busy` stay as they are: clones into them are under way, which
     /// may refer to what is there without a record of it yet. `busy` is asked between the catalog's
     /// operations, so that who becomes busy and then asks the catalog is not shown what goes.
@@ -35,9 +36,15 @@ impl Catalog {
     ) -> Result<Garbage, CatalogError> {
         self.run("take out what is not used", move |t| {
             let busy = busy();
+            t.execute(
+                "DELETE FROM images WHERE named = 0
+                     AND id NOT IN (SELECT image FROM mounts WHERE image IS NOT NULL)",
+                [],
+            )?;
             let trees = select(
                 t,
-                "SELECT id, pool, image FROM trees WHERE id NOT IN (SELECT tree FROM mounts)",
+                "SELECT id, pool, image FROM trees WHERE id NOT IN (SELECT tree FROM mounts)
+                                                AND id NOT IN (SELECT tree FROM image_layers)",
                 |row| Ok((TreeId(unsigned(row, 0)?), PoolId(unsigned(row, 1)?), row.get(2)?)),
             )?;
             let trees: Vec<(TreeId, String)> = trees

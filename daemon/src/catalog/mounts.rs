@@ -16,8 +16,8 @@ impl Catalog {
         self.run("put a mount on record", move |t| {
             t.execute(
                 "INSERT INTO mounts (id, tree, directory, read_only, owner_uid, owner_gid, mounted,
-                                     pack, history, created)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                                     pack, history, created, image)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
                 params![
                     signed(mount.id.0)?,
                     signed(mount.tree.0)?,
@@ -29,6 +29,7 @@ impl Catalog {
                     mount.pack,
                     mount.history,
                     now(),
+                    mount.image.map(|image| signed(image.0)).transpose()?,
                 ],
             )?;
             Ok(())

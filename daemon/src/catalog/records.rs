@@ -8,7 +8,7 @@ use hydrant_api::Owner;
 use rusqlite::types::Type;
 use rusqlite::{Error, Result, Row};
 
-use crate::ids::{MountId, PoolId, SegmentId, TreeId};
+use crate::ids::{ImageId, MountId, PoolId, SegmentId, TreeId};
 use crate::object::{HashKind, ObjectId};
 use crate::segment::SegmentKind;
 
@@ -107,6 +107,8 @@ pub struct NewMount {
     pub pack: Option<String>,
     /// As in [`hydrant_api::Mount::history`].
     pub history: String,
+    /// Whose uppermost layer `tree` is.
+    pub image: Option<ImageId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +122,33 @@ pub struct Mount {
     pub pack: Option<String>,
     pub history: String,
     pub created: i64,
+    pub image: Option<ImageId>,
+}
+
+/// An image that has been pulled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewImage {
+    /// Complete: registry, repository, tag or digest.
+    pub reference: String,
+    pub digest: ObjectId,
+    pub manifest: ObjectId,
+    pub config: ObjectId,
+    /// The trees of its layers, the lowest first, and how many bytes of each the registry has.
+    pub layers: Vec<(TreeId, u64)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    pub id: ImageId,
+    pub reference: String,
+    pub digest: ObjectId,
+    pub manifest: ObjectId,
+    pub config: ObjectId,
+    /// Seconds since the epoch.
+    pub pulled: i64,
+    /// Its name has not become another image's.
+    pub named: bool,
+    pub layers: Vec<(TreeId, u64)>,
 }
 
 impl Pool {
@@ -182,8 +211,8 @@ impl Tree {
 }
 
 impl Mount {
-    pub(super) const COLUMNS: &str =
-        "id, tree, directory, read_only, owner_uid, owner_gid, mounted, pack, history, created";
+    pub(super) const COLUMNS: &str = "id, tree, directory, read_only, owner_uid, owner_gid, mounted, pack, history, created, \
+         image";
 
     pub(super) fn from_row(row: &Row<'_>) -> Result<Self> {
         Ok(Self {
@@ -196,6 +225,28 @@ impl Mount {
             pack: row.get(7)?,
             history: row.get(8)?,
             created: row.get(9)?,
+            image: match row.get::<_, Option<i64>>(10)? {
+                Some(_) => Some(ImageId(unsigned(row, 10)?)),
+                None => None,
+            },
+        })
+    }
+}
+
+impl Image {
+    pub(super) const COLUMNS: &str = "id, reference, digest, manifest, config, pulled, named";
+
+    /// Without its layers, which are rows of another table.
+    pub(super) fn from_row(row: &Row<'_>) -> Result<Self> {
+        Ok(Self {
+            id: ImageId(unsigned(row, 0)?),
+            reference: row.get(1)?,
+            digest: object(row, 2)?,
+            manifest: object(row, 3)?,
+            config: object(row, 4)?,
+            pulled: row.get(5)?,
+            named: row.get(6)?,
+            layers: Vec::new(),
         })
     }
 }

@@ -92,8 +92,36 @@ CREATE TABLE failed_events (
 ) STRICT;
 ";
 
+const IMAGES: &str = "
+-- Container images, by the names that they were pulled by.
+CREATE TABLE images (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    reference  TEXT NOT NULL,
+    digest     BLOB NOT NULL,       -- of what the reference led to
+    manifest   BLOB NOT NULL,       -- of the manifest for this machine
+    config     BLOB NOT NULL,       -- of the configuration
+    pulled     INTEGER NOT NULL,    -- seconds since the epoch
+    named      INTEGER NOT NULL,    -- 0: the name is another image's by now
+    UNIQUE (reference, manifest)
+) STRICT;
+
+-- The trees of an image's layers, the lowest first.
+CREATE TABLE image_layers (
+    image     INTEGER NOT NULL REFERENCES images (id) ON DELETE CASCADE,
+    position  INTEGER NOT NULL,
+    tree      INTEGER NOT NULL REFERENCES trees (id),
+    bytes     INTEGER NOT NULL,     -- of what the registry has
+    PRIMARY KEY (image, position)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX images_of_tree ON image_layers (tree);
+
+-- Of an image's mount, whose tree is that of the uppermost layer.
+ALTER TABLE mounts ADD COLUMN image INTEGER REFERENCES images (id);
+CREATE INDEX mounts_of_image ON mounts (image);
+";
+
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST), M::up(FAILED_EVENTS)])
+    Migrations::new(vec![M::up(FIRST), M::up(FAILED_EVENTS), M::up(IMAGES)])
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::ids::{PoolId, SegmentId};
+use crate::ids::{PoolId, SegmentId, TreeId};
 use crate::object::{HashKind, ObjectId};
 use crate::segment::SegmentKind;
 
@@ -86,6 +86,7 @@ async fn add_mount(catalog: &Catalog, tree: &NewTree, directory: &[u8]) -> NewMo
         mounted: true,
         pack: Some("pack-1".into()),
         history: "fetching".into(),
+        image: None,
     };
     catalog.insert_mount(mount.clone()).await.unwrap();
     mount
@@ -354,4 +355,66 @@ async fn many_at_once() {
     assert_eq!(segments.len(), 200);
     assert_eq!(catalog.pools().await.unwrap().len(), 4);
     assert_eq!(catalog.mounts().await.unwrap().len(), 40);
+}
+
+#[tokio::test]
+async fn images_keep_their_layers() {
+    let room = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(&room.path().join("catalog.sqlite")).unwrap();
+    let id = |n: u8| ObjectId::of_blob(HashKind::Sha256, &[n]);
+    let mut layers = Vec::new();
+    for n in 1..=3 {
+        let pool = NewPool {
+            url: format!("oci-layer:{n}"),
+            owner: Owner { uid: 0, gid: 0 },
+            hash: HashKind::Sha256,
+            origin: serde_json::json!({}),
+            environment: Vec::new(),
+        };
+        let pool = catalog.pool_for(pool).await.unwrap().id;
+        let tree = NewTree {
+            id: catalog.allocate_tree().await.unwrap(),
+            pool,
+            commit: id(n),
+            root: id(n),
+            revision: String::new(),
+            image: format!("{n}.erofs"),
+            segments: Vec::new(),
+            files: 1,
+            bytes: 1,
+            owner: Owner { uid: 0, gid: 0 },
+        };
+        layers.push((tree.id, u64::from(n)));
+        catalog.insert_tree(tree, Vec::new()).await.unwrap();
+        assert_eq!(catalog.tree_of_pool(pool).await.unwrap().unwrap().commit, id(n));
+    }
+    let new = |name: &str, n: u8, layers: &[(TreeId, u64)]| NewImage {
+        reference: name.into(),
+        digest: id(n),
+        manifest: id(n),
+        config: id(n),
+        layers: layers.to_vec(),
+    };
+    // one layer twice, one shared
+    let first = [layers[0], layers[1], layers[0]];
+    let image = catalog.insert_image(new("a", 10, &first)).await.unwrap();
+    assert_eq!(image.layers, first);
+    let again = catalog.insert_image(new("a", 10, &first)).await.unwrap();
+    assert_eq!((again.id, again.layers.len()), (image.id, 3), "pulled anew");
+    assert_eq!(
+        catalog.take_garbage(HashSet::new).await.unwrap().trees,
+        [(layers[2].0, "3.erofs".into())]
+    );
+    // the name goes to another image
+    let other = catalog.insert_image(new("a", 11, &layers[1..2])).await.unwrap();
+    assert_eq!(catalog.image_named("a").await.unwrap().unwrap().id, other.id);
+    assert_eq!(
+        catalog.take_garbage(HashSet::new).await.unwrap().trees,
+        [(layers[0].0, "1.erofs".into())]
+    );
+    assert_eq!(catalog.image(image.id).await.unwrap(), None);
+    catalog.forget_image(other.id).await.unwrap();
+    assert_eq!(catalog.images().await.unwrap(), []);
+    let garbage = catalog.take_garbage(HashSet::new).await.unwrap();
+    assert_eq!(garbage.trees, [(layers[1].0, "2.erofs".into())]);
 }

@@ -80,6 +80,19 @@ impl Catalog {
         .await
     }
 
+    /// The newest tree of a pool: of a layer, there is no other.
+    pub async fn tree_of_pool(&self, pool: PoolId) -> Result<Option<Tree>, CatalogError> {
+        self.run("find a tree", move |t| {
+            let query = format!(
+                "SELECT {} FROM trees WHERE pool = ?1 ORDER BY id DESC LIMIT 1",
+                Tree::COLUMNS
+            );
+            let tree = t.query_row(&query, [signed(pool.0)?], Tree::from_row).optional()?;
+            tree.map(|tree| with_segments(t, tree)).transpose()
+        })
+        .await
+    }
+
     pub async fn trees(&self) -> Result<Vec<Tree>, CatalogError> {
         self.run("list the trees", |t| {
             let query = format!("SELECT {} FROM trees ORDER BY id", Tree::COLUMNS);

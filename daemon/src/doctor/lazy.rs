@@ -119,6 +119,8 @@ impl Lazy {
         let tree = TreeMount {
             image: &path,
             devices,
+            below: &[],
+            fresh: false,
             layers,
             read_only: layers.is_none(),
             restricted: false,

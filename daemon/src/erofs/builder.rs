@@ -115,6 +115,11 @@ impl ImageBuilder {
         })
     }
 
+    /// Changes the filesystem's UUID, for whoever knows it only once all is added.
+    pub fn set_uuid(&mut self, uuid: [u8; 16]) {
+        self.spec.uuid = uuid;
+    }
+
     /// The root directory.
     #[must_use]
     pub fn root(&self) -> NodeId {

@@ -51,7 +51,15 @@ impl Room {
     fn tree(&self) -> TreeMount<'_> {
         let layers = Some(Layers { upper: &self.upper, work: &self.work });
         let (image, devices) = (&self.image, &self.devices);
-        TreeMount { image, devices, layers, read_only: false, restricted: false }
+        TreeMount {
+            image,
+            devices,
+            below: &[],
+            fresh: false,
+            layers,
+            read_only: false,
+            restricted: false,
+        }
     }
 
     fn mount(&self) -> DetachedMount {
@@ -224,7 +232,7 @@ fn root_paths_may_be_longer_than_an_option() {
     let (upper, work) = (deep.join("upper"), deep.join("work"));
     let layers = Some(Layers { upper: &upper, work: &work });
     let tree =
-        TreeMount { image: &image, devices: &device, layers, read_only: false, restricted: true };
+        TreeMount { image: &image, devices: &device, layers, restricted: true, ..room.tree() };
     room.attach(mount(&tree).unwrap()).unwrap();
     assert_eq!(mounted_at(&room.path("at")).unwrap().unwrap().upper, Some(upper.clone()));
     assert_eq!(fs_err::read(room.path("at/big")).unwrap(), big());

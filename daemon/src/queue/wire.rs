@@ -6,6 +6,8 @@
 //! said about them. The supervisor takes
 //! the worker's word for nothing that could hurt others: it checks every number it gets.
 
+pub mod image;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -33,7 +35,7 @@ pub enum ToWorker {
     /// A pool whose segments follow. `server`: what a worker before this one [has found out](FromWorker::Met).
     Pool { pool: PoolId, origin: OriginSpec, limits: Limits, server: Option<Box<Capabilities>> },
     /// A segment, with two fds: the data, open for reading and writing in a way that raises no
-    /// events, and its extent index. Answered with [`FromWorker::Attached`].
+    /// events, and its extent index; and for a layer a third, its access index. Answered with [`FromWorker::Attached`].
     Segment { pool: PoolId, segment: SegmentId },
     /// The pool is not served any more: finish with it and close its fds.
     Detach { pool: PoolId },
@@ -204,6 +206,8 @@ pub struct Imported {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OriginSpec {
     Git(GitOrigin),
+    /// One layer of container images.
+    Layer(Box<image::LayerOrigin>),
 }
 
 /// A git repository that speaks protocol version 2.

@@ -16,6 +16,7 @@ use nix::sys::stat::Mode;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+pub(super) use self::builder::Builder;
 use super::durable::{self, Synced};
 use super::git::{self, Git};
 use super::queue::milliseconds;
@@ -142,6 +143,7 @@ impl<'a> Clone<'a> {
             mounted: false,
             pack: built.pack.as_ref().map(|pack| pack.name.clone()),
             history: history.into(),
+            image: None,
         };
         let catalog = |error| internal("can't enter the tree into the catalog", &error);
         supervisor.catalog.insert_mount(mount.clone()).await.map_err(catalog)?;
@@ -150,11 +152,12 @@ impl<'a> Clone<'a> {
         self.progress.step("mount");
         // what git converts is still to be written
         let writable = Mount { read_only: false, ..mount.clone() };
-        let detached = supervisor.make_mount(&writable, &tree, &pool).await?;
+        let trees = vec![(tree.clone(), pool.clone())];
+        let detached = supervisor.make_mount(&writable, &trees, false).await?;
         let synced = self.make_durable(synced).await;
         let synced = synced.map_err(|error| internal("can't make the tree durable", &error))?;
         supervisor.set_mounted(&mount, true).await?;
-        supervisor.attach_mount(&mount, &tree, detached, target.fd.as_fd())?;
+        supervisor.attach_mount(&mount, &trees, detached, target.fd.as_fd())?;
         if built.converted > 0 {
             self.write_converted(&target.path, built.converted, synced).await;
         }

@@ -68,7 +68,7 @@ impl Supervisor {
         let GivenUp { event, pool, quarantined, until, path, process, attempts, deaths } = given_up;
         let Quarantined { segment, range, times, .. } = quarantined;
         let directory = self.directories_of_pools().await.remove(&pool);
-        let origin = self.origins.get(pool).map(|access| super::git::for_display(&access.url));
+        let origin = self.origins.url(pool);
         let details = FailedDetails {
             event: super::queue::public_id(event, shard),
             time: epoch_ms(),

@@ -27,7 +27,7 @@ use tracing::{info, warn};
 use super::cgroups::Cgroups;
 use super::git::{self, Git, GitError, Head};
 use super::known::Known;
-use super::origins::Access;
+use super::origins::GitAccess;
 use super::store::Store;
 use super::worker::{ENVIRONMENT, Exit, cut, explain, in_group};
 use crate::ids::ShardId;
@@ -38,7 +38,7 @@ use crate::sys::seqpacket::{self, Seqpacket};
 use crate::sys::spawn::{Child as Importer, Role, Spawn};
 
 /// The scratch directory that importers share; no shard has this number.
-const IMPORTERS: ShardId = ShardId(u16::MAX);
+pub(super) const IMPORTERS: ShardId = ShardId(u16::MAX);
 
 /// An importer asks for a transport or a credential now and then, when a connection was lost.
 const MAX_UPCALLS: u32 = 1000;
@@ -86,7 +86,7 @@ impl Import {
 #[derive(Debug)]
 pub struct Job<'a> {
     pub store: &'a Arc<Store>,
-    pub access: &'a Access,
+    pub access: &'a GitAccess,
     pub head: &'a Head,
     /// What the pool has already.
     pub known: Known,

@@ -17,14 +17,15 @@ use tracing::{error, info, warn};
 use super::clone::Cloning;
 use super::durable;
 use super::git::{Git, Remote};
-use super::origins::Access;
+use super::images;
+use super::origins::{Access, GitAccess};
 use super::shard::Command;
 use super::store::Store;
 use super::target::{Target, canonical};
 use super::{Supervisor, blocking, internal, lock, require_owner, shard_of};
 use crate::admin::{ApiError, Caller};
-use crate::catalog::{Catalog, Mount, Pool, Tree};
-use crate::ids::{MountId, PoolId, SegmentId, ShardId};
+use crate::catalog::{Catalog, CatalogError, Mount, Pool, Tree};
+use crate::ids::{MountId, PoolId, SegmentId, ShardId, TreeId};
 use crate::mount::{self, DetachedMount, Layers, MountPoint, TreeMount, Unmount, UnmountError};
 use crate::queue::wire::{GitOrigin, OriginSpec};
 use crate::segment::SegmentKind;
@@ -33,8 +34,16 @@ use crate::sys::user::User;
 /// A tree that is mounted.
 #[derive(Debug, Clone)]
 pub struct Live {
-    pub pool: PoolId,
+    /// Of each of its layers.
+    pub pools: Vec<PoolId>,
     pub directory: PathBuf,
+}
+
+/// The trees that a mount shows, with their pools, the lowest first. One, but for a container image.
+pub type Trees = Vec<(Tree, Pool)>;
+
+fn pools_of(trees: &[(Tree, Pool)]) -> Vec<PoolId> {
+    trees.iter().map(|(_, pool)| pool.id).collect()
 }
 
 /// All trees that are mounted.
@@ -89,9 +98,9 @@ pub async fn clear_unguarded(
         }
     };
     for mount in mounts {
-        let tree = catalog.tree(mount.tree).await.ok().flatten();
-        let shard = tree.and_then(|tree| shard_of(tree.pool, shards));
-        if shard.is_some_and(|shard| guarded.contains(&shard)) {
+        let pools = pools_shown(catalog, &mount).await.unwrap_or_default();
+        let is_guarded = |pool| shard_of(pool, shards).is_some_and(|s| guarded.contains(&s));
+        if !pools.is_empty() && pools.into_iter().all(is_guarded) {
             continue;
         }
         if let Err(error) = clear_leftover(&mount.directory, &store.upper_dir(mount.id)) {
@@ -99,6 +108,21 @@ pub async fn clear_unguarded(
                 "a tree that was left unguarded can't be unmounted: what is read there may be zeros");
         }
     }
+}
+
+/// The pools of all that a mount shows.
+async fn pools_shown(catalog: &Catalog, mount: &Mount) -> Result<Vec<PoolId>, CatalogError> {
+    let mut trees = vec![mount.tree];
+    if let Some(id) = mount.image
+        && let Some(image) = catalog.image(id).await?
+    {
+        trees = image.layers.into_iter().map(|(tree, _)| tree).collect();
+    }
+    let mut pools = Vec::with_capacity(trees.len());
+    for tree in trees {
+        pools.extend(catalog.tree(tree).await?.map(|tree| tree.pool));
+    }
+    Ok(pools)
 }
 
 /// A daemon that was killed, with all that could have kept its groups, has left its mount: nothing
@@ -178,34 +202,59 @@ impl Supervisor {
         Ok(mount)
     }
 
+    /// The tree of a mount; of an image, that of the uppermost layer.
     pub(super) async fn tree_of(&self, mount: &Mount) -> Result<(Tree, Pool), ApiError> {
+        self.tree_and_pool(mount.tree).await
+    }
+
+    pub(super) async fn tree_and_pool(&self, id: TreeId) -> Result<(Tree, Pool), ApiError> {
         let failed = |error| internal("can't read the catalog", &error);
         let lost = || ApiError::internal("the catalog has lost the tree; remove and clone it anew");
-        let tree = self.catalog.tree(mount.tree).await.map_err(failed)?.ok_or_else(lost)?;
+        let tree = self.catalog.tree(id).await.map_err(failed)?.ok_or_else(lost)?;
         let pool = self.catalog.pool(tree.pool).await.map_err(failed)?.ok_or_else(lost)?;
         Ok((tree, pool))
     }
 
-    /// Takes the tree's segments into service and makes its mount, in no place yet.
+    /// All that a mount shows.
+    pub(super) async fn trees_of(&self, mount: &Mount) -> Result<Trees, ApiError> {
+        let Some(id) = mount.image else { return Ok(vec![self.tree_of(mount).await?]) };
+        let failed = |error| internal("can't read the catalog", &error);
+        let lost =
+            || ApiError::internal("the catalog has lost the image; remove and mount it anew");
+        let image = self.catalog.image(id).await.map_err(failed)?.ok_or_else(lost)?;
+        let mut trees = Vec::with_capacity(image.layers.len());
+        for (tree, _) in image.layers {
+            trees.push(self.tree_and_pool(tree).await?);
+        }
+        Ok(trees)
+    }
+
+    /// Takes the trees' segments into service and makes their mount, in no place yet. `fresh`: for the
+    /// first time.
     pub(super) async fn make_mount(
         &self,
         mount: &Mount,
-        tree: &Tree,
-        pool: &Pool,
+        trees: &[(Tree, Pool)],
+        fresh: bool,
     ) -> Result<DetachedMount, ApiError> {
-        self.serve(tree, pool).await?;
+        self.serve(trees).await?;
         let store = Arc::clone(&self.store);
         let directory = self.store.mount_dir(mount.id);
-        let image = store.root().join("trees").join(&tree.image);
-        let devices: Vec<_> =
-            tree.segments.iter().map(|id| store.data_path(pool.id, *id)).collect();
+        let image = |(tree, pool): &(Tree, Pool)| mount::Image {
+            image: store.root().join("trees").join(&tree.image),
+            devices: tree.segments.iter().map(|id| store.data_path(pool.id, *id)).collect(),
+        };
+        let mut images = trees.iter().rev().map(image);
+        let top = images.next().ok_or_else(|| ApiError::internal("the mount has no tree"))?;
+        let below: Vec<_> = images.collect();
         let (upper, work) = (store.upper_dir(mount.id), directory.join("work"));
         let (read_only, restricted) = (mount.read_only, mount.owner.uid != 0);
         // mounting reads the image
         let made = tokio::task::spawn_blocking(move || {
             let layers = Some(Layers { upper: &upper, work: &work });
-            let tree =
-                TreeMount { image: &image, devices: &devices, layers, read_only, restricted };
+            let mount::Image { image, devices } = &top;
+            let below = &below;
+            let tree = TreeMount { image, devices, below, fresh, layers, read_only, restricted };
             mount::mount(&tree)
         })
         .await;
@@ -218,15 +267,27 @@ impl Supervisor {
     }
 
     /// Attaches all segments of a tree to its shard: marked, and in the worker's hands.
-    async fn serve(&self, tree: &Tree, pool: &Pool) -> Result<(), ApiError> {
-        all_attached(self.attach_segments(tree, pool)?).await
+    async fn serve(&self, trees: &[(Tree, Pool)]) -> Result<(), ApiError> {
+        all_attached(self.attach_trees(trees)?).await
+    }
+
+    fn attach_trees(&self, trees: &[(Tree, Pool)]) -> Result<Vec<Attached>, ApiError> {
+        let mut replies = Vec::new();
+        for (tree, pool) in trees {
+            replies.extend(self.attach_segments(tree, pool)?);
+        }
+        Ok(replies)
     }
 
     fn attach_segments(&self, tree: &Tree, pool: &Pool) -> Result<Vec<Attached>, ApiError> {
         let shard = self.shard(pool.id)?;
-        let origin: GitOrigin = serde_json::from_value(pool.origin.clone())
-            .map_err(|error| internal("can't read the pool's origin", &error))?;
-        let origin = OriginSpec::Git(origin);
+        let cant = |error| internal("can't read the pool's origin", &error);
+        let origin = if images::is_layer(pool) {
+            let known = images::known_origin(pool).map_err(cant)?;
+            OriginSpec::Layer(Box::new(known.layer))
+        } else {
+            OriginSpec::Git(serde_json::from_value(pool.origin.clone()).map_err(cant)?)
+        };
         shard.send(Command::Pool { pool: pool.id, origin, limits: self.limits() });
         let attach = |segment: &SegmentId| {
             let (reply, answer) = tokio::sync::oneshot::channel();
@@ -240,7 +301,7 @@ impl Supervisor {
     pub(super) fn attach_mount(
         &self,
         mount: &Mount,
-        tree: &Tree,
+        trees: &[(Tree, Pool)],
         detached: DetachedMount,
         target: BorrowedFd<'_>,
     ) -> Result<(), ApiError> {
@@ -249,12 +310,12 @@ impl Supervisor {
             return Err(ApiError::conflict("Hydrant is stopping"));
         }
         detached.attach(target).map_err(|error| internal("can't attach the mount", &error))?;
-        let this = Live { pool: tree.pool, directory: mount.directory.clone() };
+        let this = Live { pools: pools_of(trees), directory: mount.directory.clone() };
         live.mounts.insert(mount.id, this);
         Ok(())
     }
 
-    async fn unmark_complete(&self, tree: &Tree) -> Result<(), ApiError> {
+    pub(super) async fn unmark_complete(&self, tree: &Tree) -> Result<(), ApiError> {
         let shard = self.shard(tree.pool)?;
         let segments = self.catalog.segments(tree.pool).await;
         let segments = segments.map_err(|error| internal("can't read the catalog", &error))?;
@@ -271,11 +332,14 @@ impl Supervisor {
         if lock(&self.live).mounts.contains_key(&mount.id) {
             return Ok(());
         }
-        let (tree, pool) = self.tree_of(mount).await?;
-        let _in_use = Cloning::begin(self, pool.id);
-        self.introduce_origin(mount, &pool)?;
-        if self.is_guarded(mount, tree.pool).await {
-            self.adopt(mount, &tree, &pool)?;
+        let trees = self.trees_of(mount).await?;
+        let _not_evicted = self.eviction.read().await;
+        let _in_use: Vec<_> = trees.iter().map(|(_, pool)| Cloning::begin(self, pool.id)).collect();
+        for (_, pool) in &trees {
+            self.introduce_origin(mount, pool)?;
+        }
+        if self.is_guarded(mount, &pools_of(&trees)).await {
+            self.adopt(mount, &trees)?;
         } else {
             let (directory, upper) = (mount.directory.clone(), self.store.upper_dir(mount.id));
             let work = self.store.mount_dir(mount.id).join("work");
@@ -285,20 +349,24 @@ impl Supervisor {
             durable::keep(&self.store.mount_dir(mount.id))
                 .map_err(|error| internal("can't keep the tree", &error))?;
             let target = Target::existing(&mount.directory, mount.owner).await?;
-            let detached = self.make_mount(mount, &tree, &pool).await?;
-            self.attach_mount(mount, &tree, detached, target.fd.as_fd())?;
+            let detached = self.make_mount(mount, &trees, false).await?;
+            self.attach_mount(mount, &trees, detached, target.fd.as_fd())?;
         }
-        self.unmark_complete(&tree).await?;
+        for (tree, _) in &trees {
+            self.unmark_complete(tree).await?;
+        }
         info!(mount = %mount.id, directory = %mount.directory.display(), "mounted");
-        if mount.history == "fetching" {
-            self.fetch_history(mount.id, self.git_of(mount, &pool)?);
+        if mount.history == "fetching"
+            && let Some((_, pool)) = trees.last()
+        {
+            self.fetch_history(mount.id, self.git_of(mount, pool)?);
         }
         Ok(())
     }
 
     /// It is mounted, and its group has been open all the time.
-    async fn is_guarded(&self, mount: &Mount, pool: PoolId) -> bool {
-        if !self.kept.contains(&self.shard_id(pool)) {
+    async fn is_guarded(&self, mount: &Mount, pools: &[PoolId]) -> bool {
+        if pools.is_empty() || !pools.iter().all(|pool| self.kept.contains(&self.shard_id(*pool))) {
             return false;
         }
         let (directory, upper) = (mount.directory.clone(), self.store.upper_dir(mount.id));
@@ -310,10 +378,10 @@ impl Supervisor {
 
     /// Goes on with a mount that a supervisor before this one has made. Nobody has to wait for the
     /// worker: the segments are marked, and who reads waits.
-    fn adopt(&self, mount: &Mount, tree: &Tree, pool: &Pool) -> Result<(), ApiError> {
-        let replies = self.attach_segments(tree, pool)?;
+    fn adopt(&self, mount: &Mount, trees: &[(Tree, Pool)]) -> Result<(), ApiError> {
+        let replies = self.attach_trees(trees)?;
         let (id, directory) = (mount.id, mount.directory.clone());
-        let live = Live { pool: tree.pool, directory: directory.clone() };
+        let live = Live { pools: pools_of(trees), directory: directory.clone() };
         lock(&self.live).mounts.insert(id, live);
         tokio::spawn(async move {
             if let Err(error) = all_attached(replies).await {
@@ -331,8 +399,14 @@ impl Supervisor {
         Ok(Git { user, environment: pool.environment.clone(), directory })
     }
 
-    fn introduce_origin(&self, mount: &Mount, pool: &Pool) -> Result<(), ApiError> {
-        if self.origins.get(pool.id).is_some() {
+    pub(super) fn introduce_origin(&self, mount: &Mount, pool: &Pool) -> Result<(), ApiError> {
+        if self.origins.knows(pool.id) {
+            return Ok(());
+        }
+        if images::is_layer(pool) {
+            let access = images::access(pool)
+                .map_err(|error| internal("can't read the pool's origin", &error))?;
+            self.origins.insert(pool.id, Access::Registry(access));
             return Ok(());
         }
         let git = self.git_of(mount, pool)?;
@@ -349,7 +423,7 @@ impl Supervisor {
             Remote::Http(url) => url.clone(),
             Remote::Local(_) | Remote::Ssh { .. } => pool.url.clone(),
         };
-        self.origins.insert(pool.id, Access { url, remote, git });
+        self.origins.insert(pool.id, Access::Git(GitAccess { url, remote, git }));
         Ok(())
     }
 
@@ -435,12 +509,11 @@ impl Supervisor {
         };
         let mut absent = Vec::new();
         for mount in mounts.into_iter().filter(|mount| mount.mounted) {
-            let tree = self.catalog.tree(mount.tree).await.ok().flatten();
-            match tree {
-                Some(tree) if self.is_guarded(&mount, tree.pool).await => {
-                    self.try_to_bring_up(&mount).await;
-                }
-                _ => absent.push(mount),
+            let pools = pools_shown(&self.catalog, &mount).await.unwrap_or_default();
+            if self.is_guarded(&mount, &pools).await {
+                self.try_to_bring_up(&mount).await;
+            } else {
+                absent.push(mount);
             }
         }
         self.serve_all();
@@ -512,7 +585,8 @@ impl Supervisor {
     fn pools_in_use(&self) -> impl FnOnce() -> HashSet<PoolId> + Send + use<> {
         let (live, cloning) = (Arc::clone(&self.live), Arc::clone(&self.cloning));
         move || {
-            let mut pools: HashSet<_> = lock(&live).mounts.values().map(|live| live.pool).collect();
+            let mut pools: HashSet<_> =
+                lock(&live).mounts.values().flat_map(|live| &live.pools).copied().collect();
             pools.extend(lock(&cloning).iter());
             pools
         }
@@ -520,14 +594,15 @@ impl Supervisor {
 
     /// Takes pools out of service, but for those that have come into use again: what is not used in
     /// them goes at the next start.
-    async fn detach_unused(&self, mut pools: HashSet<PoolId>) -> HashSet<PoolId> {
+    pub(super) async fn detach_unused(&self, mut pools: HashSet<PoolId>) -> HashSet<PoolId> {
         let mut replies = Vec::new();
         {
             // Who comes into use later is behind this in the shard's commands.
             let live = lock(&self.live);
             let cloning = lock(&self.cloning);
             pools.retain(|pool| {
-                !cloning.contains(pool) && live.mounts.values().all(|live| live.pool != *pool)
+                !cloning.contains(pool)
+                    && live.mounts.values().all(|live| !live.pools.contains(pool))
             });
             for pool in pools.iter().copied() {
                 let (reply, answer) = tokio::sync::oneshot::channel();

@@ -12,11 +12,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 
 use super::git::{self, Git, Remote};
+use super::images::RegistryAccess;
 use crate::ids::PoolId;
 use crate::queue::wire::Credential;
 
 /// A credential helper that takes longer is given up.
-const HELPER_PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const HELPER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// So many `git upload-pack` of one pool run at the same time. A worker has up to `connections` of them, and those of
 /// the worker before it end when they notice that it is gone.
@@ -27,7 +28,14 @@ const UPLOAD_PACK_PATIENCE: Duration = Duration::from_secs(20);
 
 /// One pool's origin.
 #[derive(Debug, Clone)]
-pub struct Access {
+pub enum Access {
+    Git(GitAccess),
+    Registry(RegistryAccess),
+}
+
+/// A git repository.
+#[derive(Debug, Clone)]
+pub struct GitAccess {
     pub url: String,
     pub remote: Remote,
     pub git: Git,
@@ -52,13 +60,28 @@ impl Origins {
     }
 
     #[must_use]
-    pub fn get(&self, pool: PoolId) -> Option<Access> {
+    pub fn knows(&self, pool: PoolId) -> bool {
+        self.get(pool).is_some()
+    }
+
+    /// The origin's URL, as it may be shown.
+    #[must_use]
+    pub fn url(&self, pool: PoolId) -> Option<String> {
+        Some(match self.get(pool)? {
+            Access::Git(git) => git::for_display(&git.url),
+            Access::Registry(registry) => registry.shown(),
+        })
+    }
+
+    fn get(&self, pool: PoolId) -> Option<Access> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner).get(&pool).cloned()
     }
 
     /// Starts a `git upload-pack` for the pool; gives the other end of its standard input and output.
     pub async fn transport(&self, pool: PoolId) -> Result<OwnedFd, String> {
-        let access = self.get(pool).ok_or("the pool has no origin any more")?;
+        let Access::Git(access) = self.get(pool).ok_or("the pool has no origin any more")? else {
+            return Err("the pool's origin is no git repository".into());
+        };
         let slots = {
             let mut slots = self.upload_packs.lock().unwrap_or_else(PoisonError::into_inner);
             let new = || Arc::new(Semaphore::new(MAX_UPLOAD_PACKS));
@@ -78,11 +101,14 @@ impl Origins {
         rejected: Option<&Credential>,
     ) -> Result<Option<Credential>, String> {
         let access = self.get(pool).ok_or("the pool has no origin any more")?;
-        access.credential(url, rejected).await
+        match access {
+            Access::Git(access) => access.credential(url, rejected).await,
+            Access::Registry(access) => access.credential(url, rejected).await,
+        }
     }
 }
 
-impl Access {
+impl GitAccess {
     /// Starts a `git upload-pack`; gives the other end of its standard input and output.
     pub fn transport(&self) -> Result<OwnedFd, String> {
         self.start_transport(None)
@@ -114,7 +140,7 @@ impl Access {
 /// `url` if it is on the same host as `origin`: a process that was taken over must not learn the
 /// passwords of other hosts. It is given as it was understood here. The text itself may have line ends,
 /// which a URL parser skips and `git credential` takes for the start of another field, such as `host=`.
-fn on_host(url: &str, origin: &str) -> Option<String> {
+pub(super) fn on_host(url: &str, origin: &str) -> Option<String> {
     let (url, origin) = (url::Url::parse(url).ok()?, url::Url::parse(origin).ok()?);
     (url.origin() == origin.origin()).then(|| url.into())
 }

@@ -65,19 +65,25 @@ impl Supervisor {
         progress: &ProgressSender,
     ) -> Result<Summary, ApiError> {
         let begun = Instant::now();
-        let (tree, pool) = self.tree_of(mount).await?;
-        let runs = self.runs_below(&tree, &pool, inside).await?;
-        let total: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
+        // what is in a layer has no paths of its own: it is fetched whole
+        let inside = if mount.image.is_some() { Path::new("") } else { inside };
+        let trees = self.trees_of(mount).await?;
+        let mut runs = Vec::new();
+        for (tree, pool) in &trees {
+            let of_tree = self.runs_below(tree, pool, inside).await?;
+            runs.extend(of_tree.into_iter().map(|run| (pool.id, run)));
+        }
+        let total: u64 = runs.iter().map(|(_, run)| u64::from(run.count)).sum();
         progress.step("fetch");
-        let shard = self.shard(pool.id)?;
         let mut done = 0;
         // two at a time: one is fetched while the other's end is waited for
         let mut pending: std::collections::VecDeque<(u32, _)> = std::collections::VecDeque::new();
         let mut next = runs.into_iter();
         loop {
             while pending.len() < 2
-                && let Some(Run { segment, first, count }) = next.next()
+                && let Some((pool, Run { segment, first, count })) = next.next()
             {
+                let shard = self.shard(pool)?;
                 let (reply, answer) = tokio::sync::oneshot::channel();
                 shard.send(Command::Prefetch { segment, first, count, reply });
                 pending.push_back((count, answer));
@@ -90,10 +96,14 @@ impl Supervisor {
             done += u64::from(count);
             progress.count(done, Some(total), "files");
         }
+        let mut fetched_bytes = 0;
+        for (_, pool) in &trees {
+            fetched_bytes += self.fetched_bytes(pool.id).await;
+        }
         Ok(Summary {
             files: total,
-            tree_bytes: tree.bytes,
-            fetched_bytes: self.fetched_bytes(pool.id).await,
+            tree_bytes: trees.iter().map(|(tree, _)| tree.bytes).sum(),
+            fetched_bytes,
             elapsed_ms: milliseconds(begun.elapsed()),
             message: None,
         })

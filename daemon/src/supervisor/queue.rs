@@ -33,12 +33,8 @@ impl Supervisor {
         let snapshots = self.snapshots().await;
         let directories = self.directories_of_pools().await;
         let store = std::sync::Arc::clone(&self.store);
-        let urls: HashMap<PoolId, String> = directories
-            .keys()
-            .filter_map(|pool| {
-                Some((*pool, super::git::for_display(&self.origins.get(*pool)?.url)))
-            })
-            .collect();
+        let urls: HashMap<PoolId, String> =
+            directories.keys().filter_map(|pool| Some((*pool, self.origins.url(*pool)?))).collect();
         // reads extent indexes and /proc
         let listed = tokio::task::spawn_blocking(move || {
             let mut paths = Paths::new(&store);

@@ -42,6 +42,9 @@ impl Supervisor {
         let mount = self.callers_mount(caller, &request.directory).await?;
         let _busy = self.begin(&mount.directory)?;
         let (tree, pool) = self.tree_of(&mount).await?;
+        if mount.image.is_some() {
+            return self.remove_image_mount(&mount, &tree, request, begun).await;
+        }
         let git = Git { directory: mount.directory.clone(), ..self.git_of(&mount, &pool)? };
         let was_mounted = lock(&self.live).mounts.contains_key(&mount.id);
         if !request.discard {
@@ -73,6 +76,45 @@ impl Supervisor {
             let synced = synced.await.map_err(io::Error::other).and_then(|synced| synced);
             synced.map_err(|e| internal("can't make the repository durable", &e))?;
         }
+        self.forget_mount(&mount, request.keep).await?;
+        Ok(Summary {
+            files: tree.files,
+            tree_bytes: tree.bytes,
+            fetched_bytes: 0,
+            elapsed_ms: milliseconds(begun.elapsed()),
+            message,
+        })
+    }
+
+    /// The mount of a container image, which is no repository.
+    async fn remove_image_mount(
+        &self,
+        mount: &Mount,
+        tree: &Tree,
+        request: &RmRequest,
+        begun: Instant,
+    ) -> Result<Summary, ApiError> {
+        if request.keep {
+            return Err(ApiError::invalid("an image's mount can't be kept: it is no repository"));
+        }
+        if !request.discard {
+            let changes = self.changes_of_image(mount);
+            let changes = changes.map_err(|e| internal("can't look for changes", &e))?;
+            if !changes.is_empty() {
+                let mut error = refusal(mount, &changes);
+                error.hint = Some("--discard throws them away".into());
+                return Err(error);
+            }
+        }
+        self.take_down(mount).await?;
+        self.forget_mount(mount, false).await?;
+        let (files, tree_bytes) = (tree.files, tree.bytes);
+        let elapsed_ms = milliseconds(begun.elapsed());
+        Ok(Summary { files, tree_bytes, elapsed_ms, ..Summary::default() })
+    }
+
+    /// Removes all that there is of an unmounted tree. `keep`: but its directory.
+    async fn forget_mount(&self, mount: &Mount, keep: bool) -> Result<(), ApiError> {
         // should we not get to the end; a full disk must not stand in the way
         durable::mark_disposable(&self.store.mount_dir(mount.id)).ok();
         let failed = |error| internal("can't forget the mount", &error);
@@ -81,19 +123,13 @@ impl Supervisor {
         if let Err(error) = remove_tree(upper.clone()).await {
             return Err(internal(&format!("can't remove {}", upper.display()), &error));
         }
-        if !request.keep {
+        if !keep {
             // somebody else's mount point, or gone: no matter
             remove_target(&mount.directory).ok();
         }
         self.collect_garbage().await;
-        info!(mount = %mount.id, directory = %mount.directory.display(), keep = request.keep, "removed");
-        Ok(Summary {
-            files: tree.files,
-            tree_bytes: tree.bytes,
-            fetched_bytes: 0,
-            elapsed_ms: milliseconds(begun.elapsed()),
-            message,
-        })
+        info!(mount = %mount.id, directory = %mount.directory.display(), keep, "removed");
+        Ok(())
     }
 
     /// Puts an ordinary repository where the tree is mounted: below the mount for now.

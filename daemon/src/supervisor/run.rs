@@ -110,6 +110,8 @@ pub async fn run(
         queue,
         kept: guarded,
         busy: Mutex::new(HashSet::new()),
+        pulling: tokio::sync::Mutex::default(),
+        eviction: tokio::sync::RwLock::default(),
         live: Arc::default(),
         cloning: Arc::default(),
         end,

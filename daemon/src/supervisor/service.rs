@@ -1,8 +1,9 @@
 //! The supervisor as the admin server's service.
 
 use hydrant_api::{
-    Cleared, CloneRequest, FailedEvent, Mount, PathRequest, PrefetchRequest, QueueEvent,
-    RestartRequest, RmRequest, Status, Summary, UmountRequest, Worker,
+    Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, Mount, MountImageRequest,
+    PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest, RmRequest, Status,
+    Summary, UmountRequest, Worker,
 };
 
 use super::Supervisor;
@@ -54,6 +55,40 @@ impl Service for Supervisor {
         progress: ProgressSender,
     ) -> Result<Summary, ApiError> {
         self.prefetch_request(&caller, &request, &progress).await
+    }
+
+    async fn images(&self, _: Caller) -> Result<Vec<Image>, ApiError> {
+        self.list_images().await
+    }
+
+    async fn pull_image(
+        &self,
+        caller: Caller,
+        request: PullRequest,
+        progress: ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        self.pull_request(&caller, &request, &progress).await
+    }
+
+    async fn mount_image(
+        &self,
+        caller: Caller,
+        request: MountImageRequest,
+        progress: ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        self.mount_image_request(&caller, &request, &progress).await
+    }
+
+    async fn evict_image(
+        &self,
+        caller: Caller,
+        request: ImageRequest,
+    ) -> Result<Evicted, ApiError> {
+        Supervisor::evict_image(self, &caller, &request).await
+    }
+
+    async fn rm_image(&self, caller: Caller, request: ImageRequest) -> Result<(), ApiError> {
+        self.remove_image(&caller, &request).await
     }
 
     async fn queue(&self, _: Caller) -> Result<Vec<QueueEvent>, ApiError> {

@@ -16,25 +16,42 @@ impl Supervisor {
     pub(super) async fn describe(&self, mount: &Mount) -> Result<api::Mount, ApiError> {
         let failed = |error| internal("can't read the catalog", &error);
         let (tree, pool) = self.tree_of(mount).await?;
-        let segments = self.catalog.segments(pool.id).await.map_err(failed)?;
         let (mut present_bytes, mut segment_bytes, mut count, mut complete) = (0, 0, 0, 0);
-        for segment in segments.iter().filter(|s| tree.segments.contains(&s.id)) {
-            let (present, size) = self.store.present_bytes(pool.id, segment.id).unwrap_or((0, 0));
-            present_bytes += present;
-            segment_bytes += size;
-            count += 1;
-            complete += u64::from(segment.complete);
+        let (mut files, mut tree_bytes) = (0, 0);
+        for (tree, pool) in self.trees_of(mount).await? {
+            files += tree.files;
+            tree_bytes += tree.bytes;
+            let segments = self.catalog.segments(pool.id).await.map_err(failed)?;
+            for segment in segments.iter().filter(|s| tree.segments.contains(&s.id)) {
+                let (present, size) =
+                    self.store.present_bytes(pool.id, segment.id).unwrap_or((0, 0));
+                present_bytes += present;
+                segment_bytes += size;
+                count += 1;
+                complete += u64::from(segment.complete);
+            }
         }
+        let image = match mount.image {
+            Some(id) => self.catalog.image(id).await.map_err(failed)?,
+            None => None,
+        };
+        let (url, revision, commit) = match image {
+            Some(image) => {
+                let (name, revision) = super::images::split_name(&image.reference);
+                (format!("oci://{name}"), revision, image.manifest)
+            }
+            None => (super::git::for_display(&pool.url), tree.revision, tree.commit),
+        };
         Ok(api::Mount {
             directory: path_to_text(&mount.directory),
-            url: super::git::for_display(&pool.url),
-            revision: tree.revision,
-            commit: tree.commit.to_string(),
+            url,
+            revision,
+            commit: commit.to_string(),
             owner: mount.owner,
             read_only: mount.read_only,
             mounted: lock(&self.live).mounts.contains_key(&mount.id),
-            files: tree.files,
-            tree_bytes: tree.bytes,
+            files,
+            tree_bytes,
             present_bytes,
             segment_bytes,
             segments: count,
@@ -64,7 +81,11 @@ impl Supervisor {
     /// Where a tree of each pool is mounted.
     pub(super) async fn directories_of_pools(&self) -> HashMap<PoolId, String> {
         let live = lock(&self.live);
-        live.mounts.values().map(|live| (live.pool, path_to_text(&live.directory))).collect()
+        let of_one = |live: &super::mounts::Live| {
+            let directory = path_to_text(&live.directory);
+            live.pools.iter().map(|pool| (*pool, directory.clone())).collect::<Vec<_>>()
+        };
+        live.mounts.values().flat_map(of_one).collect()
     }
 
     pub(super) async fn describe_daemon(&self) -> Result<api::Status, ApiError> {

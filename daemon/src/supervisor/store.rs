@@ -4,6 +4,7 @@
 //! STATE/catalog.sqlite
 //! STATE/pools/<pool>/<segment>.data      sparse: a hole is "not fetched"
 //! STATE/pools/<pool>/<segment>.extents   which object lies where
+//! STATE/pools/<pool>/<segment>.access    of a layer: which parts of the blob make which of the segment
 //! STATE/trees/<tree>.erofs               metadata of a tree
 //! STATE/mounts/<mount>/owner/upper       what the user wrote; `owner` is theirs alone
 //! STATE/mounts/<mount>/work              overlayfs' own
@@ -168,11 +169,17 @@ impl Store {
         self.private.open(Path::new(&name), flags).map(File::from).map_err(|error| error.source)
     }
 
-    /// A segment's data for reading and writing, and its extent index, in a way that raises no events.
+    /// A segment's data for reading and writing, its extent index and, of a layer, its access index, in a way that raises no events.
     pub fn open_for_worker(&self, pool: PoolId, segment: SegmentId) -> io::Result<Vec<OwnedFd>> {
         let data = self.open_private(pool, segment, "data", OFlag::O_RDWR)?;
         let extents = self.open_private(pool, segment, "extents", OFlag::O_RDONLY)?;
-        Ok(vec![data.into(), extents.into()])
+        let mut fds = vec![data.into(), extents.into()];
+        match self.open_private(pool, segment, "access", OFlag::O_RDONLY) {
+            Ok(access) => fds.push(access.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        Ok(fds)
     }
 
     /// Marks a segment: from here on its readers wait for what is not there.
@@ -226,7 +233,8 @@ impl Store {
         let file = self.open_private(pool, segment, "data", OFlag::O_RDWR)?;
         let size = file.metadata()?.len();
         let fetched = match kind {
-            SegmentKind::Data => ByteRange::new(0, size),
+            // also behind the end: of a part of a block the kernel makes zeros, which count as there
+            SegmentKind::Data => ByteRange::new(0, size).to_blocks(),
             SegmentKind::Pack => {
                 let extents = self.extents(pool, segment).map_err(io::Error::other)?;
                 let entries =
@@ -251,6 +259,10 @@ impl Store {
         }
         let data = self.data_path(pool, segment);
         std::fs::remove_file(data.with_extension("extents"))?;
+        match std::fs::remove_file(data.with_extension("access")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         std::fs::remove_file(data)?;
         Ok(true)
     }

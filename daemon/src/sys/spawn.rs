@@ -24,6 +24,7 @@ pub const FIRST_FD: i32 = 3;
 pub enum Role {
     Worker,
     Importer,
+    Puller,
     Builder,
     Doctor,
 }
@@ -35,6 +36,7 @@ impl Role {
         match self {
             Self::Worker => "worker",
             Self::Importer => "importer",
+            Self::Puller => "puller",
             Self::Builder => "builder",
             Self::Doctor => "doctor",
         }

@@ -87,6 +87,12 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// Its extent index.
+    #[must_use]
+    pub fn index(&self) -> Arc<File> {
+        Arc::clone(&self.index)
+    }
+
     /// The numbers of its objects; none in a pack.
     #[must_use]
     pub fn objects(&self) -> std::ops::Range<u32> {

@@ -1,5 +1,6 @@
 //! The worker's process: its fds, its sandbox, its sources.
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::ids::PoolId;
 use crate::object::ObjectId;
 use crate::queue::wire::{Credential, Limits, OriginSpec};
 use crate::source::git::{Connector, Credentials, GitSource, load_system_roots, stream};
+use crate::source::oci::fetch::LayerSource;
 use crate::source::{Fetch, FetchError, Sink};
 
 /// What a worker is started with: control socket, queue, scratch directory.
@@ -61,23 +63,30 @@ pub fn main(
 #[derive(Debug)]
 enum PoolSource {
     Git(GitSource),
+    Layer(Box<LayerSource>),
     /// Its settings can't be used; the reason.
     Unusable(String),
 }
 
 impl PoolSource {
     fn new(_: PoolId, origin: OriginSpec, limits: Limits, upcalls: Upcalls) -> Self {
-        let OriginSpec::Git(origin) = origin;
         let supervisor = Arc::new(Supervisor(upcalls));
-        let (credentials, connector) = (Arc::clone(&supervisor) as _, Arc::clone(&supervisor) as _);
-        match GitSource::new(origin, limits, credentials, connector) {
-            Ok(source) => {
-                let known = supervisor.0.server();
-                source.introduce(known, move |server| supervisor.0.met(server));
-                Self::Git(source)
+        let source = match origin {
+            OriginSpec::Git(origin) => {
+                let (credentials, connector) =
+                    (Arc::clone(&supervisor) as _, Arc::clone(&supervisor) as _);
+                GitSource::new(origin, limits, credentials, connector).map(|source| {
+                    let known = supervisor.0.server();
+                    source.introduce(known, move |server| supervisor.0.met(server));
+                    Self::Git(source)
+                })
             }
-            Err(error) => Self::Unusable(error.to_string()),
-        }
+            OriginSpec::Layer(origin) => {
+                let source = LayerSource::new(&origin, limits, supervisor as _);
+                source.map(|source| Self::Layer(Box::new(source)))
+            }
+        };
+        source.unwrap_or_else(|error| Self::Unusable(error.to_string()))
     }
 }
 
@@ -85,7 +94,14 @@ impl Fetch for PoolSource {
     async fn fetch(&self, keys: &[ObjectId], sink: &mut dyn Sink) -> Result<(), FetchError> {
         match self {
             Self::Git(source) => source.fetch(keys, sink).await,
+            Self::Layer(source) => source.fetch(keys, sink).await,
             Self::Unusable(message) => Err(FetchError::Refused { message: message.clone() }),
+        }
+    }
+
+    fn attach(&self, extents: Arc<File>, access: Arc<File>) {
+        if let Self::Layer(source) = self {
+            source.attach(extents, access);
         }
     }
 }

@@ -18,8 +18,7 @@ use reqwest::header::{
 };
 use reqwest::{Client, Method, NoProxy, Proxy, Response, StatusCode, Url, redirect};
 
-use self::answer::check_status;
-pub use self::answer::{broken, shown};
+pub use self::answer::{broken, check_status, shown};
 use self::auth::{Auth, Ticket};
 pub use self::auth::{Credentials, Origin};
 pub use self::tls::load_system_roots;
@@ -96,31 +95,7 @@ impl Http {
         credentials: Arc<dyn Credentials>,
     ) -> Result<Self, FetchError> {
         let home = parse_base(&settings.url)?;
-        let tls = tls::config(settings.ca_pem.as_deref(), settings.insecure).map_err(refused)?;
-        let mut client = Client::builder()
-            .tls_backend_preconfigured(tls)
-            .redirect(redirect::Policy::none())
-            .connect_timeout(CONNECT.min(stall))
-            .pool_max_idle_per_host(connections)
-            // before most servers close an idle connection
-            .pool_idle_timeout(Duration::from_secs(55))
-            .tcp_nodelay(true)
-            .tcp_keepalive(Duration::from_secs(30))
-            // a batch must not hold up the blob that somebody waits for on the same connection
-            .http2_initial_stream_window_size(1 << 20)
-            .http2_initial_connection_window_size(16 << 20)
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .referer(false);
-        client = match settings.proxy.as_deref() {
-            None => client,
-            Some("") => client.no_proxy(),
-            Some(proxy) => {
-                let proxy = Proxy::all(proxy)
-                    .map_err(|e| refused(format!("http.proxy {proxy:?} can't be used: {e}")))?;
-                client.proxy(proxy.no_proxy(NoProxy::from_env()))
-            }
-        };
-        let client = client.build().map_err(|e| refused(format!("HTTP can't be used: {e}")))?;
+        let client = client(&settings, stall, connections)?;
         let mut extra = HeaderMap::new();
         for line in &settings.extra_headers {
             if line.is_empty() {
@@ -406,6 +381,39 @@ impl Http {
     }
 }
 
+/// A client as the user's settings want it, which follows no redirects by itself.
+pub fn client(
+    settings: &HttpTransport,
+    stall: Duration,
+    connections: usize,
+) -> Result<Client, FetchError> {
+    let tls = tls::config(settings.ca_pem.as_deref(), settings.insecure).map_err(refused)?;
+    let mut client = Client::builder()
+        .tls_backend_preconfigured(tls)
+        .redirect(redirect::Policy::none())
+        .connect_timeout(CONNECT.min(stall))
+        .pool_max_idle_per_host(connections)
+        // before most servers close an idle connection
+        .pool_idle_timeout(Duration::from_secs(55))
+        .tcp_nodelay(true)
+        .tcp_keepalive(Duration::from_secs(30))
+        // a batch must not hold up the blob that somebody waits for on the same connection
+        .http2_initial_stream_window_size(1 << 20)
+        .http2_initial_connection_window_size(16 << 20)
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .referer(false);
+    client = match settings.proxy.as_deref() {
+        None => client,
+        Some("") => client.no_proxy(),
+        Some(proxy) => {
+            let proxy = Proxy::all(proxy)
+                .map_err(|e| refused(format!("http.proxy {proxy:?} can't be used: {e}")))?;
+            client.proxy(proxy.no_proxy(NoProxy::from_env()))
+        }
+    };
+    client.build().map_err(|e| refused(format!("HTTP can't be used: {e}")))
+}
+
 /// A repository's URL, without what we take from elsewhere and without a slash at the end.
 fn parse_base(url: &str) -> Result<Url, FetchError> {
     let unusable = |why: &str| refused(format!("the origin's URL can't be used: {why}"));
@@ -426,7 +434,7 @@ fn inside(base: &Url, name: &str) -> String {
 }
 
 /// Where a redirect leads: not from TLS to plain text.
-fn redirected(from: &Url, response: &Response) -> Result<Url, FetchError> {
+pub fn redirected(from: &Url, response: &Response) -> Result<Url, FetchError> {
     let at = shown(from);
     let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let location =

@@ -4,7 +4,8 @@ use std::io;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
-use crate::builder::{Job, Reply};
+use crate::builder::layer::LayerJob;
+use crate::builder::{Job, Line, Reply};
 use crate::sys::spawn::{Child, Role, Spawn};
 
 /// A builder process.
@@ -29,9 +30,18 @@ impl Builder {
         Ok(Self { _child: child, to, from: BufReader::new(from) })
     }
 
-    /// Has a job done.
-    pub async fn build(&mut self, job: &Job) -> io::Result<Reply> {
-        let mut line = serde_json::to_vec(job)?;
+    /// Has a tree built.
+    pub async fn build(&mut self, job: Job) -> io::Result<Reply> {
+        self.work(&Line::Tree(Box::new(job))).await
+    }
+
+    /// Has a layer of a container image built.
+    pub async fn build_layer(&mut self, job: LayerJob) -> io::Result<Reply> {
+        self.work(&Line::Layer { layer: job }).await
+    }
+
+    async fn work(&mut self, work: &Line) -> io::Result<Reply> {
+        let mut line = serde_json::to_vec(work)?;
         line.push(b'\n');
         self.to.write_all(&line).await?;
         let mut reply = String::new();

@@ -18,7 +18,7 @@ use crate::supervisor::durable::Synced;
 use crate::supervisor::git::{Git, GitError, Head, Remote, Way};
 use crate::supervisor::import::{self, ImportError};
 use crate::supervisor::internal;
-use crate::supervisor::origins::Access;
+use crate::supervisor::origins::{Access, GitAccess};
 
 /// The most segments that one tree may bring: an EROFS image has at most 65,535 devices.
 const MAX_NEW_SEGMENTS: u64 = 65_535;
@@ -67,7 +67,7 @@ impl<'a> Clone<'a> {
             tokio::join!(self.git.head(), self.git.revision(), self.git.conversion());
         let head = head.map_err(origin)?;
         let revision = revision.map_err(origin)?;
-        let access = Access { url, remote, git: self.git.clone() };
+        let access = GitAccess { url, remote, git: self.git.clone() };
         let spec = GitOrigin { hash: head.commit.kind(), transport };
         let known = supervisor.known(&self.request.url, self.owner.uid, spec.hash).await?;
         let job = import::Job {
@@ -114,18 +114,22 @@ impl<'a> Clone<'a> {
                 ino_or: super::super::mounts::INO_OR,
             }),
         };
-        let built = match builder.build(&job).await {
+        let built = match builder.build(job).await {
             Ok(Reply::Built(built)) => *built,
             Ok(Reply::Failed(message)) => {
                 let message = format!("can't build the tree: {message}");
                 return Err(ApiError::new(ErrorCode::Origin, message));
+            }
+            Ok(Reply::BuiltLayer(_)) => {
+                let message = "the builder has built something else";
+                return Err(ApiError::new(ErrorCode::Internal, message));
             }
             Err(error) => return Err(internal("the builder failed", &error)),
         };
         self.install(&built).map_err(|e| internal("can't install the tree's indexes", &e))?;
         import.remove_files();
         let tree = self.enter(&pool, tree, &built, &head, revision).await?;
-        supervisor.origins.insert(pool.id, access);
+        supervisor.origins.insert(pool.id, Access::Git(access));
         Ok(Prepared { pool, tree, built, synced, _cloning: cloning })
     }
 

@@ -1,6 +1,7 @@
 //! One pool in the main loop: its segments, its engine, its source and the requests that run.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -69,6 +70,8 @@ pub(super) struct PoolState<F> {
     pub(super) pool: Pool,
     pub(super) engine: Engine,
     source: Arc<F>,
+    /// Of a layer's segment: its extent index and its access index.
+    access: Option<(Arc<File>, Arc<File>)>,
     limits: Limits,
     running: HashMap<RequestId, Running>,
     /// Where the objects that are under way belong.
@@ -90,6 +93,7 @@ impl<F: Fetch> PoolState<F> {
             pool: Pool::default(),
             engine: Engine::new(&limits, seed),
             source: Arc::new(source),
+            access: None,
             limits,
             running: HashMap::new(),
             targets: HashMap::new(),
@@ -101,8 +105,28 @@ impl<F: Fetch> PoolState<F> {
         }
     }
 
+    /// Takes a segment: its data, its extent index and, of a layer, its access index.
+    pub(super) fn attach(
+        &mut self,
+        segment: SegmentId,
+        data: OwnedFd,
+        index: OwnedFd,
+        access: Option<OwnedFd>,
+    ) -> Result<(), PoolError> {
+        self.pool.attach(segment, data, index)?;
+        if let Some(access) = access {
+            let files = (self.pool.segment(segment)?.index(), Arc::new(File::from(access)));
+            self.source.attach(Arc::clone(&files.0), Arc::clone(&files.1));
+            self.access = Some(files);
+        }
+        Ok(())
+    }
+
     /// From now on requests go to the origin in this way. Those under way end as they began.
     pub(super) fn settings(&mut self, source: F, limits: Limits) {
+        if let Some((extents, access)) = &self.access {
+            source.attach(Arc::clone(extents), Arc::clone(access));
+        }
         self.source = Arc::new(source);
         self.limits = limits;
     }

@@ -1,0 +1,91 @@
+use clap::Subcommand;
+use hydrant_api::{Evicted, Image as Pulled, ImageRequest, PullRequest};
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{clean_line, print, print_json};
+use crate::progress::Reporter;
+use crate::{environment, render};
+
+/// Container images: `hydrant mount oci://REF DIR` puts one in place
+#[derive(Debug, clap::Args)]
+pub struct Image {
+    #[command(subcommand)]
+    pub command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    Pull(Pull),
+    Ls(Ls),
+    Evict(Evict),
+    Rm(Rm),
+}
+
+/// Fetch an image from its registry
+#[derive(Debug, clap::Args)]
+pub struct Pull {
+    #[arg(value_name = "REF", help = "[registry/]repository[:tag][@digest]")]
+    pub reference: String,
+}
+
+/// List the images
+#[derive(Debug, clap::Args)]
+pub struct Ls {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Let go of an image's content; it is fetched again, in parts, when it is read
+#[derive(Debug, clap::Args)]
+pub struct Evict {
+    /// As it was pulled; layers that are mounted stay
+    #[arg(value_name = "REF")]
+    pub reference: String,
+}
+
+/// Remove an image; layers that another one has stay
+#[derive(Debug, clap::Args)]
+pub struct Rm {
+    /// As it was pulled
+    #[arg(value_name = "REF")]
+    pub reference: String,
+}
+
+impl Image {
+    pub async fn run(self, context: &Context) -> Result<(), Failure> {
+        match self.command {
+            ImageCommand::Pull(Pull { reference }) => {
+                let owner = environment::sudo_caller();
+                let environment = environment::for_git(owner);
+                let request = PullRequest { reference: reference.clone(), environment, owner };
+                let client = context.client_or_start().await?;
+                let summary =
+                    client.watch("/v1/image/pull", &request, &mut Reporter::new()).await?;
+                print(&render::summary(&reference, &summary))
+            }
+            ImageCommand::Ls(Ls { json }) => {
+                let images: Vec<Pulled> = context.client()?.get("/v1/images").await?;
+                if json { print_json(&images) } else { print(&render::images(&images)) }
+            }
+            ImageCommand::Evict(Evict { reference }) => {
+                let request = ImageRequest { reference };
+                let client = context.client()?;
+                let Evicted { bytes, in_use } = client.post("/v1/image/evict", &request).await?;
+                let stay = if in_use > 0 {
+                    format!("; {} layers are mounted and stay", render::number(in_use))
+                } else {
+                    String::new()
+                };
+                print(&format!("{} freed{stay}\n", render::bytes(bytes)))
+            }
+            ImageCommand::Rm(Rm { reference }) => {
+                let request = ImageRequest { reference: reference.clone() };
+                let client = context.client()?;
+                let _: serde_json::Value = client.post("/v1/image/rm", &request).await?;
+                print(&format!("removed {}\n", clean_line(&reference)))
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The segment of a layer: proved to be the layer's archive, and its extent index.
+
+mod names;
+
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use self::names::Names;
+use super::BuildError;
+use super::files::{Made, sync_dir};
+use crate::ids::SegmentId;
+use crate::object::{HashKind, ObjectId};
+use crate::range::ByteRange;
+use crate::segment::SegmentKind;
+use crate::segment::extents::ExtentsWriter;
+use crate::source::oci::fetch::{CHUNK, chunk_key};
+
+/// So many chunks are one directory to read-ahead: who reads two of them is likely to read the others.
+const NEIGHBOURS: u64 = 8;
+
+/// What to look at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentJob {
+    pub segment: SegmentId,
+    /// Its content, which is all there.
+    pub data: PathBuf,
+    /// The layer's access index, which is only made durable.
+    pub access: PathBuf,
+    /// What the content's SHA-256 has to be.
+    pub diff_id: ObjectId,
+}
+
+/// Reads the segment and writes its extent index beside it: the chunks by their names. All files are durable
+/// when this returns the length in bytes.
+///
+/// `manifest` says which files they are of.
+pub fn check(job: &SegmentJob, manifest: &Path, made: &mut Made) -> Result<u64, BuildError> {
+    let file = fs_err::File::open(manifest);
+    let file = file.map_err(BuildError::io("read what the importer wrote"))?;
+    let names = Names::read(BufReader::with_capacity(256 << 10, file))?;
+    let failed = BuildError::io("read the layer's segment");
+    let mut data = fs_err::File::open(&job.data).map_err(&failed)?;
+    let mut whole = HashKind::Sha256.hasher();
+    let mut extents = ExtentsWriter::new(job.segment, SegmentKind::Data, HashKind::Sha256);
+    let mut chunk = Vec::with_capacity(CHUNK as usize);
+    let mut offset = 0;
+    loop {
+        chunk.clear();
+        (&mut data).take(CHUNK).read_to_end(&mut chunk).map_err(&failed)?;
+        if chunk.is_empty() {
+            break;
+        }
+        whole.update(&chunk);
+        let len = chunk.len() as u64;
+        let path = names.path(ByteRange::new(offset, len));
+        let neighbourhood = u32::try_from(offset / CHUNK / NEIGHBOURS).unwrap_or(u32::MAX);
+        extents.push_file(offset, len, chunk_key(offset, &chunk), neighbourhood, &path);
+        offset += len;
+    }
+    let found = whole.finish();
+    if found != job.diff_id {
+        return Err(BuildError::Tree(format!(
+            "the layer's archive has the digest sha256:{found} instead of sha256:{}",
+            job.diff_id
+        )));
+    }
+    let sync = |path: &Path| fs_err::File::open(path)?.sync_all();
+    let mut write = || -> io::Result<()> {
+        made.write(&job.data.with_extension("extents"), 0o600, |out| extents.write(out, offset))?;
+        data.sync_all()?;
+        sync(&job.access)?;
+        job.data.parent().map_or(Ok(()), sync_dir)
+    };
+    write().map_err(BuildError::io("keep the layer's segment"))?;
+    Ok(offset)
+}

@@ -1,0 +1,97 @@
+//! Container images.
+
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::pools::now;
+use super::records::{signed, unsigned};
+use super::{Catalog, CatalogError, Image, NewImage};
+use crate::ids::{ImageId, TreeId};
+
+impl Catalog {
+    /// Puts an image on record, under a name that is its own from now on. An image that had the name
+    /// stays for its mounts.
+    pub async fn insert_image(&self, image: NewImage) -> Result<Image, CatalogError> {
+        self.run("put an image on record", move |t| {
+            let NewImage { reference, digest, manifest, config, layers } = image;
+            t.execute("UPDATE images SET named = 0 WHERE reference = ?1", [&reference])?;
+            let id: i64 = t.query_row(
+                "INSERT INTO images (reference, digest, manifest, config, pulled, named)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 1)
+                 ON CONFLICT (reference, manifest)
+                     DO UPDATE SET digest = ?2, pulled = ?5, named = 1
+                 RETURNING id",
+                params![
+                    reference,
+                    digest.as_bytes(),
+                    manifest.as_bytes(),
+                    config.as_bytes(),
+                    now()
+                ],
+                |row| row.get(0),
+            )?;
+            t.execute("DELETE FROM image_layers WHERE image = ?1", [id])?;
+            let mut insert = t.prepare(
+                "INSERT INTO image_layers (image, position, tree, bytes) VALUES (?1, ?2, ?3, ?4)",
+            )?;
+            for (position, (tree, bytes)) in layers.iter().enumerate() {
+                let position = signed(position as u64)?;
+                insert.execute([id, position, signed(tree.0)?, signed(*bytes)?])?;
+            }
+            let query = format!("SELECT {} FROM images WHERE id = ?1", Image::COLUMNS);
+            let image = t.query_row(&query, [id], Image::from_row)?;
+            with_layers(t, image)
+        })
+        .await
+    }
+
+    /// All that have a name, by name.
+    pub async fn images(&self) -> Result<Vec<Image>, CatalogError> {
+        self.run("list the images", |t| {
+            let query =
+                format!("SELECT {} FROM images WHERE named ORDER BY reference, id", Image::COLUMNS);
+            let images: Vec<Image> =
+                t.prepare(&query)?.query_map([], Image::from_row)?.collect::<Result<_, _>>()?;
+            images.into_iter().map(|image| with_layers(t, image)).collect()
+        })
+        .await
+    }
+
+    pub async fn image(&self, id: ImageId) -> Result<Option<Image>, CatalogError> {
+        self.run("read an image", move |t| {
+            let query = format!("SELECT {} FROM images WHERE id = ?1", Image::COLUMNS);
+            let image = t.query_row(&query, [signed(id.0)?], Image::from_row).optional()?;
+            image.map(|image| with_layers(t, image)).transpose()
+        })
+        .await
+    }
+
+    /// The image that has the name.
+    pub async fn image_named(&self, reference: &str) -> Result<Option<Image>, CatalogError> {
+        let reference = reference.to_owned();
+        self.run("find an image", move |t| {
+            let query =
+                format!("SELECT {} FROM images WHERE reference = ?1 AND named", Image::COLUMNS);
+            let image = t.query_row(&query, [reference], Image::from_row).optional()?;
+            image.map(|image| with_layers(t, image)).transpose()
+        })
+        .await
+    }
+
+    /// Takes its name from an image; the rest stays until [`take_garbage`](Self::take_garbage), and as
+    /// long as it is somewhere mounted.
+    pub async fn forget_image(&self, id: ImageId) -> Result<(), CatalogError> {
+        self.run("forget an image", move |t| {
+            t.execute("UPDATE images SET named = 0 WHERE id = ?1", [signed(id.0)?])?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn with_layers(t: &Transaction<'_>, mut image: Image) -> rusqlite::Result<Image> {
+    image.layers = t
+        .prepare_cached("SELECT tree, bytes FROM image_layers WHERE image = ?1 ORDER BY position")?
+        .query_map([signed(image.id.0)?], |row| Ok((TreeId(unsigned(row, 0)?), unsigned(row, 1)?)))?
+        .collect::<Result<_, _>>()?;
+    Ok(image)
+}

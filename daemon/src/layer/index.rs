@@ -1,0 +1,466 @@
+//! The index of a layer: its [`Span`]s, and what came out before each of them.
+//!
+//! As a file, all numbers little-endian:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 8, 4 | `hydrspan`, version |
+//! | 1, 3 | compression (0 none, 1 gzip, 2 zstd), zeros |
+//! | 4 | number of spans |
+//! | 8, 8 | the layer's length uncompressed, compressed |
+//! | 32, 32 | SHA-256 of the compressed layer, of the uncompressed one (`diff_id`) |
+//! | 4 | CRC-32 of all before and of the records |
+//! | 68 each | the records |
+//! | | the windows, each a zstd frame of its own, in the order of their spans |
+//!
+//! A record: the span's length in the segment (8), start and length in the compressed layer (8, 8), codec (1: 0 identity,
+//! 1 gzip, 2 deflate, 3 zstd), bits (1), length of the window (2), length and CRC-32 of its frame (4, 4), SHA-256 of the
+//! span's bytes in the segment (32).
+//!
+//! Head and records are some 70 bytes for each 2 MiB of a layer; the windows, up to 32 KiB each, can be
+//! fetched one by one ([`Index::window_at`]), and are not needed where the span before is present.
+//! A window that is wrong makes a span that its digest refuses.
+
+use std::io::{self, Write};
+use std::ops::Range;
+
+use thiserror::Error;
+
+use super::digest::{Digest, Hasher};
+use super::indexer::{Compression, MAX_LAYER};
+use super::span::{Codec, Span};
+use crate::range::ByteRange;
+use crate::sys::inflate::WINDOW;
+
+/// The version of the format; another one is refused.
+pub const VERSION: u32 = 1;
+const MAGIC: &[u8; 8] = b"hydrspan";
+/// The length of what comes before the records.
+pub const HEAD_LEN: usize = 104;
+const RECORD_LEN: usize = 68;
+/// The most spans that a layer has.
+pub const MAX_SPANS: usize = 1 << 22;
+/// A frame is hardly ever longer than what it holds.
+const MAX_FRAME: u32 = 2 * WINDOW as u32;
+/// zstd's level for windows: beyond it they get hardly smaller.
+const LEVEL: i32 = 6;
+
+/// Why an index can't be made or used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum IndexError {
+    #[error("the layer's index is of version {0}, this program knows {VERSION}")]
+    Version(u32),
+    #[error("the layer's index is damaged: {0}; remove it, the layer is then indexed again")]
+    Damaged(&'static str),
+    #[error("the layer has more than {MAX_SPANS} spans")]
+    TooManySpans,
+    #[error("a window could not be compressed")]
+    Window,
+    #[error("the window of span {0} is not at hand")]
+    NoWindow(usize),
+}
+
+/// Where the frame of a window is among the windows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Frame {
+    start: u64,
+    len: u32,
+    crc: u32,
+}
+
+/// The spans of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Index {
+    compression: Compression,
+    uncompressed_len: u64,
+    compressed_len: u64,
+    digest: Digest,
+    diff_id: Digest,
+    spans: Vec<Span>,
+    /// For each span.
+    frames: Vec<Frame>,
+    /// All windows, or none.
+    windows: Vec<u8>,
+}
+
+impl Index {
+    #[must_use]
+    pub fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    /// The length of the segment in bytes.
+    #[must_use]
+    pub fn uncompressed_len(&self) -> u64 {
+        self.uncompressed_len
+    }
+
+    /// The length of the layer as the registry has it, in bytes.
+    #[must_use]
+    pub fn compressed_len(&self) -> u64 {
+        self.compressed_len
+    }
+
+    /// The digest of the layer as the registry has it.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The digest of the segment.
+    #[must_use]
+    pub fn diff_id(&self) -> Digest {
+        self.diff_id
+    }
+
+    /// All spans. They cover the segment without gaps, in order.
+    #[must_use]
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
+    /// The numbers of the spans that have a byte in the blocks of `range`: these have to be decoded
+    /// before a reader may see it.
+    #[must_use]
+    pub fn spans_for(&self, range: ByteRange) -> Range<usize> {
+        let range = range.to_blocks().clamp(self.uncompressed_len);
+        if range.is_empty() {
+            return 0..0;
+        }
+        let first = self.spans.partition_point(|span| span.uncompressed.end() <= range.offset());
+        let end = self.spans.partition_point(|span| span.uncompressed.offset() < range.end());
+        first..end
+    }
+
+    /// Where in the index's file the window of a span is; `None` where none is needed.
+    #[must_use]
+    pub fn window_at(&self, span: usize) -> Option<ByteRange> {
+        let frame = self.frames.get(span).filter(|frame| frame.len > 0)?;
+        Some(ByteRange::new(self.head_len() as u64 + frame.start, u64::from(frame.len)))
+    }
+
+    /// The window of a span, out of the windows that were read with the index. Empty where none is
+    /// needed.
+    pub fn window(&self, span: usize) -> Result<Vec<u8>, IndexError> {
+        let Some(frame) = self.frames.get(span) else { return Err(IndexError::NoWindow(span)) };
+        if frame.len == 0 {
+            return Ok(Vec::new());
+        }
+        let start = usize::try_from(frame.start).unwrap_or(usize::MAX);
+        let bytes = self.windows.get(start..start.saturating_add(frame.len as usize));
+        self.unpack_window(span, bytes.ok_or(IndexError::NoWindow(span))?)
+    }
+
+    /// The window of a span, out of the bytes of the file that [`window_at`](Self::window_at) names.
+    pub fn unpack_window(&self, span: usize, frame: &[u8]) -> Result<Vec<u8>, IndexError> {
+        let (known, of) = self.frames.get(span).zip(self.spans.get(span)).unzip();
+        let (known, of) = (known.copied().unwrap_or_default(), of.map_or(0, Span::window_len));
+        if frame.len() != known.len as usize || crc32fast::hash(frame) != known.crc {
+            return Err(IndexError::Damaged("a window's checksum is wrong"));
+        }
+        if of == 0 {
+            return Ok(Vec::new());
+        }
+        let window = zstd::bulk::decompress(frame, of).unwrap_or_default();
+        if window.len() == of {
+            Ok(window)
+        } else {
+            Err(IndexError::Damaged("a window is of another length"))
+        }
+    }
+
+    /// Lets go of the windows, which are most of an index.
+    pub fn forget_windows(&mut self) {
+        self.windows = Vec::new();
+    }
+
+    /// The length of the file's part without the windows in bytes.
+    #[must_use]
+    pub fn head_len(&self) -> usize {
+        HEAD_LEN + self.spans.len() * RECORD_LEN
+    }
+
+    /// The length of the part without the windows in bytes, by the first [`HEAD_LEN`] bytes of the file.
+    pub fn head_len_of(start: &[u8]) -> Result<usize, IndexError> {
+        let mut fields = Fields { rest: start };
+        fields.head().map(|(count, _)| HEAD_LEN + count * RECORD_LEN)
+    }
+
+    /// Writes the file. The windows have to be there.
+    pub fn write(&self, mut out: impl Write) -> io::Result<()> {
+        let mut head = Vec::with_capacity(self.head_len());
+        head.extend_from_slice(MAGIC);
+        head.extend_from_slice(&VERSION.to_le_bytes());
+        head.extend_from_slice(&[self.compression as u8, 0, 0, 0]);
+        head.extend_from_slice(&(self.spans.len() as u32).to_le_bytes());
+        head.extend_from_slice(&self.uncompressed_len.to_le_bytes());
+        head.extend_from_slice(&self.compressed_len.to_le_bytes());
+        head.extend_from_slice(self.digest.as_bytes());
+        head.extend_from_slice(self.diff_id.as_bytes());
+        let mut records = Vec::with_capacity(self.spans.len() * RECORD_LEN);
+        for (span, frame) in self.spans.iter().zip(&self.frames) {
+            let (codec, bits, window) = match span.codec {
+                Codec::Identity => (0, 0, 0),
+                Codec::Gzip => (1, 0, 0),
+                Codec::Deflate { bits, window } => (2, bits, window as u16),
+                Codec::Zstd => (3, 0, 0),
+            };
+            records.extend_from_slice(&span.uncompressed.len().to_le_bytes());
+            records.extend_from_slice(&span.compressed.offset().to_le_bytes());
+            records.extend_from_slice(&span.compressed.len().to_le_bytes());
+            records.extend_from_slice(&[codec, bits]);
+            records.extend_from_slice(&window.to_le_bytes());
+            records.extend_from_slice(&frame.len.to_le_bytes());
+            records.extend_from_slice(&frame.crc.to_le_bytes());
+            records.extend_from_slice(span.digest.as_bytes());
+        }
+        head.extend_from_slice(&checksum(&head, &records).to_le_bytes());
+        out.write_all(&head)?;
+        out.write_all(&records)?;
+        out.write_all(&self.windows)
+    }
+
+    /// Reads an index: the whole file, or the part without the windows.
+    pub fn parse(bytes: &[u8]) -> Result<Self, IndexError> {
+        let damaged = |what| Err(IndexError::Damaged(what));
+        let mut fields = Fields { rest: bytes };
+        let (count, compression) = fields.head()?;
+        let (uncompressed_len, compressed_len) = (fields.u64()?, fields.u64()?);
+        let (digest, diff_id) = (fields.digest()?, fields.digest()?);
+        let crc = fields.u32()?;
+        let records = fields.take(count * RECORD_LEN)?;
+        if checksum(&bytes[..HEAD_LEN - 4], records) != crc {
+            return damaged("its checksum is wrong");
+        }
+        if uncompressed_len > MAX_LAYER {
+            return damaged("the layer can't be so large");
+        }
+        let windows = fields.rest;
+        let (mut spans, mut frames) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let (mut at, mut start) = (0u64, 0u64);
+        let mut before = ByteRange::new(0, 0);
+        for record in records.chunks_exact(RECORD_LEN) {
+            let mut fields = Fields { rest: record };
+            let len = fields.u64()?;
+            let (offset, compressed) = (fields.u64()?, fields.u64()?);
+            let [codec, bits] = fields.array()?;
+            let window = u32::from(u16::from_le_bytes(fields.array()?));
+            let frame = Frame { start, len: fields.u32()?, crc: fields.u32()? };
+            let digest = fields.digest()?;
+            let codec = match (compression, codec, bits, window) {
+                (Compression::None, 0, 0, 0) if len == compressed => Codec::Identity,
+                (Compression::Gzip, 1, 0, 0) => Codec::Gzip,
+                (Compression::Gzip, 2, 0..8, 0..=0x8000) => Codec::Deflate { bits, window },
+                (Compression::Zstd, 3, 0, 0) => Codec::Zstd,
+                _ => return damaged("a span is of no kind"),
+            };
+            let end = at.checked_add(len).filter(|end| *end <= uncompressed_len && len > 0);
+            let Some(end) = end else { return damaged("a span is outside the layer") };
+            let range = ByteRange::new(offset, compressed);
+            if offset < before.offset() || compressed == 0 || range.end() > compressed_len {
+                return damaged("a span is outside the compressed layer");
+            }
+            if u64::from(window) > at || (window > 0) != (frame.len > 0) || frame.len > MAX_FRAME {
+                return damaged("a window has an impossible length");
+            }
+            start += u64::from(frame.len);
+            let uncompressed = ByteRange::between(at, end);
+            spans.push(Span { uncompressed, compressed: range, codec, digest });
+            frames.push(frame);
+            (at, before) = (end, range);
+        }
+        if at != uncompressed_len {
+            return damaged("its spans are not the layer");
+        }
+        if !windows.is_empty() && windows.len() as u64 != start {
+            return damaged("it is cut short");
+        }
+        let windows = windows.to_vec();
+        Ok(Self {
+            compression,
+            uncompressed_len,
+            compressed_len,
+            digest,
+            diff_id,
+            spans,
+            frames,
+            windows,
+        })
+    }
+}
+
+fn checksum(head: &[u8], records: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(head);
+    crc.update(records);
+    crc.finalize()
+}
+
+/// Numbers out of bytes.
+struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], IndexError> {
+        let (taken, rest) =
+            self.rest.split_at_checked(len).ok_or(IndexError::Damaged("it is cut short"))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], IndexError> {
+        self.take(N)?.try_into().map_err(|_| IndexError::Damaged("it is cut short"))
+    }
+
+    fn u32(&mut self) -> Result<u32, IndexError> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn u64(&mut self) -> Result<u64, IndexError> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    fn digest(&mut self) -> Result<Digest, IndexError> {
+        Ok(Digest::from_bytes(self.array()?))
+    }
+
+    /// The number of spans and the compression, from the start of the file.
+    fn head(&mut self) -> Result<(usize, Compression), IndexError> {
+        if self.take(8)? != MAGIC {
+            return Err(IndexError::Damaged("it is none"));
+        }
+        let version = self.u32()?;
+        if version != VERSION {
+            return Err(IndexError::Version(version));
+        }
+        let compression = match self.array()? {
+            [0, 0, 0, 0] => Compression::None,
+            [1, 0, 0, 0] => Compression::Gzip,
+            [2, 0, 0, 0] => Compression::Zstd,
+            _ => return Err(IndexError::Damaged("the layer is compressed in an unknown way")),
+        };
+        let count = self.u32()? as usize;
+        if count > MAX_SPANS {
+            return Err(IndexError::TooManySpans);
+        }
+        Ok((count, compression))
+    }
+}
+
+/// Collects the spans of a layer.
+#[derive(Debug, Default)]
+pub(super) struct Maker {
+    spans: Vec<Span>,
+    frames: Vec<Frame>,
+    windows: Vec<u8>,
+    /// The span that is not closed: codec, starts, its bytes so far.
+    open: Option<Open>,
+    /// Where the gzip member starts.
+    member: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    codec: Codec,
+    start: u64,
+    compressed: u64,
+    frame: Frame,
+    hasher: Hasher,
+    len: u64,
+    end: (u64, u64),
+}
+
+impl Maker {
+    /// Closes the span so far and begins another at these bytes of the segment and of the compressed layer.
+    pub fn begin(
+        &mut self,
+        codec: Codec,
+        start: u64,
+        compressed: u64,
+        window: &[u8],
+    ) -> Result<(), IndexError> {
+        self.close();
+        if self.spans.len() >= MAX_SPANS {
+            return Err(IndexError::TooManySpans);
+        }
+        let mut frame = Frame { start: self.windows.len() as u64, ..Frame::default() };
+        if !window.is_empty() {
+            let bytes = zstd::bulk::compress(window, LEVEL).map_err(|_| IndexError::Window)?;
+            frame.len = u32::try_from(bytes.len()).map_err(|_| IndexError::Window)?;
+            frame.crc = crc32fast::hash(&bytes);
+            self.windows.extend_from_slice(&bytes);
+        }
+        let end = (start, compressed);
+        let hasher = Hasher::default();
+        self.open = Some(Open { codec, start, compressed, frame, hasher, len: 0, end });
+        Ok(())
+    }
+
+    /// Adds bytes to the open span.
+    pub fn update(&mut self, bytes: &[u8]) {
+        if let Some(open) = &mut self.open {
+            open.hasher.update(bytes);
+            open.len += bytes.len() as u64;
+        }
+    }
+
+    /// The open span may end here.
+    pub fn end_at(&mut self, uncompressed: u64, compressed: u64) {
+        if let Some(open) = &mut self.open {
+            open.end = (uncompressed, compressed);
+        }
+    }
+
+    /// A gzip member starts here in the segment.
+    pub fn member_at(&mut self, uncompressed: u64) {
+        self.member = uncompressed;
+    }
+
+    pub fn member(&self) -> u64 {
+        self.member
+    }
+
+    /// How many bytes the open span has.
+    pub fn len(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.len)
+    }
+
+    fn close(&mut self) {
+        // a span of no bytes is nobody's
+        let Some(open) = self.open.take().filter(|open| open.len > 0) else { return };
+        let (end, compressed_end) = open.end;
+        self.spans.push(Span {
+            uncompressed: ByteRange::between(open.start, end),
+            compressed: ByteRange::between(open.compressed, compressed_end),
+            codec: open.codec,
+            digest: open.hasher.finish(),
+        });
+        self.frames.push(open.frame);
+    }
+
+    pub fn finish(
+        mut self,
+        compression: Compression,
+        compressed_len: u64,
+        digest: Digest,
+        diff_id: Digest,
+    ) -> Result<Index, IndexError> {
+        // the window of a span of no bytes, which can only be the last
+        if let Some(open) = self.open.as_ref().filter(|open| open.len == 0) {
+            self.windows.truncate(open.frame.start as usize);
+        }
+        self.close();
+        let uncompressed_len = self.spans.last().map_or(0, |span| span.uncompressed.end());
+        Ok(Index {
+            compression,
+            uncompressed_len,
+            compressed_len,
+            digest,
+            diff_id,
+            spans: self.spans,
+            frames: self.frames,
+            windows: self.windows,
+        })
+    }
+}

@@ -1,0 +1,9 @@
+//! Layers made by GNU tar, Python and ourselves, against what Python and the kernel read of them.
+
+mod archives;
+mod index;
+mod oracle;
+mod property;
+mod root;
+mod support;
+mod tree;

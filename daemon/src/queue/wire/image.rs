@@ -1,0 +1,133 @@
+//! What supervisor and *puller* say to each other: the importer of container images.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Credential, HttpTransport, Limits};
+use crate::object::ObjectId;
+
+/// Which of an image's variants is wanted, in the words of Go (`GOOS`, `GOARCH`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    pub os: String,
+    pub architecture: String,
+    /// Such as `v8`.
+    pub variant: String,
+}
+
+impl Platform {
+    /// This machine's.
+    #[must_use]
+    pub fn ours() -> Self {
+        let (architecture, variant) = match std::env::consts::ARCH {
+            "x86_64" => ("amd64", ""),
+            "aarch64" => ("arm64", "v8"),
+            "arm" => ("arm", "v7"),
+            "x86" => ("386", ""),
+            "powerpc64" => ("ppc64le", ""),
+            "loongarch64" => ("loong64", ""),
+            other => (other, ""),
+        };
+        Self { os: "linux".into(), architecture: architecture.into(), variant: variant.into() }
+    }
+}
+
+/// How a layer's tar archive is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Codec {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+/// A layer, as image and configuration name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Of what the registry has.
+    pub digest: ObjectId,
+    /// Its length in bytes.
+    pub size: u64,
+    pub codec: Codec,
+    /// The SHA-256 of the tar archive.
+    pub diff_id: ObjectId,
+}
+
+/// A repository at a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repository {
+    /// `url` is that of the registry's root.
+    pub registry: HttpTransport,
+    pub name: String,
+}
+
+/// Where a layer's content comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerOrigin {
+    pub repository: Repository,
+    pub layer: Layer,
+}
+
+/// An image at its registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// Of the manifest for the platform.
+    pub manifest: ObjectId,
+    /// Of what the reference leads to: the same, or an index.
+    pub digest: ObjectId,
+    /// Of the configuration.
+    pub config: ObjectId,
+    /// The lowest first.
+    pub layers: Vec<Layer>,
+}
+
+/// What people are shown of a layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    /// Names in it.
+    pub files: u64,
+    /// Of all files, in bytes.
+    pub bytes: u64,
+}
+
+/// From the supervisor to a puller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToPuller {
+    /// The first message. Answered with [`FromPuller::Resolved`]. `reference`: a tag or a digest.
+    Image {
+        version: u32,
+        repository: Box<Repository>,
+        reference: String,
+        platform: Platform,
+        limits: Limits,
+    },
+    /// Fetch layer `number`, counted from 0, into these fds: the segment, the manifest of its tree,
+    /// its access index.
+    Layer { number: u32 },
+    /// As [`super::ToWorker::Credential`].
+    Credential { request: u64, result: Result<Option<Credential>, String> },
+}
+
+/// From a puller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromPuller {
+    NeedCredential {
+        request: u64,
+        url: String,
+        rejected: Option<Credential>,
+    },
+    Resolved(Box<Resolved>),
+    /// Bytes received of all layers that were asked for.
+    Progress {
+        received: u64,
+    },
+    /// The layer is in its files.
+    Layer {
+        number: u32,
+        shown: Shown,
+    },
+    /// Nothing more will come.
+    Failed {
+        message: String,
+        hint: Option<String>,
+    },
+}

@@ -1,0 +1,417 @@
+//! Container images: pulling them, and mounting what was pulled.
+//!
+//! Each layer is a pool of its own with one segment (its archive) and one tree, found by what is in
+//! it: all images that have the layer share them. An image is a name for a list of layers.
+
+mod credentials;
+mod layer;
+mod mounting;
+mod puller;
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use hydrant_api as api;
+use hydrant_api::{ErrorCode, ImageRequest, MountImageRequest, Owner, PullRequest, Summary};
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+pub use credentials::RegistryAccess;
+
+use self::puller::{Puller, Step};
+use super::clone::Cloning;
+use super::queue::milliseconds;
+use super::{Supervisor, internal};
+use crate::admin::{ApiError, Caller, ProgressSender};
+use crate::catalog::{CatalogError, Image, NewImage, NewPool, Pool, Tree};
+use crate::ids::{PoolId, SegmentId};
+use crate::object::HashKind;
+use crate::queue::wire::HttpTransport;
+use crate::queue::wire::image::{Layer, LayerOrigin, Platform, Repository};
+use crate::segment::SegmentKind;
+use crate::source::oci::digest;
+use crate::source::oci::reference::Reference;
+use crate::sys::user::User;
+
+/// What the URLs of layers' pools begin with; a digest follows.
+const LAYER: &str = "oci-layer:";
+
+/// All layers belong to root: what is in them says whose the files are.
+pub(super) const ROOT: Owner = Owner { uid: 0, gid: 0 };
+
+/// Where the certificates of registries are that the system doesn't trust: as for Docker.
+const CERTIFICATES: &str = "/etc/docker/certs.d";
+
+/// How a layer's pool remembers its origin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KnownOrigin {
+    pub layer: LayerOrigin,
+    /// As people name the registry: `docker.io`.
+    pub registry: String,
+    /// Whose credentials are used.
+    pub user: Owner,
+}
+
+/// Whether a pool is a layer's.
+pub(super) fn is_layer(pool: &Pool) -> bool {
+    pool.url.starts_with(LAYER)
+}
+
+pub(super) fn known_origin(pool: &Pool) -> serde_json::Result<KnownOrigin> {
+    serde_json::from_value(pool.origin.clone())
+}
+
+/// The access to a layer's registry.
+pub(super) fn access(pool: &Pool) -> std::io::Result<RegistryAccess> {
+    let KnownOrigin { layer, registry, user } = known_origin(pool)?;
+    let user = User::lookup(user.uid, user.gid)?;
+    let url = layer.repository.registry.url;
+    Ok(RegistryAccess { url, registry, user, environment: pool.environment.clone() })
+}
+
+/// An image's name without its tag or digest, and that.
+pub(super) fn split_name(reference: &str) -> (String, String) {
+    match Reference::parse(reference) {
+        Ok(Reference { registry, repository, tag, digest }) => {
+            let digest = digest.map(|digest| digest::text(&digest));
+            (format!("{registry}/{repository}"), tag.or(digest).unwrap_or_default())
+        }
+        Err(_) => (reference.to_owned(), String::new()),
+    }
+}
+
+fn parse(reference: &str) -> Result<Reference, ApiError> {
+    Reference::parse(reference).map_err(|error| ApiError::invalid(error.to_string()))
+}
+
+fn catalog(error: CatalogError) -> ApiError {
+    internal("the catalog failed", &error)
+}
+
+/// A pull under way.
+struct Pull<'a> {
+    supervisor: &'a Supervisor,
+    repository: Repository,
+    registry: String,
+    user: Owner,
+    environment: &'a [(String, String)],
+    progress: &'a ProgressSender,
+}
+
+impl Supervisor {
+    pub(super) async fn pull_request(
+        &self,
+        caller: &Caller,
+        request: &PullRequest,
+        progress: &ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        caller.require_root("pull images")?;
+        let begun = Instant::now();
+        let reference = parse(&request.reference)?;
+        let owner = request.owner.unwrap_or(ROOT);
+        let (image, received) =
+            self.pull(&reference, owner, &request.environment, progress).await?;
+        let mut summary = Summary {
+            fetched_bytes: received,
+            elapsed_ms: milliseconds(begun.elapsed()),
+            message: Some(format!("{} {}", image.reference, digest::text(&image.digest))),
+            ..Summary::default()
+        };
+        for (tree, _) in &image.layers {
+            let (tree, _) = self.tree_and_pool(*tree).await?;
+            summary.files += tree.files;
+            summary.tree_bytes += tree.bytes;
+        }
+        Ok(summary)
+    }
+
+    /// Pulls an image; gives it, and how many bytes of layers came from the registry.
+    pub(super) async fn pull(
+        &self,
+        reference: &Reference,
+        user: Owner,
+        environment: &[(String, String)],
+        progress: &ProgressSender,
+    ) -> Result<(Image, u64), ApiError> {
+        // one after the other: two images may have a layer in common
+        let _pulling = self.pulling.lock().await;
+        let repository = self.repository(reference)?;
+        let registry = reference.registry.clone();
+        let pull = Pull { supervisor: self, repository, registry, user, environment, progress };
+        let reference_text = reference.to_string();
+        let pulled = pull.run(&reference.manifest(), reference_text).await;
+        // layers of a pull that failed, and of an image whose name this one has now
+        self.collect_garbage().await;
+        let (image, received) = pulled?;
+        info!(image = image.reference, manifest = %image.manifest, layers = image.layers.len(),
+            received, "pulled");
+        Ok((image, received))
+    }
+
+    /// How a registry is reached.
+    fn repository(&self, reference: &Reference) -> Result<Repository, ApiError> {
+        let insecure = self.config.images.insecure_registries.contains(&reference.registry);
+        let plain = insecure || reference.is_loopback();
+        let scheme = if plain { "http" } else { "https" };
+        let url = format!("{scheme}://{}/", reference.host());
+        let certificate = Path::new(CERTIFICATES).join(&reference.registry).join("ca.crt");
+        let ca_pem = match std::fs::read_to_string(&certificate) {
+            Ok(pem) => Some(pem),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => {
+                let what = format!("can't read {}", certificate.display());
+                return Err(internal(&what, &error));
+            }
+        };
+        let registry = HttpTransport { url, ca_pem, ..HttpTransport::default() };
+        Ok(Repository { registry, name: reference.repository.clone() })
+    }
+
+    /// The image of that name, pulled if it is not here.
+    async fn image_for(
+        &self,
+        request: &MountImageRequest,
+        progress: &ProgressSender,
+    ) -> Result<Image, ApiError> {
+        let reference = parse(&request.reference)?;
+        let found = self.catalog.image_named(&reference.to_string()).await.map_err(catalog)?;
+        if let Some(image) = found {
+            return Ok(image);
+        }
+        let owner = request.owner.unwrap_or(ROOT);
+        let (image, _) = self.pull(&reference, owner, &request.environment, progress).await?;
+        Ok(image)
+    }
+
+    pub(super) async fn mount_image_request(
+        &self,
+        caller: &Caller,
+        request: &MountImageRequest,
+        progress: &ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        caller.require_root("mount images")?;
+        let begun = Instant::now();
+        let image = self.image_for(request, progress).await?;
+        progress.step("mount");
+        let mut summary = self.mount_new_image(caller, request, &image).await?;
+        summary.elapsed_ms = milliseconds(begun.elapsed());
+        Ok(summary)
+    }
+
+    pub(super) async fn list_images(&self) -> Result<Vec<api::Image>, ApiError> {
+        let images = self.catalog.images().await.map_err(catalog)?;
+        let mounts = self.catalog.mounts().await.map_err(catalog)?;
+        let mut listed = Vec::with_capacity(images.len());
+        for image in images {
+            let (mut files, mut present_bytes, mut segment_bytes) = (0, 0, 0);
+            for (tree, _) in &image.layers {
+                let (tree, pool) = self.tree_and_pool(*tree).await?;
+                files += tree.files;
+                for segment in &tree.segments {
+                    let (present, size) =
+                        self.store.present_bytes(pool.id, *segment).unwrap_or((0, 0));
+                    present_bytes += present;
+                    segment_bytes += size;
+                }
+            }
+            let of_it = mounts.iter().filter(|mount| mount.image == Some(image.id));
+            listed.push(api::Image {
+                digest: digest::text(&image.digest),
+                manifest: digest::text(&image.manifest),
+                config: digest::text(&image.config),
+                layers: image.layers.len() as u64,
+                files,
+                bytes: image.layers.iter().map(|(_, bytes)| bytes).sum(),
+                present_bytes,
+                segment_bytes,
+                pulled_ms: u64::try_from(image.pulled).unwrap_or(0).saturating_mul(1000),
+                mounts: of_it.map(|m| hydrant_api::path_to_text(&m.directory)).collect(),
+                reference: image.reference,
+            });
+        }
+        Ok(listed)
+    }
+
+    pub(super) async fn remove_image(
+        &self,
+        caller: &Caller,
+        request: &ImageRequest,
+    ) -> Result<(), ApiError> {
+        caller.require_root("remove images")?;
+        let reference = parse(&request.reference)?;
+        let image = self.catalog.image_named(&reference.to_string()).await.map_err(catalog)?;
+        let image = image.ok_or_else(|| {
+            ApiError::not_found(format!("there is no image {reference}"))
+                .with_hint("`hydrant image ls` lists them")
+        })?;
+        let mounts = self.catalog.mounts().await.map_err(catalog)?;
+        let used: Vec<_> = mounts
+            .iter()
+            .filter(|mount| mount.image == Some(image.id))
+            .map(|mount| mount.directory.display().to_string())
+            .collect();
+        if !used.is_empty() {
+            let message = format!("{reference} is in use, at {}", used.join(", "));
+            return Err(ApiError::conflict(message).with_hint("`hydrant rm` removes a mount"));
+        }
+        self.catalog.forget_image(image.id).await.map_err(catalog)?;
+        self.collect_garbage().await;
+        info!(image = image.reference, "removed");
+        Ok(())
+    }
+}
+
+impl Supervisor {
+    /// Lets go of the content of an image's layers, as far as no mount has them: it is fetched again
+    /// when somebody reads it. Gives how many bytes that frees.
+    pub(super) async fn evict_image(
+        &self,
+        caller: &Caller,
+        request: &ImageRequest,
+    ) -> Result<api::Evicted, ApiError> {
+        caller.require_root("evict images")?;
+        // no layer is being filled, and none comes into use
+        let _pulling = self.pulling.lock().await;
+        let _alone = self.eviction.write().await;
+        let reference = parse(&request.reference)?;
+        let image = self.catalog.image_named(&reference.to_string()).await.map_err(catalog)?;
+        let image = image.ok_or_else(|| {
+            ApiError::not_found(format!("there is no image {reference}"))
+                .with_hint("`hydrant image ls` lists them")
+        })?;
+        let mut evicted = api::Evicted { bytes: 0, in_use: 0 };
+        for (tree, _) in &image.layers {
+            let (tree, pool) = self.tree_and_pool(*tree).await?;
+            if !self.detach_unused(HashSet::from([pool.id])).await.contains(&pool.id) {
+                evicted.in_use += 1;
+                continue;
+            }
+            for segment in &tree.segments {
+                // another namespace may have it mounted, or the kernel let go of it in a moment
+                if !self.is_unused(pool.id, *segment).await {
+                    evicted.in_use += 1;
+                    continue;
+                }
+                let (present, _) = self.store.present_bytes(pool.id, *segment).unwrap_or((0, 0));
+                self.catalog.set_complete(*segment, false).await.map_err(catalog)?;
+                self.store
+                    .punch(pool.id, *segment, SegmentKind::Data)
+                    .map_err(|error| internal("can't evict a layer", &error))?;
+                evicted.bytes += present;
+            }
+        }
+        info!(image = image.reference, bytes = evicted.bytes, "evicted");
+        Ok(evicted)
+    }
+
+    async fn is_unused(&self, pool: PoolId, segment: SegmentId) -> bool {
+        for _ in 0..20 {
+            match self.store.is_in_use(pool, segment) {
+                Ok(false) => return true,
+                Ok(true) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(error) => {
+                    warn!(%pool, %segment, %error, "can't tell whether a layer is in use");
+                    return false;
+                }
+            }
+        }
+        false
+    }
+}
+
+impl<'a> Pull<'a> {
+    async fn run(&self, manifest: &str, reference: String) -> Result<(Image, u64), ApiError> {
+        let supervisor = self.supervisor;
+        self.progress.step("metadata");
+        let access = RegistryAccess {
+            url: self.repository.registry.url.clone(),
+            registry: self.registry.clone(),
+            user: User::lookup(self.user.uid, self.user.gid)
+                .map_err(|error| internal("can't look the user up", &error))?,
+            environment: self.environment.to_vec(),
+        };
+        let mut puller = Puller::start(&supervisor.store, &supervisor.cgroups, access)?;
+        let (repository, limits) = (self.repository.clone(), supervisor.limits());
+        let resolved = puller.resolve(repository, manifest, Platform::ours(), limits).await?;
+
+        self.progress.step("layers");
+        // one of each, and nothing of them is garbage meanwhile
+        let mut known: HashMap<_, (Pool, Cloning<'a>, Option<Tree>)> = HashMap::new();
+        let mut wanted = HashMap::new();
+        for (number, layer) in (0u32..).zip(&resolved.layers) {
+            if known.contains_key(&layer.diff_id) {
+                continue;
+            }
+            let (pool, cloning) = self.pool(layer).await?;
+            let tree = supervisor.catalog.tree_of_pool(pool.id).await.map_err(catalog)?;
+            if tree.is_none() {
+                let files = self.begin_layer(&pool).await?;
+                puller.fetch(number, &files).await?;
+                wanted.insert(number, (*layer, files));
+            }
+            known.insert(layer.diff_id, (pool, cloning, tree));
+        }
+        let total: u64 = wanted.values().map(|(layer, _)| layer.size).sum();
+        self.progress.count(0, Some(total), "bytes");
+        while !wanted.is_empty() {
+            match puller.next().await? {
+                Step::Progress(so_far) => {
+                    self.progress.count(so_far.min(total), Some(total), "bytes");
+                }
+                Step::Layer { number, shown } => {
+                    let (layer, files) = wanted.remove(&number).ok_or_else(|| {
+                        ApiError::internal("the puller speaks of a layer that is not asked for")
+                    })?;
+                    if let Some((pool, _, tree)) = known.get_mut(&layer.diff_id) {
+                        *tree = Some(self.finish_layer(pool, &layer, files, shown).await?);
+                    }
+                }
+            }
+        }
+        puller.end();
+        let tree = |layer: &Layer| {
+            let tree = known.get(&layer.diff_id).and_then(|(_, _, tree)| tree.as_ref());
+            tree.map(|tree| (tree.id, layer.size))
+        };
+        let layers: Option<Vec<_>> = resolved.layers.iter().map(tree).collect();
+        let layers = layers.ok_or_else(|| ApiError::internal("a layer is missing"))?;
+        if layers.is_empty() {
+            let message = format!("{reference} has no layers: there is nothing to mount");
+            return Err(ApiError::new(ErrorCode::Unsupported, message));
+        }
+        let (digest, manifest, config) = (resolved.digest, resolved.manifest, resolved.config);
+        let image = NewImage { reference, digest, manifest, config, layers };
+        let image = supervisor.catalog.insert_image(image).await.map_err(catalog)?;
+        Ok((image, total))
+    }
+
+    /// The layer's pool, which from now on fetches from this repository.
+    async fn pool(&self, layer: &Layer) -> Result<(Pool, Cloning<'a>), ApiError> {
+        let supervisor = self.supervisor;
+        let origin = KnownOrigin {
+            layer: LayerOrigin { repository: self.repository.clone(), layer: *layer },
+            registry: self.registry.clone(),
+            user: self.user,
+        };
+        let pool = NewPool {
+            url: format!("{LAYER}{}", digest::text(&layer.diff_id)),
+            owner: ROOT,
+            hash: HashKind::Sha256,
+            origin: serde_json::to_value(&origin)
+                .map_err(|error| internal("can't keep the origin", &error))?,
+            environment: self.environment.to_vec(),
+        };
+        let pool = supervisor.catalog.pool_for(pool).await.map_err(catalog)?;
+        let cloning = Cloning::begin(supervisor, pool.id);
+        // it may have gone in between, as garbage
+        if supervisor.catalog.pool(pool.id).await.map_err(catalog)?.is_none() {
+            return Err(ApiError::conflict("a layer was just removed").with_hint("try it again"));
+        }
+        supervisor
+            .store
+            .make_pool_dir(pool.id)
+            .map_err(|error| internal("can't make the layer's directory", &error))?;
+        Ok((pool, cloning))
+    }
+}

@@ -1,0 +1,182 @@
+//! A puller process, as the supervisor sees it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use hydrant_api::ErrorCode;
+use tracing::warn;
+
+use super::super::cgroups::Cgroups;
+use super::super::import::IMPORTERS;
+use super::super::internal;
+use super::super::store::Store;
+use super::super::worker::{ENVIRONMENT, Exit, cut, explain, in_group};
+use super::RegistryAccess;
+use super::layer::LayerFiles;
+use crate::admin::ApiError;
+use crate::queue::wire::image::{FromPuller, Platform, Repository, Resolved, Shown, ToPuller};
+use crate::queue::wire::{self, Limits};
+use crate::source::oci::document::MAX_LAYERS;
+use crate::sys::cgroup::Cgroup;
+use crate::sys::seqpacket::{self, Seqpacket};
+use crate::sys::spawn::{Child, Role, Spawn};
+
+/// A puller asks for credentials now and then, when its token has run out.
+const MAX_UPCALLS: u32 = 1000;
+
+/// Sizes and counts are not larger than this: they can be added up.
+const MAX_SHOWN: u64 = 1 << 48;
+
+/// A puller that is no longer wanted ends within this time.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What comes of layers.
+#[derive(Debug, Clone, Copy)]
+pub enum Step {
+    /// Bytes that have come of all of them.
+    Progress(u64),
+    /// It is in its files.
+    Layer { number: u32, shown: Shown },
+}
+
+/// A puller at work.
+#[derive(Debug)]
+pub struct Puller {
+    child: Child,
+    /// Dropped after the process.
+    cgroup: Option<Cgroup>,
+    control: Seqpacket,
+    access: RegistryAccess,
+    upcalls: u32,
+    buffer: Vec<u8>,
+}
+
+fn cant(what: &'static str) -> impl Fn(io::Error) -> ApiError {
+    move |error| internal(what, &error)
+}
+
+impl Puller {
+    pub fn start(
+        store: &Store,
+        cgroups: &Cgroups,
+        access: RegistryAccess,
+    ) -> Result<Self, ApiError> {
+        let (control, theirs) = seqpacket::pair().map_err(cant("can't make a socket"))?;
+        let control = Seqpacket::new(control).map_err(cant("can't use a socket"))?;
+        let spool = store.spool_dir(IMPORTERS).map_err(cant("can't make a scratch directory"))?;
+        let arguments = store.worker_user.arguments();
+        let puller = Spawn::role(Role::Puller).arguments(arguments).inherit(&ENVIRONMENT);
+        let cgroup = cgroups.make("puller");
+        let child = in_group(puller.fd(theirs).fd(spool), cgroup.as_ref()).start();
+        let child = child.map_err(|error| internal("can't start the puller", &error))?;
+        let buffer = vec![0; wire::MAX_MESSAGE];
+        Ok(Self { child, cgroup, control, access, upcalls: 0, buffer })
+    }
+
+    async fn tell(&self, message: &ToPuller, fds: &[BorrowedFd<'_>]) -> Result<(), ApiError> {
+        let failed = cant("can't talk to the puller");
+        let bytes = wire::encode(message).map_err(|error| failed(io::Error::other(error)))?;
+        self.control.send(&bytes, fds).await.map_err(failed)
+    }
+
+    /// The next message that is not about credentials.
+    async fn hear(&mut self) -> Result<FromPuller, ApiError> {
+        let failed = cant("can't understand the puller");
+        loop {
+            let received = self.control.recv(&mut self.buffer).await.map_err(&failed)?;
+            let Some(received) = received else {
+                let exit = tokio::time::timeout(END_PATIENCE, self.child.wait()).await;
+                let exit = match exit {
+                    Ok(status) => explain(Exit::from(status), self.cgroup.as_ref()).description,
+                    Err(_) => "it hung up".to_owned(),
+                };
+                let message = format!("the puller ended without a result: {exit}");
+                return Err(ApiError::internal(message));
+            };
+            let bytes = self.buffer.get(..received.length).unwrap_or_default();
+            let message: FromPuller =
+                wire::decode(bytes).map_err(|error| failed(io::Error::other(error)))?;
+            match message {
+                FromPuller::NeedCredential { request, url, rejected } => {
+                    self.upcalls += 1;
+                    if self.upcalls > MAX_UPCALLS {
+                        return Err(ApiError::internal("the puller asks for too much"));
+                    }
+                    let result = self.access.credential(&url, rejected.as_ref()).await;
+                    self.tell(&ToPuller::Credential { request, result }, &[]).await?;
+                }
+                FromPuller::Failed { message, hint } => {
+                    let error = ApiError::new(ErrorCode::Origin, cut(message));
+                    return Err(match hint {
+                        Some(hint) => error.with_hint(cut(hint)),
+                        None => error,
+                    });
+                }
+                message => return Ok(message),
+            }
+        }
+    }
+
+    /// Finds an image. `reference` is a tag or digest.
+    pub async fn resolve(
+        &mut self,
+        repository: Repository,
+        reference: &str,
+        platform: Platform,
+        limits: Limits,
+    ) -> Result<Resolved, ApiError> {
+        let message = ToPuller::Image {
+            version: wire::VERSION,
+            repository: Box::new(repository),
+            reference: reference.to_owned(),
+            platform,
+            limits,
+        };
+        self.tell(&message, &[]).await?;
+        loop {
+            match self.hear().await? {
+                FromPuller::Resolved(resolved)
+                    if resolved.layers.len() <= MAX_LAYERS
+                        && resolved.layers.iter().all(|layer| layer.size <= MAX_SHOWN) =>
+                {
+                    return Ok(*resolved);
+                }
+                FromPuller::Progress { .. } => {}
+                _ => return Err(ApiError::internal("the puller is out of step")),
+            }
+        }
+    }
+
+    /// Has a layer fetched into its files.
+    pub async fn fetch(&self, number: u32, files: &LayerFiles) -> Result<(), ApiError> {
+        let fds = files.fds();
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        self.tell(&ToPuller::Layer { number }, &fds).await
+    }
+
+    pub async fn next(&mut self) -> Result<Step, ApiError> {
+        match self.hear().await? {
+            FromPuller::Progress { received } => Ok(Step::Progress(received)),
+            FromPuller::Layer { number, shown: Shown { files, bytes } } => {
+                let shown = Shown { files: files.min(MAX_SHOWN), bytes: bytes.min(MAX_SHOWN) };
+                Ok(Step::Layer { number, shown })
+            }
+            _ => Err(ApiError::internal("the puller is out of step")),
+        }
+    }
+
+    /// Lets it go. Nobody has to wait for that.
+    pub fn end(self) {
+        let Self { mut child, cgroup, control, .. } = self;
+        tokio::spawn(async move {
+            drop(control);
+            if tokio::time::timeout(END_PATIENCE, child.wait()).await.is_err() {
+                warn!(pid = child.id(), "killing a puller that goes on after its end");
+                child.kill().ok();
+                child.wait().await.ok();
+            }
+            drop(cgroup);
+        });
+    }
+}

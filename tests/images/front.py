@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""Stands in front of a registry and wants a token: front.py UPSTREAM DIRECTORY
+
+Prints its port. Who has no token is sent to its token server (`/token`), which wants the user `user` with the password `secret`. A
+token is good for a few requests. Blobs are given by redirects to `localhost`, another host to any client, where nobody
+may show any credential. What is asked is written to DIRECTORY/log; whatever is wrong to DIRECTORY/wrong. With a
+file DIRECTORY/lie, answers to requests for a range are not what was asked for.
+"""
+import base64, http.server, json, os, sys, threading, urllib.error, urllib.request
+
+UPSTREAM, DIRECTORY = sys.argv[1:3]
+USES = 3
+tokens, lock = {}, threading.Lock()
+
+
+def note(name, line):
+    with lock, open(f"{DIRECTORY}/{name}", "a") as file:
+        file.write(line + "\n")
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, status, headers={}, body=b""):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        authorization = self.headers.get("Authorization", "")
+        note("log", f"{self.path} {authorization.split(' ')[0]} {self.headers.get('Range', '')}")
+        port = self.server.server_port
+        if self.path.startswith("/token"):
+            wanted = "Basic " + base64.b64encode(b"user:secret").decode()
+            if authorization != wanted:
+                return self.answer(401)
+            token = base64.b64encode(os.urandom(12)).decode()
+            with lock:
+                tokens[token] = USES
+            return self.answer(200, {"Content-Type": "application/json"}, json.dumps({"token": token}).encode())
+        if self.path.startswith("/store/"):
+            if authorization:
+                note("wrong", "a credential was shown to the blob store")
+                return self.answer(400)
+            return self.forward(self.path.removeprefix("/store"))
+        with lock:
+            token = authorization.removeprefix("Bearer ")
+            good = tokens.get(token, 0) > 0
+            if good:
+                tokens[token] -= 1
+        if not good:
+            realm = f"http://127.0.0.1:{port}/token"
+            return self.answer(401, {"WWW-Authenticate": f'Bearer realm="{realm}",service="test"'})
+        if "/blobs/" in self.path:
+            return self.answer(307, {"Location": f"http://localhost:{port}/store{self.path}"})
+        self.forward(self.path)
+
+    def forward(self, path):
+        request = urllib.request.Request(UPSTREAM + path)
+        for name in ["Accept", "Range"]:
+            if name in self.headers:
+                request.add_header(name, self.headers[name])
+        try:
+            answer = urllib.request.urlopen(request, timeout=60)
+        except urllib.error.HTTPError as error:
+            return self.answer(error.code)
+        body = answer.read()
+        headers = {name: answer.headers[name] for name in ["Content-Type", "Content-Range", "Docker-Content-Digest"]
+                   if name in answer.headers}
+        if "Range" in self.headers and os.path.exists(f"{DIRECTORY}/lie"):
+            body = bytes(byte ^ 0x55 for byte in body)
+        self.answer(answer.status, headers, body)
+
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()

@@ -1,0 +1,226 @@
+#!/usr/bin/env python3
+"""Makes container images and pushes them to a registry: make.py URL REPOSITORY TAG KIND [--keep DIR]
+
+KIND is `odd` (several layers with all that a tar archive can hold), `plain` (one small layer), `index` (the same for
+several platforms), `docker` (with Docker's media types), `big` (BYTES of noise in two layers), `foreign`, `schema1`,
+`wrong-diff` (a configuration that names another archive), `wrong-layer` (a manifest that names another blob).
+With --keep, the layers' archives go to DIR as 0.tar, 1.tar, ...
+"""
+import gzip, hashlib, io, json, os, random, subprocess, sys, tarfile, urllib.request
+
+OCI = "application/vnd.oci.image."
+DOCKER = "application/vnd.docker."
+TIME = 1_700_000_000
+
+
+def entry(tar, name, data=b"", kind=tarfile.REGTYPE, mode=0o644, uid=0, gid=0, link="", xattrs={}, device=(0, 0),
+          time=TIME):
+    info = tarfile.TarInfo(name)
+    info.type, info.mode, info.uid, info.gid, info.mtime = kind, mode, uid, gid, time
+    info.linkname, info.size = link, len(data)
+    info.devmajor, info.devminor = device
+    info.pax_headers = {"SCHILY.xattr." + key: value for key, value in xattrs.items()}
+    tar.addfile(info, io.BytesIO(data))
+
+
+def archive(fill, form=tarfile.PAX_FORMAT):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as tar:
+        fill(tar)
+    return out.getvalue()
+
+
+def directory(tar, name, mode=0o755, **more):
+    entry(tar, name, kind=tarfile.DIRTYPE, mode=mode, **more)
+
+
+def base(tar):
+    noise = random.Random(1)
+    directory(tar, "./")
+    for name in ["bin", "etc", "etc/conf.d", "var", "var/cache", "var/cache/old", "var/cache/old/deep", "dev", "home"]:
+        directory(tar, name + "/")
+    directory(tar, "tmp/", mode=0o1777)
+    busybox = open("/bin/busybox", "rb").read() if os.path.exists("/bin/busybox") else noise.randbytes(700_000)
+    entry(tar, "bin/busybox", busybox, mode=0o755)
+    entry(tar, "bin/sh", kind=tarfile.LNKTYPE, link="bin/busybox", mode=0o755)
+    entry(tar, "bin/su", noise.randbytes(5000), mode=0o4755)
+    entry(tar, "bin/wall", noise.randbytes(4096), mode=0o2755, gid=5)
+    entry(tar, "bin/cap", noise.randbytes(600), mode=0o755, xattrs={"user.note": "a note"})
+    entry(tar, "etc/passwd", b"root:x:0:0::/:/bin/sh\n")
+    entry(tar, "etc/empty", b"")
+    entry(tar, "etc/link", kind=tarfile.SYMTYPE, link="passwd", mode=0o777)
+    entry(tar, "etc/abs", kind=tarfile.SYMTYPE, link="/nowhere/at/all", mode=0o777)
+    entry(tar, "etc/conf.d/a", b"a" * 511)
+    entry(tar, "etc/conf.d/b", b"b" * 512)
+    entry(tar, "etc/conf.d/c", b"c" * 513)
+    entry(tar, "var/cache/old/file", b"old\n")
+    entry(tar, "var/cache/old/deep/file", b"deep\n")
+    entry(tar, "var/cache/keep", noise.randbytes(123_456), uid=33, gid=33)
+    entry(tar, "dev/null", kind=tarfile.CHRTYPE, device=(1, 3), mode=0o666)
+    entry(tar, "dev/loop", kind=tarfile.BLKTYPE, device=(7, 0), mode=0o660, gid=6)
+    entry(tar, "dev/pipe", kind=tarfile.FIFOTYPE, mode=0o600)
+    entry(tar, "home/" + "long" * 60, b"a long name\n")
+    directory(tar, "home/" + "d" * 100 + "/")
+    entry(tar, "home/" + "d" * 100 + "/" + "f" * 120, b"a long path\n")
+    entry(tar, "home/sp ace\nline \xe9", b"a strange name\n", uid=1000, gid=100)
+    entry(tar, "home/owned", b"x", uid=70_000, gid=3_000_000, time=TIME + 0.5)
+    entry(tar, "home/twice", b"first")
+    entry(tar, "home/twice", b"second, which counts")
+    entry(tar, "gone", b"will be removed")
+    entry(tar, "becomes-directory", b"a file")
+    directory(tar, "becomes-file/")
+    entry(tar, "becomes-file/x", b"x")
+
+
+def middle(tar):
+    noise = random.Random(2)
+    entry(tar, ".wh.gone")
+    directory(tar, "var/")
+    directory(tar, "var/cache/")
+    directory(tar, "var/cache/old/")
+    entry(tar, "var/cache/old/.wh..wh..opq")
+    entry(tar, "var/cache/old/new", b"only this\n")
+    entry(tar, ".wh.becomes-directory")
+    directory(tar, "becomes-directory/")
+    entry(tar, "becomes-directory/inside", b"inside")
+    entry(tar, "becomes-file", b"now a file")
+    directory(tar, "etc/", mode=0o750, gid=4)
+    entry(tar, "etc/passwd", b"root:x:0:0::/:/bin/sh\nme:x:1:1::/:/bin/sh\n", mode=0o600)
+    directory(tar, "lib/")
+    for n in range(200):
+        entry(tar, f"lib/{n:03}.so", noise.randbytes(noise.randrange(1, 60_000)), mode=0o755)
+    entry(tar, "lib/hard", kind=tarfile.LNKTYPE, link="lib/007.so", mode=0o755)
+
+
+def top(tar):
+    directory(tar, "etc/", mode=0o755)
+    directory(tar, "etc/conf.d/")
+    entry(tar, "etc/conf.d/.wh.b")
+    entry(tar, "etc/conf.d/d", b"the last layer\n")
+    directory(tar, "lib/")
+    entry(tar, "lib/.wh.000.so")
+    entry(tar, "gone", b"back again")
+
+
+def plain(tar):
+    directory(tar, "./")
+    entry(tar, "hello", b"hello\n")
+    entry(tar, "big", random.Random(3).randbytes(300_000))
+
+
+def noise(seed, size):
+    def fill(tar):
+        source = random.Random(seed)
+        directory(tar, f"d{seed}/")
+        for n in range(16):
+            # half of it can be compressed
+            half = size // 32
+            data = source.randbytes(half) + bytes([65 + n]) * half
+            entry(tar, f"d{seed}/f{n:02}", data)
+    return fill
+
+
+def digest(data):
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+class Repository:
+    def __init__(self, url, name):
+        self.base = f"{url}/v2/{name}"
+        self.url = url
+
+    def request(self, method, url, data=None, kind=None):
+        request = urllib.request.Request(url, data=data, method=method)
+        if kind:
+            request.add_header("Content-Type", kind)
+        return urllib.request.urlopen(request, timeout=60)
+
+    def blob(self, data):
+        answer = self.request("POST", self.base + "/blobs/uploads/", b"")
+        to = answer.headers["Location"]
+        to = to if to.startswith("http") else self.url + to
+        to += ("&" if "?" in to else "?") + "digest=" + digest(data)
+        self.request("PUT", to, data, "application/octet-stream")
+        return {"digest": digest(data), "size": len(data)}
+
+    def manifest(self, tag, document, kind):
+        data = json.dumps(document).encode()
+        self.request("PUT", f"{self.base}/manifests/{tag}", data, kind)
+        return {"mediaType": kind, "digest": digest(data), "size": len(data)}
+
+
+def compress(data, how):
+    if how == "gzip":
+        return gzip.compress(data, 6, mtime=0)
+    if how == "zstd":
+        return subprocess.run(["zstd", "-q", "-c"], input=data, stdout=subprocess.PIPE, check=True).stdout
+    return data
+
+
+def machine():
+    names = {"x86_64": "amd64", "aarch64": "arm64"}
+    return names.get(os.uname().machine, os.uname().machine)
+
+
+def push(to, tag, layers, docker=False, architecture=None, change=lambda manifest, config: None):
+    """layers: (archive, how it is compressed)."""
+    config = {"architecture": architecture or machine(), "os": "linux", "config": {"Cmd": ["/bin/sh"]},
+              "rootfs": {"type": "layers", "diff_ids": [digest(data) for data, _ in layers]}}
+    kinds = {"gzip": "+gzip", "zstd": "+zstd", "none": ""}
+    described = []
+    for data, how in layers:
+        kind = OCI + "layer.v1.tar" + kinds[how]
+        if docker:
+            kind = DOCKER + "image.rootfs.diff.tar" + kinds[how].replace("+", ".")
+        described.append({"mediaType": kind, **to.blob(compress(data, how))})
+    kind = DOCKER + "distribution.manifest.v2+json" if docker else OCI + "manifest.v1+json"
+    manifest = {"schemaVersion": 2, "mediaType": kind, "layers": described}
+    change(manifest, config)
+    data = json.dumps(config).encode()
+    config_kind = DOCKER + "container.image.v1+json" if docker else OCI + "config.v1+json"
+    manifest["config"] = {"mediaType": config_kind, **to.blob(data)}
+    return to.manifest(tag, manifest, kind)
+
+
+def main():
+    url, name, tag, kind = sys.argv[1:5]
+    to = Repository(url, name)
+    layers = [(archive(plain), "gzip")]
+    if kind in ("odd", "index"):
+        layers = [(archive(base), "gzip"), (archive(middle), "zstd"), (archive(top, tarfile.GNU_FORMAT), "none")]
+    if kind == "big":
+        size = int(os.environ.get("BYTES", 16 << 20))
+        layers = [(archive(noise(1, size)), "gzip"), (archive(noise(2, size)), "gzip")]
+
+    def wrong_diff(manifest, config):
+        config["rootfs"]["diff_ids"][0] = digest(b"something else")
+
+    def foreign(manifest, config):
+        manifest["layers"][0]["mediaType"] = DOCKER + "image.rootfs.foreign.diff.tar.gzip"
+        manifest["layers"][0]["urls"] = ["http://example.org/layer"]
+
+    if kind == "index":
+        ours = push(to, tag + "-ours", layers)
+        others = push(to, tag + "-other", [(archive(plain), "gzip")], architecture="s390x")
+        manifests = [{**others, "platform": {"os": "linux", "architecture": "s390x"}},
+                     {**ours, "platform": {"os": "linux", "architecture": machine()}}]
+        index = {"schemaVersion": 2, "mediaType": OCI + "index.v1+json", "manifests": manifests}
+        pushed = to.manifest(tag, index, OCI + "index.v1+json")
+    elif kind == "other-platform":
+        pushed = push(to, tag, layers, architecture="s390x")
+    elif kind == "wrong-diff":
+        pushed = push(to, tag, layers, change=wrong_diff)
+    elif kind == "foreign":
+        pushed = push(to, tag, layers, change=foreign)
+    else:
+        pushed = push(to, tag, layers, docker=kind == "docker")
+    if "--keep" in sys.argv:
+        keep = sys.argv[sys.argv.index("--keep") + 1]
+        os.makedirs(keep, exist_ok=True)
+        for n, (data, _) in enumerate(layers):
+            with open(f"{keep}/{n}.tar", "wb") as file:
+                file.write(data)
+    print(pushed["digest"])
+
+
+main()
