@@ -1,10 +1,13 @@
 //! Manifests, indexes and configurations: the JSON documents of an image (OCI image specification,
 //! and Docker's image manifest version 2, schema 2).
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use thiserror::Error;
 
 use super::digest;
+use crate::layer::pinned::Pin;
 use crate::object::ObjectId;
 use crate::queue::wire::image::{Codec, Layer, Platform};
 
@@ -62,6 +65,8 @@ struct RawDescriptor {
     platform: Option<RawPlatform>,
     #[serde(default)]
     urls: Option<Vec<String>>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -117,6 +122,8 @@ pub struct Manifest {
     pub config: Descriptor,
     /// The lowest first.
     pub layers: Vec<(Descriptor, Codec)>,
+    /// For each layer, the index that the manifest pins.
+    pub pins: Vec<Option<Pin>>,
 }
 
 impl RawDescriptor {
@@ -158,11 +165,14 @@ pub fn read(bytes: &[u8], kind: &str, platform: &Platform) -> Result<Document, D
             if layers.len() > MAX_LAYERS {
                 return Err(DocumentError::TooMany(layers.len()));
             }
+            let pin = |raw: &RawDescriptor| raw.annotations.as_ref().and_then(Pin::of);
+            let pins = layers.iter().map(pin).collect();
             let layers = layers.iter().enumerate();
             let layers = layers.map(|(n, raw)| Ok((raw.check()?, codec(n, raw)?)));
             Ok(Document::Manifest(Manifest {
                 layers: layers.collect::<Result<_, _>>()?,
                 config: config.check()?,
+                pins,
             }))
         }
         (kind, _) => Err(DocumentError::Kind(shortened(kind.unwrap_or("the document")))),

@@ -18,6 +18,7 @@ use super::digest;
 use super::document::{
     DOCKER_LIST, DOCKER_MANIFEST, Document, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST, layers, read,
 };
+use crate::layer::pinned::Pin;
 use crate::object::ObjectId;
 use crate::queue::wire::Limits;
 use crate::queue::wire::image::{Platform, Repository, Resolved};
@@ -80,13 +81,13 @@ impl Registry {
         self.base.join(&path).map_err(|e| refused(format!("{path:?} can't be asked for: {e}")))
     }
 
-    /// Finds an image: its manifest for a platform, and what that names. Everything is checked
-    /// against its digest but the answer to a tag, of which nothing is known before.
+    /// Finds an image: its manifest for a platform, what that names, and which indexes of its layers it pins.
+    /// Everything is checked against its digest but the answer to a tag, of which nothing is known before.
     pub async fn resolve(
         &self,
         reference: &str,
         platform: &Platform,
-    ) -> Result<Resolved, FetchError> {
+    ) -> Result<(Resolved, Vec<Option<Pin>>), FetchError> {
         let not_ours = |e: super::document::DocumentError| {
             refused(format!("{}:{reference} can't be used: {e}", self.name))
         };
@@ -115,7 +116,8 @@ impl Registry {
         let config = self.body(response).await?;
         check_digest("the configuration", &config, &manifest.config.digest)?;
         let layers = layers(&manifest, &config, platform).map_err(not_ours)?;
-        Ok(Resolved { manifest: digest, digest: first, config: manifest.config.digest, layers })
+        let config = manifest.config.digest;
+        Ok((Resolved { manifest: digest, digest: first, config, layers }, manifest.pins))
     }
 
     /// A manifest or index: its digest, its type and the bytes.
