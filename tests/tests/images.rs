@@ -328,6 +328,8 @@ fn root_odd_images_with_an_index() -> Result<()> {
             (mount.complete_segments == 3).then_some(())
         })
         .with_context(|| images.world.daemon.log_tail(40))?;
+        let log = images.world.daemon.log_tail(1000);
+        ensure!(!log.contains("a layer's index is not used"), "{log}");
         images.registry.stop();
         images.hydrant(&["umount", text(&tree)?])?;
         images.hydrant(&["mount", text(&tree)?])?;

@@ -54,54 +54,56 @@ pub fn check(job: &SegmentJob, manifest: &Path, made: &mut Made) -> Result<u64, 
     let failed = BuildError::io("read the layer's segment");
     let mut options = fs_err::OpenOptions::new();
     let mut data = options.read(true).write(job.pinned).open(&job.data).map_err(&failed)?;
-    let mut whole = HashKind::Sha256.hasher();
     let mut extents = ExtentsWriter::new(job.segment, SegmentKind::Data, HashKind::Sha256);
-    let mut chunk = Vec::with_capacity(CHUNK as usize);
-    let mut offset = 0;
-    if job.pinned {
+    let mut push = |range: ByteRange, key| {
+        let neighbourhood = range.offset() / CHUNK / NEIGHBOURS;
+        let neighbourhood = u32::try_from(neighbourhood).unwrap_or(u32::MAX);
+        extents.push_file(range.offset(), range.len(), key, neighbourhood, &names.path(range));
+    };
+    let size = if job.pinned {
         let index = read_index(&job.access)?;
         if !index.is_pinned() || index.diff_id().as_bytes() != job.diff_id.as_bytes() {
             return Err(BuildError::Tree("the layer's index is of another layer".into()));
         }
         let size = index.uncompressed_len();
         data.file().set_len(size).map_err(&failed)?;
-        while offset < size {
-            let range = ByteRange::new(offset, CHUNK).clamp(size);
-            let neighbourhood = u32::try_from(offset / CHUNK / NEIGHBOURS).unwrap_or(u32::MAX);
-            let key = place_key(&job.diff_id, offset);
-            extents.push_file(offset, range.len(), key, neighbourhood, &names.path(range));
-            offset += range.len();
+        for offset in (0..size).step_by(CHUNK as usize) {
+            push(ByteRange::new(offset, CHUNK).clamp(size), place_key(&job.diff_id, offset));
         }
-    }
-    while !job.pinned {
-        chunk.clear();
-        (&mut data).take(CHUNK).read_to_end(&mut chunk).map_err(&failed)?;
-        if chunk.is_empty() {
-            break;
+        size
+    } else {
+        let mut whole = HashKind::Sha256.hasher();
+        let mut chunk = Vec::with_capacity(CHUNK as usize);
+        let mut offset = 0;
+        loop {
+            chunk.clear();
+            (&mut data).take(CHUNK).read_to_end(&mut chunk).map_err(&failed)?;
+            if chunk.is_empty() {
+                break;
+            }
+            whole.update(&chunk);
+            let range = ByteRange::new(offset, chunk.len() as u64);
+            push(range, chunk_key(offset, &chunk));
+            offset = range.end();
         }
-        whole.update(&chunk);
-        let len = chunk.len() as u64;
-        let path = names.path(ByteRange::new(offset, len));
-        let neighbourhood = u32::try_from(offset / CHUNK / NEIGHBOURS).unwrap_or(u32::MAX);
-        extents.push_file(offset, len, chunk_key(offset, &chunk), neighbourhood, &path);
-        offset += len;
-    }
-    let found = whole.finish();
-    if !job.pinned && found != job.diff_id {
-        return Err(BuildError::Tree(format!(
-            "the layer's archive has the digest sha256:{found} instead of sha256:{}",
-            job.diff_id
-        )));
-    }
+        let found = whole.finish();
+        if found != job.diff_id {
+            return Err(BuildError::Tree(format!(
+                "the layer's archive has the digest sha256:{found} instead of sha256:{}",
+                job.diff_id
+            )));
+        }
+        offset
+    };
     let sync = |path: &Path| fs_err::File::open(path)?.sync_all();
     let mut write = || -> io::Result<()> {
-        made.write(&job.data.with_extension("extents"), 0o600, |out| extents.write(out, offset))?;
+        made.write(&job.data.with_extension("extents"), 0o600, |out| extents.write(out, size))?;
         data.sync_all()?;
         sync(&job.access)?;
         job.data.parent().map_or(Ok(()), sync_dir)
     };
     write().map_err(BuildError::io("keep the layer's segment"))?;
-    Ok(offset)
+    Ok(size)
 }
 
 fn read_index(access: &Path) -> Result<Index, BuildError> {

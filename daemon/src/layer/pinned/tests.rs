@@ -5,7 +5,7 @@ mod property;
 
 use super::*;
 use crate::layer::digest::Hasher;
-use crate::layer::span::Span;
+use crate::layer::span::{Proof, Span};
 use crate::manifest::layer::{Content, Kind, Node, Reader};
 
 use self::blobs::{Blob, archive, estargz, zstd_chunked};
@@ -105,6 +105,11 @@ fn a_wrong_chunk_is_refused() {
     let other = estargz(&other, 4096);
     let (from, to) = (span.compressed.offset() as usize, span.compressed.end() as usize);
     assert!(span.decode(&other.bytes[from..to], &[]).is_err());
+    // with headers behind the file's end
+    let span = &pinned.index.spans()[3];
+    assert!(matches!(span.proof, Proof::Start(808)), "{span:?}");
+    let (from, to) = (span.compressed.offset() as usize, span.compressed.end() as usize);
+    assert!(span.decode(&blob.bytes[from..to], &[]).is_ok());
     assert!(span.decode(&blob.bytes[from..to - 9], &[]).is_err(), "a member without its end");
 }
 

@@ -5,12 +5,12 @@ use crate::erofs::Timestamp;
 /// Reads a time such as `2006-01-02T15:04:05.999999999Z` or `…+07:00`.
 pub fn parse(text: &str) -> Option<Timestamp> {
     let (date, time) = text.split_once(['T', 't'])?;
-    let mut date = date.splitn(3, '-').map(|part| digits(part));
+    let mut date = date.splitn(3, '-').map(digits);
     let (year, month, day) = (date.next()??, date.next()??, date.next()??);
     let zone = time.find(['Z', 'z', '+', '-'])?;
     let (clock, zone) = time.split_at(zone);
     let (clock, fraction) = clock.split_once('.').unwrap_or((clock, ""));
-    let mut clock = clock.splitn(3, ':').map(|part| digits(part));
+    let mut clock = clock.splitn(3, ':').map(digits);
     let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
     let valid = (1..=12).contains(&month)
         && (1..=31).contains(&day)

@@ -259,6 +259,8 @@ pub fn layers(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn ours() -> Platform {
@@ -357,5 +359,60 @@ mod tests {
         // an index that is a manifest as well
         let both = manifest(&[]).replace("\"layers\"", "\"manifests\": [], \"layers\"");
         assert!(matches!(read(&both, OCI_INDEX), DocumentError::Kind(_)));
+    }
+
+    /// Bytes put in the place of others, wherever.
+    fn mangled(text: &str, changes: &[(usize, char)], cut: usize) -> Vec<u8> {
+        let mut chars: Vec<char> = text.chars().collect();
+        for (at, to) in changes {
+            let at = at % chars.len();
+            chars[at] = *to;
+        }
+        chars.truncate(chars.len() - cut % chars.len());
+        String::from_iter(chars).into_bytes()
+    }
+
+    fn changes() -> impl Strategy<Value = Vec<(usize, char)>> {
+        let to = prop_oneof![
+            any::<char>(),
+            prop::sample::select("\"{}[],:0129-efnul".chars().collect::<Vec<_>>())
+        ];
+        prop::collection::vec((any::<usize>(), to), 0..8)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn mangled_documents(changes in changes(), of_config in changes(), cut in 0usize..30, kind in 0..3) {
+            let layer = "application/vnd.oci.image.layer.v1.tar+gzip";
+            let pinned = format!(
+                r#""annotations": {{"containerd.io/snapshot/stargz/toc.digest": "{}"}}, "size""#,
+                digest_of(9)
+            );
+            let document = match kind {
+                0 => index(&[r#"{"os": "linux", "architecture": "arm64"}"#, r#"{"os": "unknown"}"#]),
+                1 => manifest(&[layer, layer]),
+                _ => manifest(&[layer, layer]).replacen("\"size\"", &pinned, 2),
+            };
+            let bytes = mangled(&document, &changes, cut % 2 * cut);
+            let Ok(found) = read(&bytes, "application/json", &ours()) else { return Ok(()) };
+            let Document::Manifest(found) = found else { return Ok(()) };
+            prop_assert_eq!(found.pins.len(), found.layers.len());
+            let ids = [digest_of(1), digest_of(2)];
+            let config = format!(r#"{{"os": "linux", "architecture": "arm64", "rootfs": {{"diff_ids": {ids:?}}}}}"#);
+            let config = mangled(&config, &of_config, cut / 2);
+            if let Ok(layers) = layers(&found, &config, &ours()) {
+                prop_assert_eq!(layers.len(), found.layers.len());
+                for (layer, (descriptor, _)) in layers.iter().zip(&found.layers) {
+                    prop_assert!(layer.digest == descriptor.digest && layer.size == descriptor.size);
+                }
+            }
+        }
+
+        #[test]
+        fn bytes_that_are_nothing(bytes: Vec<u8>) {
+            prop_assert!(read(&bytes, OCI_MANIFEST, &ours()).is_err());
+        }
     }
 }

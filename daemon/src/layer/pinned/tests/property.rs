@@ -10,7 +10,6 @@ use super::*;
 use crate::builder;
 use crate::layer::pinned::toc::Toc;
 use crate::layer::pinned::zstd_chunked::Places;
-use crate::layer::span::Proof;
 use crate::layer::tests::{changes, mangle};
 
 static ESTARGZ: LazyLock<Blob> = LazyLock::new(|| estargz(&archive(), 4096));
@@ -43,10 +42,9 @@ fn reword(json: &[u8], at: usize, by: &str) -> Vec<u8> {
     let colons: Vec<_> = text.match_indices(':').map(|(n, _)| n + 1).collect();
     let from = colons[at % colons.len()];
     let rest = &text[from..];
-    let end = if rest.starts_with('"') {
-        rest[1..].find('"').map_or(rest.len(), |n| n + 2)
-    } else {
-        rest.find([',', '}', ']']).unwrap_or(rest.len())
+    let end = match rest.strip_prefix('"') {
+        Some(word) => word.find('"').map_or(rest.len(), |n| n + 2),
+        None => rest.find([',', '}', ']']).unwrap_or(rest.len()),
     };
     format!("{}{by}{}", &text[..from], &rest[end..]).into_bytes()
 }
@@ -192,10 +190,10 @@ proptest! {
         prop_oneof!["[0-9:+-]{0,40}", "sha256:[0-9a-f]{62,66}", ".{0,20}"],
         0..5,
     ), size in any::<u64>()) {
-        if let Some(Pin::ZstdChunked(places)) = Pin::of(&pairs) {
-            if let Ok(both) = places.both(size) {
-                prop_assert!(both.end() <= size && both.len() <= 2 * MAX_TOC);
-            }
+        if let Some(Pin::ZstdChunked(places)) = Pin::of(&pairs)
+            && let Ok(both) = places.both(size)
+        {
+            prop_assert!(both.end() <= size && both.len() <= 2 * MAX_TOC);
         }
     }
 }
