@@ -1,8 +1,9 @@
-"""Layers with an index of their own: eStargz and zstd:chunked, as their tools write them.
+"""Layers with an index: eStargz, zstd:chunked and SOCI, as their tools write them.
 
-Both functions give the blob, what is in it uncompressed, and the annotations that pin the index.
+`estargz` and `zstd_chunked` give the blob, what is in it uncompressed, and the annotations that pin the index; `soci` gives
+blob and zTOC.
 """
-import base64, datetime, gzip, hashlib, io, json, struct, subprocess, tarfile
+import base64, datetime, gzip, hashlib, io, json, struct, subprocess, tarfile, zlib
 
 STARGZ = "containerd.io/snapshot/stargz/toc.digest"
 CHUNKED = "io.github.containers.zstd-chunked."
@@ -152,3 +153,72 @@ def zstd_chunked(archive, chunk=100_000):
     annotations[CHUNKED + "tarsplit-position"] = f"{split_at}:{len(split_frame)}:{len(split)}"
     skipped(struct.pack("<7Q", at, len(toc_frame), len(toc), 1, split_at, len(split_frame), len(split)) + b"GNUlInUx")
     return bytes(blob), archive, annotations
+
+
+class Flat:
+    """A table of a FlatBuffer: bytes, numbers (as packed bytes with `Raw`), tables, lists of these."""
+
+    def __init__(self, *fields):
+        self.fields = fields
+
+
+class Raw(bytes):
+    pass
+
+
+def flat(out, at, value):
+    """Writes what a reference at `at` leads to."""
+    to = len(out)
+    if isinstance(value, (bytes, list)):
+        out += struct.pack("<I", len(value))
+    if isinstance(value, bytes):
+        out += value
+    if isinstance(value, list):
+        out += bytes(4 * len(value))
+        for n, element in enumerate(value):
+            flat(out, to + 4 + 4 * n, element)
+    if isinstance(value, Flat):
+        inline = [field if isinstance(field, Raw) else bytes(4) for field in value.fields]
+        places = [4]
+        for field in inline:
+            places.append(places[-1] + len(field))
+        vtable = struct.pack("<HH", 4 + 2 * len(inline), places[-1])
+        vtable += b"".join(struct.pack("<H", place) for place in places[:-1])
+        out += vtable
+        to = len(out)
+        out += struct.pack("<i", len(vtable)) + b"".join(inline)
+        for field, place in zip(value.fields, places):
+            if not isinstance(field, Raw):
+                flat(out, to + place, field)
+    struct.pack_into("<I", out, at, to - at)
+
+
+def soci(archive, span=200_000):
+    packer, blob, points = zlib.compressobj(6, wbits=31), bytearray(), []
+    for at in range(0, len(archive), span):
+        # a checkpoint where a block ends with a byte; the next one still refers to what is before
+        window = archive[max(0, at - 32768):at].rjust(32768, b"\0")
+        if at:
+            blob += packer.flush(zlib.Z_SYNC_FLUSH)
+        points.append((len(blob) if at else 10, at, window))
+        blob += packer.compress(archive[at:at + span])
+    blob = bytes(blob + packer.flush())
+    ends = [point[0] for point in points[1:]] + [len(blob)]
+    digests = [digest(blob[point[0]:end]).encode() for point, end in zip(points, ends)]
+    checkpoints = struct.pack("<iq", len(points), span)
+    checkpoints += b"".join(struct.pack("<qqB", *point[:2], 0) + point[2] for point in points)
+    long = lambda n: Raw(struct.pack("<q", n))
+    int32 = lambda n: Raw(struct.pack("<I", n))
+    files = []
+    for info in entries(archive):
+        entry = described(info, True)
+        name = info.name.encode("utf-8", "surrogateescape") + (b"/" if info.isdir() else b"")
+        records = [Flat(key.encode(), value.encode()) for key, value in info.pax_headers.items()]
+        files.append(Flat(name, entry["type"].encode(), long(info.offset_data), long(info.size if info.isreg() else 0),
+                          info.linkname.encode(), long(info.mode), int32(info.uid), int32(info.gid), b"", b"",
+                          entry["modtime"].encode(), long(info.devmajor), long(info.devminor), records))
+    ztoc = Flat(b"1.0", b"test", long(len(blob)), long(len(archive)), Flat(files),
+                Flat(Raw(b"\1"), int32(len(points) - 1), digests, checkpoints))
+    out = bytearray(4)
+    flat(out, 0, ztoc)
+    return blob, bytes(out)

@@ -4,7 +4,7 @@
 KIND is `odd` (several layers with all that a tar archive can hold), `plain` (one small layer), `index` (the same for
 several platforms), `docker` (with Docker's media types), `big` (BYTES of noise in two layers), `foreign`, `schema1`,
 `wrong-diff` (a configuration that names another archive), `wrong-layer` (a manifest that names another blob).
-`odd-estargz`, `odd-chunked`, `big-estargz`: with layers that have an index (see `indexed.py`); `other-toc`: eStargz, but the
+`odd-estargz`, `odd-chunked`, `odd-soci`, `big-estargz`: with layers that have an index (see `indexed.py`); `other-toc`: eStargz, but the
 manifest pins another table of contents; `wrong-chunk`: the table of contents has a wrong digest of the file d1/f03;
 `unproved`: eStargz whose configuration names another archive.
 With --keep, the layers' archives go to DIR as 0.tar, 1.tar, ...
@@ -15,6 +15,7 @@ import indexed
 
 OCI = "application/vnd.oci.image."
 DOCKER = "application/vnd.docker."
+SOCI = "com.amazon.soci."
 TIME = 1_700_000_000
 # eStargz has whole seconds only
 FRACTION = 0.5
@@ -181,13 +182,19 @@ def push(to, tag, layers, docker=False, architecture=None, change=lambda manifes
     config = {"architecture": architecture or machine(), "os": "linux", "config": {"Cmd": ["/bin/sh"]},
               "rootfs": {"type": "layers", "diff_ids": []}}
     kinds = {"gzip": "+gzip", "zstd": "+zstd", "none": "", indexed.zstd_chunked: "+zstd"}
-    described = []
+    described, ztocs = [], []
     for n, (data, how) in enumerate(layers):
         suffix = kinds.get(how, "+gzip")
         kind = OCI + "layer.v1.tar" + suffix
         if docker:
             kind = DOCKER + "image.rootfs.diff.tar" + suffix.replace("+", ".")
-        blob, inside, annotations = compress(data, how)
+        if how is indexed.soci:
+            blob, ztoc = how(data)
+            inside, annotations = data, {}
+            ztocs.append({"mediaType": "application/octet-stream", **to.blob(ztoc),
+                          "annotations": {SOCI + "image-layer-digest": digest(blob)}})
+        else:
+            blob, inside, annotations = compress(data, how)
         layers[n] = (inside, how)
         config["rootfs"]["diff_ids"].append(digest(inside))
         described.append({"mediaType": kind, **to.blob(blob)})
@@ -195,6 +202,10 @@ def push(to, tag, layers, docker=False, architecture=None, change=lambda manifes
             described[-1]["annotations"] = annotations
     kind = DOCKER + "distribution.manifest.v2+json" if docker else OCI + "manifest.v1+json"
     manifest = {"schemaVersion": 2, "mediaType": kind, "layers": described}
+    if ztocs:
+        index = {"schemaVersion": 2, "mediaType": OCI + "manifest.v1+json", "layers": ztocs,
+                 "config": {"mediaType": "application/vnd.amazon.soci.index.v2+json", **to.blob(b"{}")}}
+        manifest["annotations"] = {SOCI + "index-digest": to.manifest(tag + "-soci", index, index["mediaType"])["digest"]}
     change(manifest, config)
     data = json.dumps(config).encode()
     config_kind = DOCKER + "container.image.v1+json" if docker else OCI + "config.v1+json"
@@ -226,6 +237,8 @@ def main():
                   (archive(top, tarfile.GNU_FORMAT), "none")]
     if kind == "odd-chunked":
         layers = [(archive(base), indexed.zstd_chunked), (archive(middle), indexed.zstd_chunked), (archive(top), "gzip")]
+    if kind == "odd-soci":
+        layers = [(archive(base), indexed.soci), (archive(middle), indexed.soci), (archive(top), "gzip")]
     size = int(os.environ.get("BYTES", 16 << 20))
     if kind == "big":
         layers = [(archive(noise(1, size)), "gzip"), (archive(noise(2, size)), "gzip")]

@@ -12,6 +12,7 @@
 //! | format | the image pins | proved before a reader sees it | proved when all is here |
 //! |---|---|---|---|
 //! | eStargz | the TOC (annotation `…stargz/toc.digest`) | each chunk of each file, and what the tree says, by the TOC | the archive, by `diff_id` |
+//! | SOCI, version 2 | the index of the layers' zTOCs (annotation of the manifest `…soci.index-digest`), it the zTOC | the compressed bytes, and what the tree says | the archive, by `diff_id` |
 //! | zstd:chunked | TOC (`…zstd-chunked.manifest-checksum`) and, in it, the headers of the archive | each byte of the archive | the archive, by `diff_id` |
 //!
 //! What these say of trees is taken as the archive's own entries are ([`TreeBuilder`](super::tree::TreeBuilder)): the same
@@ -19,13 +20,15 @@
 //!
 //! # The segment
 //!
-//! zstd:chunked has all headers of the archive, so the segment is the archive. eStargz does not tell how long the headers
-//! are that stand between two files, so the segment has room for more than are expected
+//! zstd:chunked and SOCI tell where each byte of the archive is, so the segment is the archive. eStargz does not tell how long the
+//! headers are that stand between two files, so the segment has room for more than are expected
 //! ([`Proof::Start`](super::span::Proof::Start)); without that room it is the archive. A layer whose headers need more room
 //! shows its files all the same; only `diff_id` can't be proved then. The TOC has times in whole seconds.
 
 pub mod estargz;
+mod flat;
 mod layout;
+pub mod soci;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -60,8 +63,15 @@ pub struct Layer {
 /// An index that a manifest pins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pin {
-    Estargz { toc: Digest },
+    Estargz {
+        toc: Digest,
+    },
     ZstdChunked(zstd_chunked::Places),
+    /// A blob of its own, of so many bytes.
+    Soci {
+        ztoc: Digest,
+        size: u64,
+    },
 }
 
 /// What an index says.

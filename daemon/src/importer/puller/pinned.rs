@@ -9,7 +9,7 @@ use anyhow::Context;
 
 use super::{ATTEMPTS, FIRST_WAIT, LAYER_FDS, write};
 use crate::layer::digest::Digest;
-use crate::layer::pinned::{self, Pin, Pinned, Unusable, estargz, zstd_chunked};
+use crate::layer::pinned::{self, Pin, Pinned, Unusable, estargz, soci, zstd_chunked};
 use crate::object::ObjectId;
 use crate::queue::wire::image::{Layer, PinnedFormat, Shown};
 use crate::range::ByteRange;
@@ -114,6 +114,28 @@ async fn read(
             let bytes = range(places.both(size)?).await?;
             let read = move || zstd_chunked::read(&bytes, &places, &of);
             Ok((parsed(read).await?, PinnedFormat::ZstdChunked))
+        }
+        Pin::Soci { ztoc, size: len } => {
+            if len == 0 || len > soci::MAX_ZTOC {
+                return Err(Unusable::Format("it has an impossible length").into());
+            }
+            let id = ObjectId::from_bytes(ztoc.as_bytes()).map_err(|_| Unusable::Digest)?;
+            let count = |bytes: u64| {
+                received.fetch_add(bytes, Ordering::Relaxed);
+            };
+            let bytes = registry.range(&id, len, ByteRange::new(0, len), count).await?;
+            let pinned = parsed(move || soci::read(&bytes, ztoc, &of)).await?;
+            for number in soci::samples(pinned.index.spans()) {
+                let span = pinned.index.spans().get(number).cloned();
+                let span = span.ok_or(Unusable::Format("it has no spans"))?;
+                let window = pinned.index.window(number).map_err(Unusable::Index)?;
+                let bytes = range(span.compressed).await?;
+                let decoded = tokio::task::spawn_blocking(move || span.decode(&bytes, &window));
+                if !matches!(decoded.await, Ok(Ok(_))) {
+                    return Err(Unusable::Format("a part of it that was tried is wrong").into());
+                }
+            }
+            Ok((pinned, PinnedFormat::Soci))
         }
     }
 }

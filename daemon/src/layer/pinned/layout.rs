@@ -15,9 +15,15 @@ pub struct Layout {
     /// Where the next span begins in the segment and in the blob.
     pub at: u64,
     pub compressed: u64,
+    before: u64,
 }
 
 impl Layout {
+    /// Where the last span's compressed bytes begin.
+    pub fn before(&self) -> u64 {
+        self.before
+    }
+
     /// Adds a span of `len` bytes, whose compressed bytes end at `end`.
     pub fn span(
         &mut self,
@@ -26,6 +32,19 @@ impl Layout {
         end: u64,
         digest: Digest,
         proof: Proof,
+    ) -> Result<(), Unusable> {
+        self.windowed(codec, len, end, digest, proof, &[])
+    }
+
+    /// The same, with what comes before it.
+    pub fn windowed(
+        &mut self,
+        codec: Codec,
+        len: u64,
+        end: u64,
+        digest: Digest,
+        proof: Proof,
+        window: &[u8],
     ) -> Result<(), Unusable> {
         let to = self.at.checked_add(len).filter(|to| *to <= MAX_LAYER);
         let to = to.ok_or(Unusable::Format("the layer is too large"))?;
@@ -37,8 +56,8 @@ impl Layout {
         }
         let uncompressed = ByteRange::between(self.at, to);
         let compressed = ByteRange::between(self.compressed, end);
-        self.maker.add(Span { uncompressed, compressed, codec, digest, proof }, &[])?;
-        (self.at, self.compressed) = (to, end);
+        self.maker.add(Span { uncompressed, compressed, codec, digest, proof }, window)?;
+        (self.before, self.at, self.compressed) = (self.compressed, to, end);
         Ok(())
     }
 

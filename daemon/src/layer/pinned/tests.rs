@@ -8,13 +8,14 @@ use crate::layer::digest::Hasher;
 use crate::layer::span::{Proof, Span};
 use crate::manifest::layer::{Content, Kind, Node, Reader};
 
-use self::blobs::{Blob, archive, estargz, zstd_chunked};
+use self::blobs::{Blob, archive, estargz, gzip_with_ztoc, large_archive, zstd_chunked};
 
 /// The segment that all spans make, and the archive in it.
 pub fn filled(index: &Index, blob: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let (mut segment, mut archive) = (Vec::new(), Vec::new());
-    for span in index.spans() {
-        let bytes = decoded(span, blob);
+    for (number, span) in index.spans().iter().enumerate() {
+        let (from, to) = (span.compressed.offset() as usize, span.compressed.end() as usize);
+        let bytes = span.decode(&blob[from..to], &index.window(number).unwrap()).unwrap();
         archive.extend_from_slice(&bytes[..span.archived(&bytes).unwrap()]);
         segment.extend_from_slice(&bytes);
     }
@@ -125,6 +126,26 @@ fn a_zstd_chunked_layer() {
         assert_eq!(Digest::of(&segment), blob.layer().diff_id, "the segment is the archive");
         let other = zstd_chunked::Places { toc_digest: Digest::of(b""), ..places };
         assert!(zstd_chunked::read(bytes, &other, &blob.layer()).is_err());
+    }
+}
+
+#[test]
+fn a_layer_with_a_ztoc() {
+    for implied in [false, true] {
+        let (blob, ztoc) = gzip_with_ztoc(&large_archive(), implied);
+        let pinned = soci::read(&ztoc, blob.toc, &blob.layer()).unwrap();
+        same(&blob, &pinned);
+        let samples = soci::samples(pinned.index.spans());
+        assert_eq!(samples.len(), 2);
+        let span = &pinned.index.spans()[samples[0]];
+        let (from, to) = (span.compressed.offset() as usize, span.compressed.end() as usize);
+        let mut wrong = blob.bytes[from..to].to_vec();
+        wrong[100] ^= 1;
+        assert!(span.decode(&wrong, &pinned.index.window(samples[0]).unwrap()).is_err());
+        let other = soci::read(&ztoc, Digest::of(b""), &blob.layer());
+        assert_eq!(other.unwrap_err(), Unusable::Digest);
+        let other = soci::read(&ztoc, blob.toc, &Layer { size: 1, ..blob.layer() });
+        assert!(other.is_err());
     }
 }
 

@@ -94,6 +94,7 @@ pub struct Shown {
 pub enum PinnedFormat {
     Estargz,
     ZstdChunked,
+    Soci,
 }
 
 impl PinnedFormat {
@@ -103,6 +104,7 @@ impl PinnedFormat {
         match self {
             Self::Estargz => "eStargz",
             Self::ZstdChunked => "zstd:chunked",
+            Self::Soci => "SOCI",
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::digest;
-use crate::layer::pinned::Pin;
+use crate::layer::pinned::{Pin, soci};
 use crate::object::ObjectId;
 use crate::queue::wire::image::{Codec, Layer, Platform};
 
@@ -89,6 +89,8 @@ struct RawDocument {
     #[serde(default)]
     manifests: Option<Vec<RawDescriptor>>,
     #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+    #[serde(default)]
     config: Option<RawDescriptor>,
     #[serde(default)]
     layers: Option<Vec<RawDescriptor>>,
@@ -124,6 +126,8 @@ pub struct Manifest {
     pub layers: Vec<(Descriptor, Codec)>,
     /// For each layer, the index that the manifest pins.
     pub pins: Vec<Option<Pin>>,
+    /// The index of SOCI that it pins.
+    pub soci: Option<ObjectId>,
 }
 
 impl RawDescriptor {
@@ -160,8 +164,15 @@ pub fn read(bytes: &[u8], kind: &str, platform: &Platform) -> Result<Document, D
         ) => choose(&manifests, platform).map(Document::Index),
         (
             None | Some(OCI_MANIFEST | DOCKER_MANIFEST),
-            RawDocument { config: Some(config), layers: Some(layers), manifests: None, .. },
+            RawDocument {
+                config: Some(config),
+                layers: Some(layers),
+                manifests: None,
+                annotations,
+                ..
+            },
         ) => {
+            let soci = annotations.as_ref().and_then(|known| known.get(soci::INDEX_DIGEST));
             if layers.len() > MAX_LAYERS {
                 return Err(DocumentError::TooMany(layers.len()));
             }
@@ -173,6 +184,7 @@ pub fn read(bytes: &[u8], kind: &str, platform: &Platform) -> Result<Document, D
                 layers: layers.collect::<Result<_, _>>()?,
                 config: config.check()?,
                 pins,
+                soci: soci.and_then(|text| digest::parse(text)),
             }))
         }
         (kind, _) => Err(DocumentError::Kind(shortened(kind.unwrap_or("the document")))),
@@ -227,6 +239,24 @@ fn codec(number: usize, raw: &RawDescriptor) -> Result<Codec, DocumentError> {
     // a registry may have them all the same
     let _ = &raw.urls;
     Ok(codec)
+}
+
+/// The zTOCs that an index of SOCI has, by the layers that they are of. What can't be read has none.
+#[must_use]
+pub fn ztocs(bytes: &[u8]) -> BTreeMap<ObjectId, Pin> {
+    let mut found = BTreeMap::new();
+    let Ok(raw) = serde_json::from_slice::<RawDocument>(bytes) else { return found };
+    if raw.config.is_none_or(|config| config.media_type != soci::INDEX_KIND) {
+        return found;
+    }
+    for ztoc in raw.layers.iter().flatten() {
+        let layer = ztoc.annotations.as_ref().and_then(|known| known.get(soci::LAYER_DIGEST));
+        let layer = layer.and_then(|text| digest::parse(text));
+        if let Some((layer, digest)) = layer.zip(ztoc.digest.parse().ok()) {
+            found.insert(layer, Pin::Soci { ztoc: digest, size: ztoc.size });
+        }
+    }
+    found
 }
 
 /// The layers of an image, by its manifest and its configuration.

@@ -9,8 +9,10 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
 use crate::layer::digest::Digest;
+use crate::layer::indexer::Indexer;
 use crate::layer::pinned::zstd_chunked::{Place, Places};
 use crate::layer::pinned::{Layer, estargz};
+use crate::layer::span::Codec;
 use crate::layer::tar::{Entry, EntryKind, TarReader};
 use crate::layer::tests::{Archive, noise};
 use crate::range::ByteRange;
@@ -30,6 +32,17 @@ impl Blob {
             diff_id: Digest::of(&self.archive),
         }
     }
+}
+
+/// One that is compressed to several deflate blocks.
+pub fn large_archive() -> Vec<u8> {
+    let small = archive();
+    let mut large = Archive(small[..small.len() - 1024].to_vec());
+    for n in 0..10 {
+        let half = [noise(40_000, 20 + n), vec![b'a'; 10_000]].concat();
+        large.file(&format!("d/large{n}"), &half);
+    }
+    large.end()
 }
 
 /// An archive with something of everything that these formats can tell of.
@@ -199,4 +212,154 @@ pub fn zstd_chunked(archive: &[u8], chunk: usize) -> (Blob, Places) {
     let toc_digest = Digest::of(&frame);
     let blob = Blob { bytes, archive: archive.to_vec(), toc: toc_digest };
     (blob, Places { toc: place, toc_digest, tar_split })
+}
+
+/// What a FlatBuffer is made of.
+pub enum Flat {
+    Long(i64),
+    Int(u32),
+    Byte(u8),
+    Bytes(Vec<u8>),
+    Table(Vec<Flat>),
+    Vector(Vec<Flat>),
+}
+
+impl Flat {
+    fn text(text: impl Into<String>) -> Self {
+        Self::Bytes(text.into().into_bytes())
+    }
+
+    /// What stands in a table or vector; 0 for a reference.
+    fn inline(&self) -> Vec<u8> {
+        match self {
+            Self::Long(number) => number.to_le_bytes().to_vec(),
+            Self::Int(number) => number.to_le_bytes().to_vec(),
+            Self::Byte(byte) => vec![*byte],
+            _ => vec![0; 4],
+        }
+    }
+
+    /// Writes what is referred to, and where that is.
+    fn refer(&self, out: &mut Vec<u8>, from: usize) {
+        let to = match self {
+            Self::Long(_) | Self::Int(_) | Self::Byte(_) => return,
+            Self::Bytes(bytes) => {
+                let at = out.len();
+                out.extend((bytes.len() as u32).to_le_bytes());
+                out.extend(bytes);
+                at
+            }
+            Self::Vector(elements) => {
+                let at = out.len();
+                out.extend((elements.len() as u32).to_le_bytes());
+                out.extend(elements.iter().flat_map(Self::inline));
+                for (n, element) in elements.iter().enumerate() {
+                    element.refer(out, at + 4 + n * 4);
+                }
+                at
+            }
+            Self::Table(fields) => {
+                let inlines: Vec<_> = fields.iter().map(Self::inline).collect();
+                let vtable = out.len();
+                let len = 4 + fields.len() * 2;
+                let mut places = vec![4];
+                for inline in &inlines {
+                    places.push(places.last().unwrap() + inline.len());
+                }
+                out.extend((len as u16).to_le_bytes());
+                out.extend((*places.last().unwrap() as u16).to_le_bytes());
+                out.extend(places[..fields.len()].iter().flat_map(|at| (*at as u16).to_le_bytes()));
+                let at = out.len();
+                out.extend(((at - vtable) as i32).to_le_bytes());
+                out.extend(inlines.concat());
+                for (field, place) in fields.iter().zip(places) {
+                    field.refer(out, at + place);
+                }
+                at
+            }
+        };
+        let distance = (to - from) as u32;
+        out[from..from + 4].copy_from_slice(&distance.to_le_bytes());
+    }
+}
+
+/// A gzip layer and its zTOC. `implied`: without the first checkpoint.
+pub fn gzip_with_ztoc(archive: &[u8], implied: bool) -> (Blob, Vec<u8>) {
+    let bytes = gzip(archive);
+    let (index, _) = crate::layer::tests::index_by(Indexer::new(4096), &bytes, 1 << 16).unwrap();
+    let spans = index.spans();
+    let mut records = Vec::new();
+    let mut starts = Vec::new();
+    for (number, span) in spans.iter().enumerate() {
+        let (from, bits) = match span.codec {
+            Codec::Deflate { bits, .. } => (span.compressed.offset() + u64::from(bits > 0), bits),
+            _ => (10, 0),
+        };
+        starts.push((from - u64::from(bits > 0), from));
+        if number > 0 || !implied {
+            records.extend(from.to_le_bytes());
+            records.extend(span.uncompressed.offset().to_le_bytes());
+            records.push(bits);
+            let window = index.window(number).unwrap();
+            records.resize(records.len() + 32768 - window.len(), 0);
+            records.extend(window);
+        }
+    }
+    let ends = starts.iter().skip(1).map(|(_, from)| *from).chain([bytes.len() as u64]);
+    let digests = starts.iter().zip(ends).map(|((from, _), to)| {
+        Flat::text(Digest::of(&bytes[*from as usize..to as usize]).to_string())
+    });
+    let checkpoints =
+        [&(spans.len() as u32).to_le_bytes()[..], &4096u64.to_le_bytes(), &records].concat();
+    let info = Flat::Table(vec![
+        Flat::Byte(1),
+        Flat::Int(spans.len() as u32 - 1),
+        Flat::Vector(digests.collect()),
+        Flat::Bytes(checkpoints),
+    ]);
+    let metadata = entries(archive).into_iter().map(|entry| {
+        let (kind, link, at, size) = match &entry.kind {
+            EntryKind::File(data) => {
+                ("reg", Vec::new(), data.pieces.first().map_or(0, |piece| piece.at), data.size)
+            }
+            EntryKind::Directory => ("dir", Vec::new(), 0, 0),
+            EntryKind::Symlink(to) => ("symlink", to.clone(), 0, 0),
+            EntryKind::HardLink(to) => ("hardlink", to.clone(), 0, 0),
+            EntryKind::CharDevice { .. } => ("char", Vec::new(), 0, 0),
+            EntryKind::BlockDevice { .. } => ("block", Vec::new(), 0, 0),
+            EntryKind::Fifo => ("fifo", Vec::new(), 0, 0),
+        };
+        let xattrs = entry.xattrs.iter().map(|(name, value)| {
+            let key = [&b"SCHILY.xattr."[..], name].concat();
+            Flat::Table(vec![Flat::Bytes(key), Flat::Bytes(value.clone())])
+        });
+        Flat::Table(vec![
+            Flat::Bytes(entry.path.clone()),
+            Flat::text(kind),
+            Flat::Long(at as i64),
+            Flat::Long(size as i64),
+            Flat::Bytes(link),
+            Flat::Long(entry.mode.into()),
+            Flat::Int(entry.uid),
+            Flat::Int(entry.gid),
+            Flat::text("root"),
+            Flat::text("root"),
+            Flat::text(rfc3339(entry.mtime.secs)),
+            Flat::Long(0),
+            Flat::Long(0),
+            Flat::Vector(xattrs.collect()),
+        ])
+    });
+    let ztoc = Flat::Table(vec![
+        Flat::text("1.0"),
+        Flat::text("a test"),
+        Flat::Long(bytes.len() as i64),
+        Flat::Long(archive.len() as i64),
+        Flat::Table(vec![Flat::Vector(metadata.collect())]),
+        info,
+    ]);
+    let mut out = vec![0; 4];
+    ztoc.refer(&mut out, 0);
+    let toc = Digest::of(&out);
+    (Blob { bytes, archive: archive.to_vec(), toc }, out)
 }

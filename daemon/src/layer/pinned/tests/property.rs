@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use proptest::prelude::*;
 
-use super::blobs::{Blob, archive, estargz, zstd_chunked};
+use super::blobs::{Blob, archive, estargz, gzip_with_ztoc, large_archive, zstd_chunked};
 use super::*;
 use crate::builder;
 use crate::layer::pinned::toc::Toc;
@@ -13,6 +13,7 @@ use crate::layer::pinned::zstd_chunked::Places;
 use crate::layer::tests::{changes, mangle};
 
 static ESTARGZ: LazyLock<Blob> = LazyLock::new(|| estargz(&archive(), 4096));
+static SOCI: LazyLock<(Blob, Vec<u8>)> = LazyLock::new(|| gzip_with_ztoc(&large_archive(), false));
 static CHUNKED: LazyLock<(Blob, Places)> = LazyLock::new(|| zstd_chunked(&archive(), 4096));
 
 /// What was taken has to hold together: the index can be kept, the tree can be built.
@@ -22,11 +23,16 @@ fn sound(pinned: &Pinned, blob: &[u8]) -> Result<(), TestCaseError> {
     prop_assert_eq!(&Index::parse(&file).unwrap(), &pinned.index);
     let manifest = pinned.tree.write(Vec::new(), pinned.index.uncompressed_len()).unwrap();
     builder::layer::image(&manifest[..]).map_err(|e| TestCaseError::fail(format!("{e}")))?;
-    for span in pinned.index.spans() {
+    for (number, span) in pinned.index.spans().iter().enumerate() {
         let range = span.compressed.offset() as usize..span.compressed.end() as usize;
         let Some(compressed) = blob.get(range) else { continue };
-        let Ok(bytes) = span.decode(compressed, &[]) else { continue };
+        let window = pinned.index.window(number).unwrap();
+        let Ok(bytes) = span.decode(compressed, &window) else { continue };
         prop_assert_eq!(bytes.len() as u64, span.uncompressed.len());
+        if span.proof == Proof::Compressed {
+            prop_assert_eq!(Digest::of(compressed), span.digest);
+            continue;
+        }
         let proved = match span.proof {
             Proof::Start(proved) => proved as usize,
             _ => bytes.len(),
@@ -176,6 +182,31 @@ proptest! {
         let layer = Layer { size: from + both.len() as u64, ..blob.layer() };
         if let Ok(pinned) = zstd_chunked::read(&both, &places, &layer) {
             sound(&pinned, &blob.bytes)?;
+        }
+    }
+
+    #[test]
+    fn a_mangled_ztoc(
+        changes in changes(),
+        // references, lengths and numbers stand at the start; windows are most of it
+        early in prop::collection::vec((0usize..2000, any::<u8>()), 0..6),
+        late in prop::collection::vec((0usize..8000, any::<u8>()), 0..6),
+        cut in 0usize..50,
+    ) {
+        let (blob, ztoc) = &*SOCI;
+        let mut ztoc = ztoc.clone();
+        let len = ztoc.len();
+        mangle(&mut ztoc, &changes, cut % 2 * cut, false);
+        for (at, byte) in early {
+            ztoc[at] = byte;
+        }
+        for (at, byte) in late {
+            let at = (len - 8000 + at) % ztoc.len();
+            ztoc[at] = byte;
+        }
+        if let Ok(pinned) = soci::read(&ztoc, Digest::of(&ztoc), &blob.layer()) {
+            sound(&pinned, &blob.bytes)?;
+            prop_assert!(soci::samples(pinned.index.spans()).len() <= 2);
         }
     }
 
