@@ -42,8 +42,9 @@ pub enum ToWorker {
     /// kernel's queue and the in-flight table: from there, and the worker itself denies what is in
     /// quarantine.
     Start { quarantine: Vec<Quarantined> },
-    /// The answer to [`FromWorker::NeedTransport`]. With an fd: a stream socket to a
-    /// `git upload-pack` in protocol version 2 that has not said anything yet.
+    /// The answer to [`FromWorker::NeedTransport`]. With two fds: a stream socket to a
+    /// `git upload-pack` in protocol version 2 that has not said anything yet, and one from which can
+    /// be read, once it has ended, why it has failed.
     Transport { request: u64, result: Result<(), String> },
     /// The answer to [`FromWorker::NeedCredential`].
     Credential { request: u64, result: Result<Option<Credential>, String> },
@@ -233,7 +234,7 @@ pub struct HttpTransport {
     /// the system's.
     pub ca_pem: Option<String>,
     /// `http.sslCert` and `http.sslKey`
-    pub client_certificate: Option<ClientCertificate>,
+    pub client_certificate: Option<Box<ClientCertificate>>,
     /// `http.sslVerify` is false.
     pub insecure: bool,
     /// `http.userAgent`

@@ -358,7 +358,7 @@ pub fn client(
 ) -> Result<Client, FetchError> {
     let tls = tls::config(
         settings.ca_pem.as_deref(),
-        settings.client_certificate.as_ref(),
+        settings.client_certificate.as_deref(),
         settings.insecure,
     );
     let tls = tls.map_err(refused)?;

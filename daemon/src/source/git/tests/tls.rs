@@ -60,8 +60,9 @@ async fn a_certificate_to_show() {
         client_certificate,
         ..at(server.url())
     };
-    let client =
-        |key: &str| Some(ClientCertificate { certificate: CLIENT.into(), key: key.to_owned() });
+    let client = |key: &str| {
+        Some(ClientCertificate { certificate: CLIENT.into(), key: key.to_owned() }.into())
+    };
     let without = http_source(HashKind::Sha1, with(None), LIMITS);
     without.capabilities().await.unwrap_err();
     assert!(server.seen().is_empty());

@@ -71,7 +71,7 @@ impl Git {
             // as curl: the key may be in the same file
             let key = self.read(key.as_ref().unwrap_or(&certificate)).await?;
             let certificate = self.read(&certificate).await?;
-            http.client_certificate = Some(ClientCertificate { certificate, key });
+            http.client_certificate = Some(ClientCertificate { certificate, key }.into());
         }
         Ok(http)
     }
