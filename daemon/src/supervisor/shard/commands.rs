@@ -234,7 +234,15 @@ impl Shard {
         let pool_of = |pending: &Pending| {
             self.segments.get(&pending.segment).map_or(PoolId(0), |segment| segment.pool)
         };
-        let events = self.queue.events();
+        let (mut counters, mut events) = (self.queue.counters(self.counters), self.queue.events());
+        // with the kernel's queue the worker goes on meanwhile
+        for _ in 0..8 {
+            let again = self.queue.counters(self.counters);
+            if again == counters {
+                break;
+            }
+            (counters, events) = (again, self.queue.events());
+        }
         Snapshot {
             shard: self.id,
             worker_pid: self.worker.as_ref().map(Worker::pid),
@@ -250,7 +258,7 @@ impl Shard {
             }),
             worker_deaths: self.worker_deaths,
             last_death: self.last_death.clone(),
-            counters: self.queue.counters(self.counters),
+            counters,
             fetched: self.fetched.clone(),
             trouble: self.trouble.clone(),
             events: events

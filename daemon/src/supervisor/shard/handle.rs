@@ -134,7 +134,7 @@ pub struct LastDeath {
 }
 
 /// Sums since the shard was started.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     pub events: u64,
     pub answered_present: u64,
