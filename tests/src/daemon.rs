@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::admin::Admin;
-use crate::process::{Leashed, Output, Run, leash, until};
+use crate::process::{Leashed, Output, Run, alive, leash, until};
 use crate::scratch::unmount_below;
 
 /// The directory of the build profile in which this program is, such as `target/debug`.
@@ -272,16 +272,6 @@ fn all_processes() -> Vec<(i32, i32)> {
         Some((pid, parent))
     })
     .collect()
-}
-
-/// Whether the process is there and no zombie. Its first thread may be one before the others have ended.
-#[must_use]
-pub fn alive(pid: Pid) -> bool {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
-    threads.flatten().any(|thread| {
-        std::fs::read_to_string(thread.path().join("stat"))
-            .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().starts_with(" Z"))
-    })
 }
 
 impl Drop for Daemon {

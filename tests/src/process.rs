@@ -210,13 +210,18 @@ impl Running {
     #[must_use]
     pub fn still_runs_after(&self, time: Duration) -> bool {
         thread::sleep(time);
-        kill(self.group, None).is_ok() && !is_zombie(self.group)
+        alive(self.group)
     }
 }
 
-fn is_zombie(pid: Pid) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")))
+/// Whether the process is there and no zombie. Its first thread may be one before the others have ended.
+#[must_use]
+pub fn alive(pid: Pid) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    threads.flatten().any(|thread| {
+        std::fs::read_to_string(thread.path().join("stat"))
+            .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().starts_with(" Z"))
+    })
 }
 
 impl Drop for Running {

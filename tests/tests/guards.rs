@@ -20,6 +20,7 @@ fn root_another_namespace_keeps_the_daemon() -> Result<()> {
     let (file, truth) = world.lonely_files(&repository, &tree, 0..1)?.remove(0);
     // waits until the tree is gone outside, then reads
     let script = r#"
+        : >"$3.ready"
         for i in $(seq 1200); do [ -e "$3" ] && break; sleep 0.05; done
         cat "$1" >"$3.read" 2>/dev/null || { echo denied; exit; }
         cmp -s "$3.read" "$2" && echo right || echo wrong"#;
@@ -36,7 +37,8 @@ fn root_another_namespace_keeps_the_daemon() -> Result<()> {
             .collect::<Vec<_>>(),
     )
     .start()?;
-    std::thread::sleep(Duration::from_millis(300));
+    let ready = world.path("go.ready");
+    until("the namespace is there", Duration::from_secs(60), || ready.exists().then_some(()))?;
     let stop = world.daemon.hydrant(&["stop"])?.start()?;
     until("it is unmounted here", Duration::from_secs(60), || (!file.exists()).then_some(()))?;
     fs_err::write(&go, "")?;

@@ -10,7 +10,7 @@ use hydrant_tests::container::Container;
 use hydrant_tests::process::{Run, until};
 use hydrant_tests::proxy::Quality;
 use hydrant_tests::reader::{End, Load, end, expect_right, start};
-use hydrant_tests::repository::{Repository, lonely};
+use hydrant_tests::repository::lonely;
 use hydrant_tests::world::{Setting, World};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -32,11 +32,14 @@ impl Service {
         Ok(Self { container, world })
     }
 
-    /// A lazy clone in the container.
-    fn clone(&self, repository: &Repository) -> Result<()> {
-        let url = self.world.serve(repository, "repo")?;
+    /// Starts the service and makes a lazy clone in the container. Gives its files as seen from outside,
+    /// with their truth.
+    fn start_with_tree(&self, files: usize, size: usize) -> Result<Vec<(PathBuf, PathBuf)>> {
+        self.container.systemctl(&["start", "hydrantd"])?;
+        let repository = lonely(files, size)?;
+        let url = self.world.serve(&repository, "repo")?;
         self.container.check(&["hydrant", "clone", "--history=none", &url, TREE])?;
-        Ok(())
+        self.world.lonely_files(&repository, &self.container.path(TREE), 0..files)
     }
 
     /// The number that the kernel has given to the tree's mount.
@@ -44,11 +47,6 @@ impl Service {
         let table = fs_err::read_to_string(self.container.path("/proc/1/mountinfo"))?;
         let found = table.lines().find(|line| line.split(' ').nth(4) == Some(TREE));
         Ok(found.and_then(|line| line.split(' ').next()).map(str::to_owned))
-    }
-
-    /// Files of the clone as seen from outside, with their truth.
-    fn files(&self, repository: &Repository, count: usize) -> Result<Vec<(PathBuf, PathBuf)>> {
-        self.world.lonely_files(repository, &self.container.path(TREE), 0..count)
     }
 
     /// The main process once another one than `of` serves.
@@ -76,11 +74,8 @@ impl Service {
 fn root_systemd_start_clone_stop() -> Result<()> {
     let service = Service::boot("systemd-start")?;
     let container = &service.container;
-    container.systemctl(&["start", "hydrantd"])?;
+    let files = service.start_with_tree(4, 200_000)?;
     ensure!(container.property("SubState")? == "running");
-    let repository = lonely(4, 200_000)?;
-    service.clone(&repository)?;
-    let files = service.files(&repository, 4)?;
     files.iter().try_for_each(|(file, truth)| expect_right(Kind::Read, file, truth))?;
     ensure!(container.property("NFileDescriptorStore")? != "0");
     container.systemctl(&["stop", "hydrantd"])?;
@@ -96,10 +91,7 @@ fn root_systemd_start_clone_stop() -> Result<()> {
 fn root_systemd_killed_supervisor() -> Result<()> {
     let service = Service::boot("systemd-kill")?;
     let container = &service.container;
-    container.systemctl(&["start", "hydrantd"])?;
-    let repository = lonely(6, 200_000)?;
-    service.clone(&repository)?;
-    let files = service.files(&repository, 6)?;
+    let files = service.start_with_tree(6, 200_000)?;
     service.world.proxy()?.hold();
     let kinds = [Kind::Read, Kind::MmapShared, Kind::Splice];
     let readers: Vec<_> = kinds
@@ -130,10 +122,7 @@ fn root_systemd_killed_supervisor() -> Result<()> {
 fn root_systemd_restart_is_not_noticed() -> Result<()> {
     let service = Service::boot("systemd-restart")?;
     let container = &service.container;
-    container.systemctl(&["start", "hydrantd"])?;
-    let repository = lonely(600, 20_000)?;
-    service.clone(&repository)?;
-    let files = service.files(&repository, 600)?;
+    let files = service.start_with_tree(600, 20_000)?;
     let mounted = service.mount_id()?;
     let load = Load::start(4, &[Kind::Read, Kind::MmapPrivate, Kind::Sendfile], &files);
     let mut pids = BTreeSet::new();
@@ -176,15 +165,12 @@ fn root_systemd_restart_is_not_noticed() -> Result<()> {
 fn root_systemd_watchdog() -> Result<()> {
     let service = Service::boot("systemd-watchdog")?;
     let container = &service.container;
-    container.override_unit("[Service]\nWatchdogSec=2\n")?;
-    container.systemctl(&["start", "hydrantd"])?;
-    let repository = lonely(3, 200_000)?;
-    service.clone(&repository)?;
-    let files = service.files(&repository, 3)?;
+    container.override_unit("[Service]\nWatchdogSec=5\n")?;
+    let files = service.start_with_tree(3, 200_000)?;
     let (file, truth) = &files[0];
     // it gives signs of life
     let supervisor = container.supervisor()?;
-    std::thread::sleep(Duration::from_secs(4));
+    std::thread::sleep(Duration::from_secs(8));
     ensure!(container.supervisor()? == supervisor, "{}", container.journal(60));
     kill(supervisor, Signal::SIGSTOP)?;
     let reader = start(Kind::Read, file, truth)?;
@@ -200,10 +186,7 @@ fn root_systemd_watchdog() -> Result<()> {
 fn root_systemd_stop_waits_for_a_tree_in_use() -> Result<()> {
     let service = Service::boot("systemd-busy")?;
     let container = &service.container;
-    container.systemctl(&["start", "hydrantd"])?;
-    let repository = lonely(3, 200_000)?;
-    service.clone(&repository)?;
-    let files = service.files(&repository, 3)?;
+    let files = service.start_with_tree(3, 200_000)?;
     // not by a command in the container, which would be the stop's to end
     let user = Run::program("sleep", &["600"]).current_dir(&container.path(TREE)).start()?;
     container.systemctl(&["stop", "--no-block", "hydrantd"])?;
@@ -289,10 +272,7 @@ fn root_systemd_hardening() -> Result<()> {
 fn root_systemd_upgrade() -> Result<()> {
     let service = Service::boot("systemd-upgrade")?;
     let container = &service.container;
-    container.systemctl(&["start", "hydrantd"])?;
-    let repository = lonely(600, 20_000)?;
-    service.clone(&repository)?;
-    let files = service.files(&repository, 600)?;
+    let files = service.start_with_tree(600, 20_000)?;
     let mounted = service.mount_id()?;
     let instance = || anyhow::Ok(container.admin().status()?.instance);
     let load = Load::start(4, &[Kind::Read, Kind::MmapPrivate, Kind::Sendfile], &files);
@@ -324,8 +304,10 @@ fn root_systemd_upgrade() -> Result<()> {
         std::thread::sleep(Duration::from_millis(200));
     }
     // nothing of the programs before is left in the process
-    let defunct = container.check(&["ps", "-eo", "stat,args"])?.text();
-    ensure!(!defunct.contains("<defunct>"), "{defunct}");
+    until("nothing is defunct", Duration::from_secs(60), || {
+        let processes = container.check(&["ps", "-eo", "stat,args"]).ok()?.text();
+        (!processes.contains("<defunct>")).then_some(())
+    })?;
     container.upgrade(None)?;
     container.systemctl(&["restart", "hydrantd"])?;
     let after = container.supervisor()?;
@@ -349,10 +331,7 @@ fn root_systemd_upgrade() -> Result<()> {
 fn root_systemd_stop_in_a_restart() -> Result<()> {
     let service = Service::boot("systemd-between")?;
     let container = &service.container;
-    container.systemctl(&["start", "hydrantd"])?;
-    let repository = lonely(3, 200_000)?;
-    service.clone(&repository)?;
-    let files = service.files(&repository, 3)?;
+    let files = service.start_with_tree(3, 200_000)?;
     service.world.proxy()?.hold();
     let (file, truth) = &files[0];
     let reader = start(Kind::Read, file, truth)?;

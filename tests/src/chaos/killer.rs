@@ -11,7 +11,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::now;
-use crate::daemon::{Daemon, alive};
+use crate::daemon::Daemon;
+use crate::process::alive;
 use crate::repository::Random;
 
 /// Which process.
