@@ -192,6 +192,7 @@ pub fn hydrant(options: &Options) -> Result<Report> {
     report.fault_seconds = almanac.bad().as_secs_f64();
     report.queue_samples = seen.samples;
     report.queue_events_compared = seen.events;
+    report.queue_passed_over = seen.passed_over;
     report.queue_blocked_readers_found = seen.blocked;
     report.queue_longest = seen.longest;
     report.requeued = seen.requeued;
