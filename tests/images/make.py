@@ -6,7 +6,7 @@ several platforms), `docker` (with Docker's media types), `big` (BYTES of noise 
 `wrong-diff` (a configuration that names another archive), `wrong-layer` (a manifest that names another blob).
 `odd-estargz`, `odd-chunked`, `odd-soci`, `big-estargz`: with layers that have an index (see `indexed.py`); `other-toc`: eStargz, but the
 manifest pins another table of contents; `wrong-chunk`: the table of contents has a wrong digest of the file d1/f03;
-`unproved`: eStargz whose configuration names another archive.
+`unproved`: eStargz whose configuration names another archive; `impostor`: that of `victim`, which is streamed.
 With --keep, the layers' archives go to DIR as 0.tar, 1.tar, ...
 """
 import functools, gzip, hashlib, io, json, os, random, subprocess, sys, tarfile, urllib.request
@@ -249,8 +249,12 @@ def main():
                "wrong-chunk": functools.partial(indexed.estargz, change=lying), "unproved": indexed.estargz}[kind]
         layers = [(archive(noise(1, size // 8)), how)]
 
+    victim = archive(noise(3, size // 8))
+    if kind in ("impostor", "victim"):
+        layers = [(archive(noise(4, size // 8)), indexed.estargz) if kind == "impostor" else (victim, "gzip")]
+
     def wrong_diff(manifest, config):
-        config["rootfs"]["diff_ids"][0] = digest(b"something else")
+        config["rootfs"]["diff_ids"][0] = digest(victim if kind == "impostor" else b"something else")
 
     def foreign(manifest, config):
         manifest["layers"][0]["mediaType"] = DOCKER + "image.rootfs.foreign.diff.tar.gzip"
@@ -265,7 +269,7 @@ def main():
         pushed = to.manifest(tag, index, OCI + "index.v1+json")
     elif kind == "other-platform":
         pushed = push(to, tag, layers, architecture="s390x")
-    elif kind in ("wrong-diff", "unproved"):
+    elif kind in ("wrong-diff", "unproved", "impostor"):
         pushed = push(to, tag, layers, change=wrong_diff)
     elif kind == "foreign":
         pushed = push(to, tag, layers, change=foreign)

@@ -1,6 +1,7 @@
 //! The EROFS image of a tree, mounted without an overlay, as the kernel sees it.
 
 use std::ffi::OsStr;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -27,9 +28,12 @@ impl Drop for Mounted {
 }
 
 /// Mounts the only tree of a state directory at `place`, file-backed, with its segments as devices:
-/// in the order of their numbers, which is that of the image's device table.
+/// in the order of their numbers, which is that of the image's device table. Those of the pack come last, and not
+/// in this image.
 pub fn mount(state: &Path, place: &Path) -> Result<Mounted> {
-    let images = with_extension(&state.join("trees"), "erofs")?;
+    let mut images = with_extension(&state.join("trees"), "erofs")?;
+    // that of the existence pack
+    images.retain(|image| !image.to_string_lossy().ends_with(".pack.erofs"));
     let pools: Vec<_> = fs_err::read_dir(state.join("pools"))?.collect::<Result<_, _>>()?;
     ensure!(images.len() == 1 && pools.len() == 1, "{images:?} and {pools:?}: not one tree");
     let mut segments = with_extension(&pools[0].path(), "data")?;
@@ -38,6 +42,7 @@ pub fn mount(state: &Path, place: &Path) -> Result<Mounted> {
     };
     ensure!(segments.iter().all(|path| number(path).is_some()), "{segments:?}");
     segments.sort_by_key(number);
+    segments.truncate(device_count(&images[0])?);
     let devices: Vec<_> =
         segments.iter().map(|path| format!("device={}", path.display())).collect();
     let flags = MsFlags::MS_RDONLY;
@@ -45,6 +50,13 @@ pub fn mount(state: &Path, place: &Path) -> Result<Mounted> {
     nix::mount::mount(Some(&images[0]), place, Some("erofs"), flags, Some(&*devices.join(",")))
         .with_context(|| format!("mount {} with {devices:?}", images[0].display()))?;
     Ok(Mounted::at(place))
+}
+
+/// `extra_devices` of the superblock (`fs/erofs/erofs_fs.h`), which begins at byte 1024.
+fn device_count(image: &Path) -> Result<usize> {
+    let mut count = [0; 2];
+    fs_err::File::open(image)?.file().read_exact_at(&mut count, 1024 + 86)?;
+    Ok(u16::from_le_bytes(count).into())
 }
 
 fn with_extension(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {

@@ -369,3 +369,22 @@ fn root_an_index_that_lies() -> Result<()> {
     ensure!(mount.complete_segments == 0, "{mount:?}");
     Ok(())
 }
+
+/// An image that says of its layer that it is that of another image does not get into the other's place.
+#[test]
+#[ignore = "needs root"]
+fn root_an_impostor_is_nobody_elses_layer() -> Result<()> {
+    let images = Images::new("images-impostor")?;
+    let mut trees = Vec::new();
+    for kind in ["impostor", "victim"] {
+        images.registry.push(kind, "v1", kind)?;
+        let tree = images.mount(&images.reference(images.registry.port(), kind), kind)?;
+        same_list(&images.registry.unpacked(kind)?, &listed(&tree)?)?;
+        trees.push(tree);
+    }
+    // pulled again: what the first image has is still its own
+    let again = images.mount(&images.reference(images.registry.port(), "impostor"), "again")?;
+    same_list(&listed(&trees[0])?, &listed(&again)?)?;
+    ensure!(listed(&trees[0])? != listed(&trees[1])?, "they are the same");
+    Ok(())
+}

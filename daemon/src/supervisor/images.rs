@@ -29,7 +29,7 @@ use super::{Supervisor, internal};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::catalog::{CatalogError, Image, NewImage, NewPool, Pool, Tree};
 use crate::ids::{PoolId, SegmentId};
-use crate::object::HashKind;
+use crate::object::{HashKind, ObjectId};
 use crate::queue::wire::HttpTransport;
 use crate::queue::wire::image::{Layer, LayerOrigin, Platform, Repository};
 use crate::segment::SegmentKind;
@@ -346,8 +346,16 @@ impl<'a> Pull<'a> {
             if known.contains_key(&layer.diff_id) {
                 continue;
             }
-            let (pool, cloning) = self.pool(layer).await?;
-            let tree = supervisor.catalog.tree_of_pool(pool.id).await.map_err(catalog)?;
+            let (mut pool, mut cloning) = self.pool(layer, None).await?;
+            let of_pool =
+                |pool| async move { supervisor.catalog.tree_of_pool(pool).await.map_err(catalog) };
+            let mut tree = of_pool(pool.id).await?;
+            if let Some(found) = &tree
+                && !self.is_proved(found, &resolved.manifest).await?
+            {
+                (pool, cloning) = self.pool(layer, Some(&resolved.manifest)).await?;
+                tree = of_pool(pool.id).await?;
+            }
             if tree.is_none() {
                 let files = self.begin_layer(&pool).await?;
                 puller.fetch(number, &files).await?;
@@ -390,15 +398,40 @@ impl<'a> Pull<'a> {
         Ok((image, total))
     }
 
-    /// The layer's pool, which from now on fetches from this repository.
-    async fn pool(&self, layer: &Layer) -> Result<(Pool, Cloning<'a>), ApiError> {
+    /// Whether a layer is what its `diff_id` says. What was pulled by an index is what the manifest says that pinned
+    /// the index, until all of it is here: another image, whose author may be another one, does not take it.
+    async fn is_proved(&self, tree: &Tree, manifest: &ObjectId) -> Result<bool, ApiError> {
+        if tree.revision.is_empty() {
+            return Ok(true);
+        }
+        let supervisor = self.supervisor;
+        let segments = supervisor.catalog.segments(tree.pool).await.map_err(catalog)?;
+        if segments.iter().all(|segment| segment.complete) {
+            return Ok(true);
+        }
+        let images = supervisor.catalog.images().await.map_err(catalog)?;
+        let is_of = |image: &Image| image.layers.iter().any(|(layer, _)| *layer == tree.id);
+        Ok(images.iter().any(|image| image.manifest == *manifest && is_of(image)))
+    }
+
+    /// The layer's pool, which from now on fetches from this repository. `manifest`: one for images with this
+    /// manifest alone.
+    async fn pool(
+        &self,
+        layer: &Layer,
+        manifest: Option<&ObjectId>,
+    ) -> Result<(Pool, Cloning<'a>), ApiError> {
         let supervisor = self.supervisor;
         let mut origin = KnownOrigin {
             layer: LayerOrigin { repository: self.repository.clone(), layer: *layer },
             registry: self.registry.clone(),
             user: self.user,
         };
-        let url = format!("{LAYER}{}", digest::text(&layer.diff_id));
+        let mut url = format!("{LAYER}{}", digest::text(&layer.diff_id));
+        if let Some(manifest) = manifest {
+            url.push('@');
+            url.push_str(&digest::text(manifest));
+        }
         let found = supervisor.catalog.find_pool(url.clone(), ROOT.uid, HashKind::Sha256);
         if let Some(found) = found.await.map_err(catalog)?
             && let Ok(known) = known_origin(&found)
