@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::fchown;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hydrant_api::ErrorCode;
@@ -123,9 +123,11 @@ impl Supervisor {
 
     /// Ends all of them.
     pub(super) async fn stop_histories(&self) {
-        let mounts: Vec<_> = lock(&self.histories).keys().copied().collect();
-        for mount in mounts {
-            self.stop_history(mount).await;
+        let fetches = std::mem::take(&mut *lock(&self.histories));
+        // without their senders, all at the same time
+        let tasks: Vec<_> = fetches.into_values().map(|fetch| fetch.task).collect();
+        for task in tasks {
+            task.await.ok();
         }
     }
 }
@@ -146,7 +148,15 @@ async fn persist(
             _ = &mut *stopped => return Ok(Fetched::Stopped),
         }
     }
-    fetch(directory, git, stopped).await
+    let upper = git.directory.clone();
+    let end = fetch(directory, git, stopped).await;
+    // it ended by itself: what it has left is what users go on with
+    if let Err(HistoryError::Git(_)) = end
+        && let Err(error) = settled(upper, directory).await
+    {
+        warn!(%error, "a copy of .git/shallow is left");
+    }
+    end
 }
 
 /// `directory`: of the mount. `git` is in its `upper`.
@@ -166,14 +176,19 @@ async fn fetch(
     let inside = Git { directory: tree, ..git };
     let fetched = inside.fetch_history(stopped).await?;
     if fetched == Fetched::All {
-        let copy = directory.join(SHALLOW);
-        let settle = tokio::task::spawn_blocking(move || {
-            let settled = settle(&upper, &copy);
-            settled.map_err(|source| HistoryError::Io { what: "can't make it durable", source })
-        });
-        joined(settle).await?;
+        settled(upper, directory).await?;
     }
     Ok(fetched)
+}
+
+/// See [`settle`].
+async fn settled(upper: PathBuf, directory: &Path) -> Result<(), HistoryError> {
+    let copy = directory.join(SHALLOW);
+    let settle = tokio::task::spawn_blocking(move || {
+        let settled = settle(&upper, &copy);
+        settled.map_err(|source| HistoryError::Io { what: "can't make it durable", source })
+    });
+    joined(settle).await
 }
 
 async fn joined<T>(task: JoinHandle<Result<T, HistoryError>>) -> Result<T, HistoryError> {
