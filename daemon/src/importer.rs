@@ -19,6 +19,7 @@ pub mod attributes;
 mod blobs;
 mod collect;
 pub mod listing;
+mod process;
 pub mod puller;
 mod run;
 #[cfg(test)]

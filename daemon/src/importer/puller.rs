@@ -11,7 +11,7 @@ mod pinned;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,6 +21,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::process;
 use crate::layer::index::Index;
 use crate::layer::indexer::Indexer;
 use crate::layer::tar::TarReader;
@@ -29,11 +30,10 @@ use crate::object::ObjectId;
 use crate::queue::wire::image::{FromPuller, Layer, Shown, ToPuller};
 use crate::queue::wire::{self, Credential};
 use crate::source::FetchError;
-use crate::source::git::{Credentials, load_system_roots};
+use crate::source::git::Credentials;
 use crate::source::oci::layer::BlobStream;
 use crate::source::oci::registry::Registry;
 use crate::sys::seqpacket::Seqpacket;
-use crate::worker::sandbox::{self, SandboxSpec};
 
 /// How many fds a puller is started with: control socket, scratch directory.
 pub const FDS: usize = 2;
@@ -53,19 +53,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// Runs the process: gives up privileges, then pulls.
 pub fn main(uid: u32, gid: u32, without_landlock: bool, fds: [OwnedFd; FDS]) -> anyhow::Result<()> {
     let [control, spool] = fds;
-    load_system_roots();
-    let spool_dir = Some(spool.as_fd());
-    let spec = SandboxSpec {
-        uid,
-        gid,
-        spool_dir,
-        readable: Vec::new(),
-        event_files: None,
-        without_landlock,
-    };
-    sandbox::enter(&spec).context("can't enter the sandbox")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    process::begin(uid, gid, without_landlock, &spool)?.block_on(async {
         let supervisor = Arc::new(Supervisor::new(Arc::new(Seqpacket::new(control)?)));
         let (orders, messages) = mpsc::unbounded_channel();
         let listen = Arc::clone(&supervisor).listen(orders);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,13 +13,12 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Importer, Listing, Origin, Revision, Spool, attributes};
+use super::{Importer, Listing, Origin, Revision, Spool, attributes, process};
 use crate::object::{HashKind, ObjectId};
 use crate::queue::wire::{self, Credential, FromImporter, GitOrigin, Imported, ToImporter};
-use crate::source::git::{Connector, Credentials, GitSource, Pipe, SizesQuery, load_system_roots};
+use crate::source::git::{Connector, Credentials, GitSource, Pipe, SizesQuery};
 use crate::source::{Content, Fetch, FetchError, Sink};
 use crate::sys::seqpacket::Seqpacket;
-use crate::worker::sandbox::{self, SandboxSpec};
 
 /// How many fds an importer is started with.
 pub const FDS: usize = 11;
@@ -99,20 +98,7 @@ impl From<Fds> for [OwnedFd; FDS] {
 /// Runs the process: gives up privileges, then imports.
 pub fn main(uid: u32, gid: u32, without_landlock: bool, fds: [OwnedFd; FDS]) -> anyhow::Result<()> {
     let fds = Fds::from(fds);
-    // the system's certificates, while they can be read wherever they are
-    load_system_roots();
-    let spool_dir = Some(fds.spool.as_fd());
-    let spec = SandboxSpec {
-        uid,
-        gid,
-        spool_dir,
-        readable: Vec::new(),
-        event_files: None,
-        without_landlock,
-    };
-    sandbox::enter(&spec).context("can't enter the sandbox")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    process::begin(uid, gid, without_landlock, &fds.spool)?.block_on(async {
         let control = Arc::new(Seqpacket::new(fds.control.try_clone()?)?);
         let supervisor = Arc::new(Supervisor::new(Arc::clone(&control)));
         let (jobs, messages) = mpsc::unbounded_channel();

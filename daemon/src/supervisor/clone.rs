@@ -6,7 +6,7 @@ mod prepare;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, chown};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -112,7 +112,7 @@ impl Supervisor {
                 Ok(summary)
             }
             Err(error) => {
-                clone.undo().await;
+                self.undo_mount(mount).await;
                 target.undo();
                 Err(error)
             }
@@ -180,20 +180,8 @@ impl<'a> Clone<'a> {
     }
 
     fn make_directories(&self) -> io::Result<()> {
-        let make = |path: &Path, mode| fs::DirBuilder::new().mode(mode).create(path);
-        let give = |path: &Path| chown(path, Some(self.owner.uid), Some(self.owner.gid));
-        make(&self.directory, 0o711)?;
-        durable::mark_disposable(&self.directory)?;
-        self.directory.parent().map_or(Ok(()), durable::sync)?;
-        for name in ["work", "pack"] {
-            make(&self.directory.join(name), 0o700)?;
-        }
-        // only the owner gets to `upper`, whose own mode is the tree's
-        let owner = self.supervisor.store.owner_dir(self.mount);
-        make(&owner, 0o700)?;
-        give(&owner)?;
-        make(&self.git.directory, 0o755)?;
-        give(&self.git.directory)
+        self.supervisor.store.make_mount_dir(self.mount, self.owner)?;
+        fs::DirBuilder::new().mode(0o700).create(self.directory.join("pack"))
     }
 
     /// From here on the tree is there, whatever happens: all that it is made of is on the disk before the
@@ -229,28 +217,6 @@ impl<'a> Clone<'a> {
         let synced = tokio::task::spawn_blocking(move || synced.sync(&owner)).await;
         if let Err(error) = synced.map_err(io::Error::other).and_then(|synced| synced) {
             warn!(%error, "can't make the files that git converts durable");
-        }
-    }
-
-    /// Leaves nothing behind.
-    async fn undo(&self) {
-        let supervisor = self.supervisor;
-        if let Ok(mounts) = supervisor.catalog.mounts().await
-            && let Some(mount) = mounts.iter().find(|mount| mount.id == self.mount)
-            && let Err(error) = supervisor.take_down(mount).await
-        {
-            // served as long as it is there
-            warn!(%error, "can't unmount what a clone has mounted");
-            return;
-        }
-        // should we not get to the end
-        durable::mark_disposable(&self.directory).ok();
-        if let Err(error) = supervisor.catalog.remove_mount(self.mount).await {
-            warn!(%error, "can't take back a mount's record");
-        }
-        supervisor.collect_garbage().await;
-        if let Err(error) = remove_tree(self.directory.clone()).await {
-            warn!(%error, directory = %self.directory.display(), "can't remove what a clone left");
         }
     }
 }

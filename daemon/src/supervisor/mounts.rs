@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use hydrant_api::{ErrorCode, UmountRequest, path_from_text};
 use tracing::{error, info, warn};
 
-use super::clone::Cloning;
+use super::clone::{Cloning, remove_tree};
 use super::durable;
 use super::git::{Git, Remote};
 use super::images;
@@ -537,6 +537,28 @@ impl Supervisor {
         lock(&self.live).mounts.remove(&mount.id);
         info!(mount = %mount.id, directory = %mount.directory.display(), "unmounted");
         Ok(())
+    }
+
+    /// Takes back a mount that could not be made. Leaves nothing behind.
+    pub(super) async fn undo_mount(&self, id: MountId) {
+        if let Ok(mounts) = self.catalog.mounts().await
+            && let Some(mount) = mounts.iter().find(|mount| mount.id == id)
+            && let Err(error) = self.take_down(mount).await
+        {
+            // served as long as it is there
+            warn!(%error, "can't unmount what could not be made whole");
+            return;
+        }
+        let directory = self.store.mount_dir(id);
+        // should we not get to the end
+        durable::mark_disposable(&directory).ok();
+        if let Err(error) = self.catalog.remove_mount(id).await {
+            warn!(%error, "can't take back a mount's record");
+        }
+        self.collect_garbage().await;
+        if let Err(error) = remove_tree(directory.clone()).await {
+            warn!(%error, directory = %directory.display(), "can't remove what is left of it");
+        }
     }
 
     /// Mounts all that is to be mounted, at the start of the daemon.

@@ -18,9 +18,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
+use hydrant_api::Owner;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 
 use super::durable;
@@ -133,6 +134,23 @@ impl Store {
         self.root.join(format!("mounts/{mount}"))
     }
 
+    /// Makes a mount's directory, durably disposable, with those in it that overlayfs needs.
+    pub fn make_mount_dir(&self, mount: MountId, owner: Owner) -> io::Result<()> {
+        let make = |path: &Path, mode| std::fs::DirBuilder::new().mode(mode).create(path);
+        let give = |path: &Path| chown(path, Some(owner.uid), Some(owner.gid));
+        let directory = self.mount_dir(mount);
+        make(&directory, 0o711)?;
+        durable::mark_disposable(&directory)?;
+        directory.parent().map_or(Ok(()), durable::sync)?;
+        make(&directory.join("work"), 0o700)?;
+        // only the owner gets to `upper`, whose own mode is the tree's
+        for (path, mode) in [(self.owner_dir(mount), 0o700), (self.upper_dir(mount), 0o755)] {
+            make(&path, mode)?;
+            give(&path)?;
+        }
+        Ok(())
+    }
+
     /// Where the owner, and nobody else, can reach the changes to a tree.
     #[must_use]
     pub fn owner_dir(&self, mount: MountId) -> PathBuf {
@@ -150,7 +168,7 @@ impl Store {
         let path = self.root.join(format!("spool/{shard}"));
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
         let (uid, gid) = (self.worker_user.uid, self.worker_user.gid);
-        std::os::unix::fs::chown(&path, Some(uid), Some(gid))?;
+        chown(&path, Some(uid), Some(gid))?;
         Ok(OwnedFd::from(File::open(&path)?))
     }
 

@@ -3,13 +3,12 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use hydrant_api::{MountImageRequest, Summary, path_from_text};
-use tracing::{info, warn};
+use tracing::info;
 
-use super::super::clone::{Cloning, remove_tree};
+use super::super::clone::Cloning;
 use super::super::durable;
 use super::super::target::Target;
 use super::super::{Supervisor, internal};
@@ -55,8 +54,9 @@ impl Supervisor {
         image: &Image,
     ) -> Result<Summary, ApiError> {
         let directory = self.store.mount_dir(id);
-        let dirs = (directory.clone(), self.store.owner_dir(id), self.store.upper_dir(id));
-        make_directories(&dirs.0, &dirs.1, &dirs.2)
+        let owner = self.store.owner_dir(id);
+        self.store
+            .make_mount_dir(id, ROOT)
             .map_err(|error| internal("can't make room for the tree", &error))?;
         let top = image.layers.last().ok_or_else(|| ApiError::internal("it has no layers"))?;
         let mount = NewMount {
@@ -81,10 +81,9 @@ impl Supervisor {
         }
         let _not_evicted = self.eviction.read().await;
         let detached = self.make_mount(&mount, &trees, true).await?;
-        let (sync, upper) = (dirs.1, directory);
         let synced = tokio::task::spawn_blocking(move || {
-            durable::Synced::default().sync(&sync)?;
-            durable::keep(&upper)
+            durable::Synced::default().sync(&owner)?;
+            durable::keep(&directory)
         });
         let synced = synced.await.map_err(io::Error::other).and_then(|synced| synced);
         synced.map_err(|error| internal("can't make the mount durable", &error))?;
@@ -102,28 +101,6 @@ impl Supervisor {
         Ok(Summary { files, tree_bytes, message, ..Summary::default() })
     }
 
-    /// Leaves nothing behind.
-    async fn undo_mount(&self, id: MountId) {
-        if let Ok(mounts) = self.catalog.mounts().await
-            && let Some(mount) = mounts.iter().find(|mount| mount.id == id)
-            && let Err(error) = self.take_down(mount).await
-        {
-            // served as long as it is there
-            warn!(%error, "can't unmount an image's mount that failed");
-            return;
-        }
-        let directory = self.store.mount_dir(id);
-        // should we not get to the end
-        durable::mark_disposable(&directory).ok();
-        if let Err(error) = self.catalog.remove_mount(id).await {
-            warn!(%error, "can't take back a mount's record");
-        }
-        self.collect_garbage().await;
-        if let Err(error) = remove_tree(directory.clone()).await {
-            warn!(%error, directory = %directory.display(), "can't remove what a mount left");
-        }
-    }
-
     /// What has been changed in an image's mount: the names of what is in its upper directory.
     pub(in super::super) fn changes_of_image(&self, mount: &Mount) -> io::Result<Vec<String>> {
         let mut changes = Vec::new();
@@ -133,14 +110,4 @@ impl Supervisor {
         changes.sort();
         Ok(changes)
     }
-}
-
-fn make_directories(directory: &Path, owner: &Path, upper: &Path) -> io::Result<()> {
-    let make = |path: &Path, mode| fs::DirBuilder::new().mode(mode).create(path);
-    make(directory, 0o711)?;
-    durable::mark_disposable(directory)?;
-    directory.parent().map_or(Ok(()), durable::sync)?;
-    make(&directory.join("work"), 0o700)?;
-    make(owner, 0o700)?;
-    make(upper, 0o755)
 }
