@@ -8,8 +8,9 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use hydrant_api::{Directories, ErrorBody, Progress, Summary, VERSION_HEADER};
-use reqwest::{Response, StatusCode};
+use hydrant_api::{Directories, ErrorBody, Progress, STATE_DIR_HEADER, Summary, VERSION_HEADER};
+use reqwest::header::HeaderValue;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -24,6 +25,8 @@ const TICK: Duration = Duration::from_millis(100);
 pub struct Client {
     http: reqwest::Client,
     directories: Directories,
+    /// The only state directory whose daemon is meant ([`STATE_DIR_HEADER`]).
+    state: Option<HeaderValue>,
 }
 
 /// Why no daemon can be talked to.
@@ -62,11 +65,27 @@ impl Client {
             .tls_certs_only([])
             .build()
             .map_err(|error| Unreachable::Other(io::Error::other(error)))?;
-        Ok(Self { http, directories: directories.clone() })
+        Ok(Self { http, directories: directories.clone(), state: None })
+    }
+
+    /// Has a daemon of another state directory refuse what it is asked.
+    pub fn only_for_state_dir(self) -> Self {
+        let state = &self.directories.state;
+        let state = state.canonicalize().unwrap_or_else(|_| state.clone());
+        let state = HeaderValue::from_bytes(state.as_os_str().as_encoded_bytes()).ok();
+        Self { state, ..self }
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, url(path));
+        match &self.state {
+            Some(state) => request.header(STATE_DIR_HEADER, state),
+            None => request,
+        }
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        let response = self.http.get(url(path)).send().await.map_err(|e| self.lost(&e))?;
+        let response = self.request(Method::GET, path).send().await.map_err(|e| self.lost(&e))?;
         self.decode(response).await
     }
 
@@ -121,7 +140,7 @@ impl Client {
     async fn send(&self, path: &str, body: &impl Serialize) -> Result<Response, Failure> {
         let body = serde_json::to_vec(body)
             .map_err(|error| Failure::new(format!("can't encode the request: {error}")))?;
-        let request = self.http.post(url(path)).header("content-type", "application/json");
+        let request = self.request(Method::POST, path).header("content-type", "application/json");
         request.body(body).send().await.map_err(|e| self.lost(&e))
     }
 

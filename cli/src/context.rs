@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
-use hydrant_api::{CONFIG_FILE, ConfiguredDirectories, Directories};
+use hydrant_api::{CONFIG_FILE, ConfiguredDirectories, Directories, STATE_DIR_ENV};
 use serde::Deserialize;
 
 use crate::args::Global;
@@ -16,6 +16,8 @@ use crate::start;
 #[derive(Debug, Clone)]
 pub struct Context {
     pub directories: Directories,
+    /// The caller names the state directory.
+    is_state_asked: bool,
 }
 
 /// What this program reads of the configuration file; the rest is the daemon's.
@@ -28,6 +30,8 @@ struct Config {
 impl Context {
     pub fn new(global: Global) -> Result<Self, Failure> {
         let configured = configured(Path::new(CONFIG_FILE))?;
+        let variable = std::env::var_os(STATE_DIR_ENV).is_some_and(|value| !value.is_empty());
+        let is_state_asked = global.state_dir.is_some() || variable;
         let directories = Directories::resolve_with(global.state_dir, global.run_dir, configured);
         let absolute = |path: PathBuf| {
             std::path::absolute(&path)
@@ -35,28 +39,36 @@ impl Context {
         };
         let directories =
             Directories { state: absolute(directories.state)?, run: absolute(directories.run)? };
-        Ok(Self { directories })
+        Ok(Self { directories, is_state_asked })
     }
 
     /// The daemon that runs.
     pub fn client(&self) -> Result<Client, Failure> {
-        Client::connect(&self.directories).map_err(|error| match error {
-            Unreachable::NotRunning => Failure::new(format!(
-                "no daemon runs: nobody listens at {}",
-                self.directories.socket().display()
-            ))
-            .hint("`hydrant clone` and `hydrant mount` start one"),
-            error => self.unreachable(error),
+        Client::connect(&self.directories).map(|client| self.meant(client)).map_err(|error| {
+            match error {
+                Unreachable::NotRunning => Failure::new(format!(
+                    "no daemon runs: nobody listens at {}",
+                    self.directories.socket().display()
+                ))
+                .hint("`hydrant clone` and `hydrant mount` start one"),
+                error => self.unreachable(error),
+            }
         })
     }
 
     /// The daemon that runs, or one that is started now.
     pub async fn client_or_start(&self) -> Result<Client, Failure> {
         match Client::connect(&self.directories) {
-            Ok(client) => Ok(client),
-            Err(Unreachable::NotRunning) => start::daemon(&self.directories).await,
+            Ok(client) => Ok(self.meant(client)),
+            Err(Unreachable::NotRunning) => {
+                start::daemon(&self.directories).await.map(|client| self.meant(client))
+            }
             Err(error) => Err(self.unreachable(error)),
         }
+    }
+
+    fn meant(&self, client: Client) -> Client {
+        if self.is_state_asked { client.only_for_state_dir() } else { client }
     }
 
     fn unreachable(&self, error: Unreachable) -> Failure {

@@ -55,9 +55,18 @@ pub fn time(ms: u64) -> String {
 
 /// What is there after a clone or a prefetch, in one line.
 pub fn summary(what: &str, summary: &Summary) -> String {
+    summary_of(what, " in the tree", summary)
+}
+
+/// The same of a part of a tree.
+pub fn prefetched(what: &str, summary: &Summary) -> String {
+    summary_of(what, "", summary)
+}
+
+fn summary_of(what: &str, place: &str, summary: &Summary) -> String {
     let Summary { files, tree_bytes, fetched_bytes, elapsed_ms, message } = summary;
     let mut line = format!(
-        "{}: {} files, {} in the tree, {} fetched so far, {}.{:02} s",
+        "{}: {} files, {}{place}, {} fetched so far, {}.{:02} s",
         clean_line(what),
         number(*files),
         bytes(*tree_bytes),

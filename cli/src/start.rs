@@ -47,11 +47,14 @@ pub async fn daemon(directories: &Directories) -> Result<Client, Failure> {
         Err(reason) => {
             let tail = tail(&mut log, log_start).unwrap_or_default();
             let log = directories.log();
-            let mut message = format!("the daemon did not start: {reason}");
-            for line in tail {
-                message.push_str("\n  ");
-                message.push_str(&line);
-            }
+            let message = match tail.last().and_then(|line| last_words(line)) {
+                Some(words) => format!("the daemon did not start: {words}"),
+                None => [format!("the daemon did not start: {reason}")]
+                    .into_iter()
+                    .chain(tail)
+                    .collect::<Vec<_>>()
+                    .join("\n  "),
+            };
             let hint =
                 format!("`hydrant doctor` tells what it needs; its whole log is {}", log.display());
             Err(Failure::unreachable(message).hint(hint))
@@ -122,6 +125,11 @@ pub fn program(name: &str) -> Result<PathBuf, Failure> {
     })
 }
 
+/// What a daemon says when it can't start, without the time and the place.
+fn last_words(line: &str) -> Option<&str> {
+    line.split_once(" ERROR hydrantd: ").map(|(_, words)| words)
+}
+
 /// The last lines that were written to the log since `start`.
 fn tail(log: &mut File, start: u64) -> std::io::Result<Vec<String>> {
     let end = log.seek(SeekFrom::End(0))?;
@@ -154,6 +162,14 @@ mod tests {
         assert_eq!((lines.len(), lines[0].as_str()), (10, "line 5"));
         let lines = tail(&mut log, start + 100).unwrap();
         assert!(lines.iter().all(|line| line != "old"));
+    }
+
+    #[test]
+    fn the_last_words() {
+        let line = "2026-01-01T00:00:00.000000Z ERROR hydrantd: /x is on tmpfs";
+        assert_eq!(last_words(line), Some("/x is on tmpfs"));
+        assert_eq!(last_words("2026-01-01T00:00:00.000000Z  INFO hydrantd: hello"), None);
+        assert_eq!(last_words("thread 'main' panicked at x.rs:1:1:"), None);
     }
 
     #[test]

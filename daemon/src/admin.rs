@@ -18,6 +18,7 @@ mod tests;
 
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use hydrant_api::{
@@ -40,6 +41,9 @@ use crate::ids::EventId;
 /// [`path_to_text`](hydrant_api::path_to_text); a request's `environment` holds only variables that
 /// [are wanted](hydrant_api::is_wanted_variable); its `owner` is set only where root asks.
 pub trait Service: Send + Sync + 'static {
+    /// Absolute.
+    fn state_dir(&self) -> &Path;
+
     fn status(&self, caller: Caller) -> impl Future<Output = Result<Status, ApiError>> + Send;
 
     fn mounts(&self, caller: Caller) -> impl Future<Output = Result<Vec<Mount>, ApiError>> + Send;

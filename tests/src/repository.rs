@@ -41,6 +41,12 @@ pub struct Repository {
 }
 
 impl Repository {
+    /// One that a test has made.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path

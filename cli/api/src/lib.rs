@@ -47,6 +47,10 @@ pub use text::{path_from_text, path_to_text};
 /// overlooked, on both sides.
 pub const VERSION_HEADER: &str = "hydrant-version";
 
+/// A header of requests that are only for the daemon of this state directory; others refuse them. Absolute,
+/// its bytes as they are.
+pub const STATE_DIR_HEADER: &str = "hydrant-state-dir";
+
 /// The exit code of a daemon that finds another one with its state or run directory (sysexits.h's
 /// `EX_TEMPFAIL`). Whoever started it can use the other one.
 pub const EXIT_ALREADY_RUNNING: u8 = 75;

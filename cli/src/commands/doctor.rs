@@ -1,6 +1,7 @@
 use std::process::{Command, Stdio};
 
 use hydrant_api::doctor::{Check, is_usable, to_text};
+use nix::unistd::geteuid;
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -24,6 +25,13 @@ impl Doctor {
             print(&clean(&to_text(&checks)))?;
         }
         if is_usable(&checks) {
+            return Ok(());
+        }
+        if !geteuid().is_root() && context.client().is_ok() {
+            if !self.json {
+                let socket = context.directories.socket();
+                print(&format!("A daemon runs and serves you, at {}.\n", socket.display()))?;
+            }
             return Ok(());
         }
         Err(Failure::new("this machine has not all that Hydrant needs"))

@@ -22,7 +22,7 @@ impl Prefetch {
         for path in &self.paths {
             let request = PrefetchRequest { path: place::request_text(path)? };
             let summary = client.watch("/v1/prefetch", &request, &mut Reporter::new()).await?;
-            print(&render::summary(&path_to_text(path), &summary))?;
+            print(&render::prefetched(&path_to_text(path), &summary))?;
         }
         Ok(())
     }

@@ -1,20 +1,23 @@
 //! The routes, as `hydrant_api` lists them.
 
+use std::ffi::OsStr;
 use std::future::Future;
+use std::os::unix::ffi::OsStrExt;
+use std::path;
 use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
-use axum::middleware::map_response;
+use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hydrant_api::{
     Cleared, CloneRequest, ErrorBody, Evicted, FailedEvent, Image, ImageRequest, Mount,
     MountImageRequest, PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest,
-    RmRequest, Status, UmountRequest, VERSION_HEADER, Worker,
+    RmRequest, STATE_DIR_HEADER, Status, UmountRequest, VERSION_HEADER, Worker,
 };
 use serde::de::DeserializeOwned;
 
@@ -29,6 +32,7 @@ type Reply<T> = Result<Json<T>, ApiError>;
 type Nothing = serde_json::Map<String, serde_json::Value>;
 
 pub(super) fn router<S: Service>(service: Arc<S>) -> Router {
+    let state: Arc<path::Path> = service.state_dir().into();
     Router::new()
         .route("/v1/status", get(status::<S>))
         .route("/v1/mounts", get(mounts::<S>))
@@ -55,7 +59,33 @@ pub(super) fn router<S: Service>(service: Arc<S>) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .with_state(service)
+        .layer(from_fn_with_state(state, only_for_us))
         .layer(map_response(with_version))
+}
+
+/// Refuses a request that is for the daemon of another state directory.
+async fn only_for_us(
+    State(ours): State<Arc<path::Path>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let asked = request.headers().get(STATE_DIR_HEADER).map(HeaderValue::as_bytes);
+    let asked = asked.map(|asked| path::Path::new(OsStr::from_bytes(asked)));
+    let is_ours =
+        |asked: &path::Path| asked == &*ours || ours.canonicalize().is_ok_and(|ours| asked == ours);
+    match asked {
+        Some(asked) if !is_ours(asked) => {
+            let (ours, asked) = (ours.display(), asked.display());
+            ApiError::conflict(format!(
+                "the daemon that runs here has the state directory {ours}, not {asked}"
+            ))
+            .with_hint(format!(
+                "use --state-dir {ours}, or another --run-dir for a daemon of its own"
+            ))
+            .into_response()
+        }
+        _ => next.run(request).await,
+    }
 }
 
 /// A client of another version can say so when it is not understood.

@@ -62,6 +62,10 @@ fn a_mount(directory: &str) -> Mount {
 }
 
 impl Service for Fake {
+    fn state_dir(&self) -> &Path {
+        Path::new("/s")
+    }
+
     async fn status(&self, caller: Caller) -> Result<Status, ApiError> {
         self.note(format!("status {}:{} {:?}", caller.uid, caller.gid, caller.pid));
         Ok(Status {
@@ -273,6 +277,18 @@ async fn the_caller_is_who_connected() {
     let (uid, gid) = (nix::unistd::getuid(), nix::unistd::getgid());
     let own = format!("status {uid}:{gid} Some({})", std::process::id());
     assert_eq!(server.calls(), [own]);
+}
+
+#[tokio::test]
+async fn a_request_for_another_state_directory_is_refused() {
+    let server = Server::start();
+    for (asked, status) in [("/s", 200), ("/s2", 409), ("/", 409)] {
+        let request = server.client.get("http://x/v1/mounts");
+        let response = request.header(hydrant_api::STATE_DIR_HEADER, asked).send().await.unwrap();
+        assert_eq!(response.status().as_u16(), status, "{asked}");
+        let text = response.text().await.unwrap();
+        assert!(status == 200 || text.contains("--state-dir /s"), "{text}");
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod clone;
 mod configuration;
 mod credential;
 mod remote;
+mod revision;
 mod run;
 
 use std::io;
@@ -23,6 +24,7 @@ pub use self::clone::Head;
 pub use self::configuration::Way;
 pub use self::remote::Remote;
 pub(super) use self::remote::for_display;
+pub use self::revision::Revision;
 pub(super) use self::run::{Fetched, last_of, run};
 use crate::sys::user::{self, User};
 

@@ -529,7 +529,7 @@ impl Supervisor {
             // the user has unmounted it
             Err(UnmountError::NotOurs { .. }) if find(&upper).is_none() => {}
             Err(error @ UnmountError::Busy { .. }) => {
-                return Err(ApiError::conflict(format!("{shown} is in use: {error}"))
+                return Err(ApiError::conflict(error.to_string())
                     .with_hint("end the processes that work in it, or leave the directory"));
             }
             Err(error) => return Err(internal(&format!("can't unmount {shown}"), &error)),

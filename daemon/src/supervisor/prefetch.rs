@@ -26,6 +26,15 @@ struct Run {
     count: u32,
 }
 
+/// What is below a path.
+#[derive(Debug, Default)]
+struct Below {
+    files: u64,
+    bytes: u64,
+    /// What may have to be fetched.
+    runs: Vec<Run>,
+}
+
 impl Supervisor {
     pub(super) async fn prefetch_request(
         &self,
@@ -69,9 +78,12 @@ impl Supervisor {
         let inside = if mount.image.is_some() { Path::new("") } else { inside };
         let trees = self.trees_of(mount).await?;
         let mut runs = Vec::new();
+        let (mut files, mut bytes) = (0, 0);
         for (tree, pool) in &trees {
-            let of_tree = self.runs_below(tree, pool, inside).await?;
-            runs.extend(of_tree.into_iter().map(|run| (pool.id, run)));
+            let of_tree = self.below(tree, pool, inside).await?;
+            runs.extend(of_tree.runs.into_iter().map(|run| (pool.id, run)));
+            files += of_tree.files;
+            bytes += of_tree.bytes;
         }
         let total: u64 = runs.iter().map(|(_, run)| u64::from(run.count)).sum();
         progress.step("fetch");
@@ -101,44 +113,47 @@ impl Supervisor {
             fetched_bytes += self.fetched_bytes(pool.id).await;
         }
         Ok(Summary {
-            files: total,
-            tree_bytes: trees.iter().map(|(tree, _)| tree.bytes).sum(),
+            files,
+            tree_bytes: bytes,
             fetched_bytes,
             elapsed_ms: milliseconds(begun.elapsed()),
             message: None,
         })
     }
 
-    async fn runs_below(
-        &self,
-        tree: &Tree,
-        pool: &Pool,
-        inside: &Path,
-    ) -> Result<Vec<Run>, ApiError> {
+    async fn below(&self, tree: &Tree, pool: &Pool, inside: &Path) -> Result<Below, ApiError> {
         let failed = |error| internal("can't read the catalog", &error);
         let segments = self.catalog.segments(pool.id).await.map_err(failed)?;
         let wanted: Vec<_> = segments
             .iter()
-            .filter(|s| s.kind == SegmentKind::Data && !s.complete && tree.segments.contains(&s.id))
-            .map(|s| s.id)
+            .filter(|s| s.kind == SegmentKind::Data && tree.segments.contains(&s.id))
+            // what all of a tree is, the catalog knows
+            .filter(|s| !s.complete || !inside.as_os_str().is_empty())
+            .map(|s| (s.id, s.complete))
             .collect();
         let (store, pool, inside) =
             (std::sync::Arc::clone(&self.store), pool.id, inside.as_os_str().as_bytes().to_vec());
-        let runs = tokio::task::spawn_blocking(move || {
-            let mut runs = Vec::new();
-            for segment in wanted {
+        let whole = inside.is_empty().then_some((tree.files, tree.bytes));
+        let found = tokio::task::spawn_blocking(move || {
+            let mut found = Below::default();
+            for (segment, complete) in wanted {
                 let extents = store.extents(pool, segment)?;
                 for (record, extent) in (0..).zip(extents.iter()) {
                     if is_below(extents.path(&extent), &inside) {
-                        extend(&mut runs, segment, record);
+                        found.files += 1;
+                        found.bytes += extent.size;
+                        if !complete {
+                            extend(&mut found.runs, segment, record);
+                        }
                     }
                 }
             }
-            Ok::<_, crate::segment::extents::ExtentsError>(runs)
+            (found.files, found.bytes) = whole.unwrap_or((found.files, found.bytes));
+            Ok::<_, crate::segment::extents::ExtentsError>(found)
         })
         .await
         .map_err(|error| internal("can't list the files", &error))?;
-        runs.map_err(|error| internal("can't list the files", &error))
+        found.map_err(|error| internal("can't list the files", &error))
     }
 }
 

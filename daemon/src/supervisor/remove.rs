@@ -231,6 +231,9 @@ async fn finish_repository(git: &Git) -> Result<(), GitError> {
         let name = setting.split('=').next().unwrap_or(setting);
         git.output(&["config", "--unset-all", name]).await.ok();
     }
+    // of an origin on this machine: unless the user has set another one since
+    let (name, ours) = ("remote.origin.uploadpack", super::git::LOCAL_UPLOAD_PACK);
+    git.output(&["config", "--unset-all", "--fixed-value", name, ours]).await.ok();
     // the files are others, with the same content
     git.output(&["update-index", "-q", "--refresh"]).await.ok();
     Ok(())

@@ -70,6 +70,7 @@ pub async fn run(
     let store = Store::open(&directories.state, user).with_context(|| {
         format!("can't use the state directory {}", directories.state.display())
     })?;
+    store.check_events()?;
     let store = Arc::new(store);
     let catalog = Catalog::open(&directories.state.join("catalog.sqlite"))?;
     recover(&catalog, &store).await?;
@@ -96,6 +97,7 @@ pub async fn run(
         if guarded.is_empty() {
             kept::forget_all((0..count).map(ShardId));
         }
+        cgroups.close();
     })?;
     info!(state = %directories.state.display(), shards = shards.len(), queue = queue.name(), open_files = files.soft, "started");
     let (end, mut ending) = watch::channel(None);

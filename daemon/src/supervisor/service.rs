@@ -1,5 +1,7 @@
 //! The supervisor as the admin server's service.
 
+use std::path::Path;
+
 use hydrant_api::{
     Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, Mount, MountImageRequest,
     PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest, RmRequest, Status,
@@ -14,6 +16,10 @@ use crate::admin::{ApiError, Caller, ProgressSender, Service};
 use crate::ids::EventId;
 
 impl Service for Supervisor {
+    fn state_dir(&self) -> &Path {
+        &self.directories.state
+    }
+
     async fn status(&self, _: Caller) -> Result<Status, ApiError> {
         self.describe_daemon().await
     }

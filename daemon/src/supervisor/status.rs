@@ -10,6 +10,7 @@ use super::{Supervisor, internal, lock};
 use crate::admin::ApiError;
 use crate::catalog::Mount;
 use crate::ids::PoolId;
+use crate::segment::SegmentKind;
 
 impl Supervisor {
     /// A mount as clients see it.
@@ -23,10 +24,13 @@ impl Supervisor {
             tree_bytes += tree.bytes;
             let segments = self.catalog.segments(pool.id).await.map_err(failed)?;
             for segment in segments.iter().filter(|s| tree.segments.contains(&s.id)) {
-                let (present, size) =
-                    self.store.present_bytes(pool.id, segment.id).unwrap_or((0, 0));
-                present_bytes += present;
-                segment_bytes += size;
+                // of a pack the frame is there from the start, and its content is that of the others
+                if segment.kind == SegmentKind::Data {
+                    let (present, size) =
+                        self.store.present_bytes(pool.id, segment.id).unwrap_or((0, 0));
+                    present_bytes += present;
+                    segment_bytes += size;
+                }
                 count += 1;
                 complete += u64::from(segment.complete);
             }

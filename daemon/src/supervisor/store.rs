@@ -25,8 +25,9 @@ use hydrant_api::Owner;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 
 use super::durable;
-use crate::fanotify::{FileId, Group, mark};
+use crate::fanotify::{Error, FileId, Group, mark};
 use crate::ids::{MountId, PoolId, SegmentId, ShardId, TreeId};
+use crate::mount::mounts;
 use crate::mount::private::PrivateMount;
 use crate::range::ByteRange;
 use crate::segment::SegmentKind;
@@ -170,6 +171,32 @@ impl Store {
         let (uid, gid) = (self.worker_user.uid, self.worker_user.gid);
         chown(&path, Some(uid), Some(gid))?;
         Ok(OwnedFd::from(File::open(&path)?))
+    }
+
+    /// An error if the file system has no pre-content events.
+    pub fn check_events(&self) -> io::Result<()> {
+        let group = Group::stock().map_err(io::Error::other)?;
+        match mark::ignore_mount(&group, self.private.as_fd()) {
+            Err(Error::Mark { source, .. }) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                let root = self.root.canonicalize()?;
+                let all = mounts()?.into_iter();
+                // the last one of those on the same directory is on top
+                let mount = all
+                    .filter(|mount| root.starts_with(&mount.path))
+                    .max_by_key(|mount| mount.path.as_os_str().len());
+                let kind = mount.map_or("a file system".into(), |mount| mount.kind);
+                Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    format!(
+                        "{} is on {kind}, which has no pre-content events: \
+                         it needs ext4, xfs or btrfs; use --state-dir",
+                        self.root.display()
+                    ),
+                ))
+            }
+            // whoever starts the shards will say
+            _ => Ok(()),
+        }
     }
 
     /// Lets a group overlook what goes through the private mount.

@@ -15,7 +15,7 @@ use crate::catalog::{CatalogError, NewPool, NewSegment, NewTree, Pool, Tree};
 use crate::ids::{SegmentId, TreeId};
 use crate::queue::wire::GitOrigin;
 use crate::supervisor::durable::Synced;
-use crate::supervisor::git::{Git, GitError, Head, Remote, Way};
+use crate::supervisor::git::{Git, GitError, Head, Remote, Revision, Way};
 use crate::supervisor::import::{self, ImportError};
 use crate::supervisor::internal;
 use crate::supervisor::origins::{Access, GitAccess};
@@ -40,7 +40,8 @@ impl<'a> Clone<'a> {
         let mut builder = Builder::start().map_err(|e| internal("can't start the builder", &e))?;
         let beside = Git { directory: supervisor.store.owner_dir(self.mount), ..self.git.clone() };
         let shallow = self.request.history != History::Full;
-        let revision = self.request.revision.as_deref();
+        let asked = self.request.revision.as_deref().map(Revision::new);
+        let revision = asked.and_then(|asked| asked.name);
         let progress = |line: &str| git_progress(self.progress, line);
         let (cloned, way, numbers) = tokio::join!(
             self.git.clone_metadata(url, &remote, revision, shallow, progress),
@@ -51,7 +52,15 @@ impl<'a> Clone<'a> {
             },
             self.numbers(),
         );
-        cloned.map_err(origin)?;
+        cloned.map_err(|e| {
+            origin(match asked {
+                Some(asked) => asked.explain(e),
+                None => e,
+            })
+        })?;
+        if let Some(asked) = asked {
+            asked.check(&self.git).await.map_err(origin)?;
+        }
         let (Way { url, remote, transport }, (first_segment, tree)) =
             (way.map_err(imported)?, numbers?);
         // while the rest goes on: it waits for the disk
