@@ -25,6 +25,7 @@ fn options() -> Result<Options> {
         faults: true,
         // other tests keep the machine busy
         listed_after: Duration::from_secs(15),
+        spare: true,
         queue: None,
     })
 }
