@@ -117,6 +117,7 @@ pub async fn run(
         pulling: tokio::sync::Mutex::default(),
         eviction: tokio::sync::RwLock::default(),
         live: Arc::default(),
+        histories: Mutex::default(),
         cloning: Arc::default(),
         end,
         instance: inflight::now(),
