@@ -79,7 +79,8 @@ fn root_killed_workers_under_load() -> Result<()> {
 }
 
 /// A worker that is killed before it has read all that it was sent: its socket says `ECONNRESET`, which is
-/// not the worker's fault, however often that happens to the same events.
+/// not the worker's fault, however often that happens to the same events. In the kernel's queue, what was not
+/// read waits for the next one, unseen.
 #[test]
 #[ignore = "needs root"]
 fn root_killed_workers_with_unread_events() -> Result<()> {
@@ -87,6 +88,7 @@ fn root_killed_workers_with_unread_events() -> Result<()> {
     let repository = lonely(10, 20_000)?;
     let tree = world.quick(&repository)?;
     let files = world.lonely_files(&repository, &tree, 0..10)?;
+    let brokered = world.daemon.status()?.queue == "brokered";
     world.proxy()?.hold();
     let (mut readers, mut killed) = (Vec::new(), Vec::new());
     for (n, (file, truth)) in files.iter().enumerate().take(6) {
@@ -106,7 +108,8 @@ fn root_killed_workers_with_unread_events() -> Result<()> {
         readers.push(start(Kind::Read, file, truth)?);
         until("another event was sent", Duration::from_secs(30), || {
             let queue = world.daemon.admin().queue().ok()?;
-            (queue.len() > n && queue.iter().all(|event| event.state == "in_flight")).then_some(())
+            let sent = queue.len() > n && queue.iter().all(|event| event.state == "in_flight");
+            (sent || !brokered).then_some(())
         })?;
         for worker in &workers {
             kill(*worker, Signal::SIGKILL)?;

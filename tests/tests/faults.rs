@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use hydrant_tests::access::Kind;
+use hydrant_tests::guest;
 use hydrant_tests::process::until;
 use hydrant_tests::proxy::{Fault, Quality};
 use hydrant_tests::reader::{End, access, end, expect_right, start};
@@ -105,7 +106,8 @@ fn root_unreachable_for_a_while() -> Result<()> {
 #[ignore = "needs root"]
 fn root_a_slow_line() -> Result<()> {
     let quality = Quality { bytes_per_second: Some(40_000), ..Quality::default() };
-    let configuration = "deadline_secs = 3\nstall_secs = 2\n";
+    let configuration =
+        guest::or("deadline_secs = 3\nstall_secs = 2\n", "deadline_secs = 12\nstall_secs = 8\n");
     let setting = Setting { proxy: Some(quality), configuration, ..Setting::default() };
     let world = World::with("faults-slow", setting)?;
     let repository = lonely(2, 1_600_000)?;

@@ -104,7 +104,8 @@ fn root_what_kills_three_workers_is_quarantined() -> Result<()> {
 }
 
 /// A worker that is alive and does nothing is killed after the deadline; its reader gets its bytes from
-/// the next one.
+/// the next one. The kernel's queue has the event until a worker reads it, and of each worker a sign of life
+/// is expected there; with the supervisor's, those that nobody misses are left alone.
 #[test]
 #[ignore = "needs root"]
 fn root_silent_worker_is_replaced() -> Result<()> {
@@ -120,16 +121,25 @@ fn root_silent_worker_is_replaced() -> Result<()> {
     }
     let begun = Instant::now();
     let reader = start(Kind::Read, file, truth)?;
-    let (_, with) = with_a_worker_after(&world, &[])?;
-    ensure!(workers.contains(&Pid::from_raw(with)), "it is with {with}, not one of {workers:?}");
+    let brokered = world.daemon.status()?.queue == "brokered";
+    let with = if brokered { Some(with_a_worker_after(&world, &[])?.1) } else { None };
+    if let Some(with) = with {
+        ensure!(
+            workers.contains(&Pid::from_raw(with)),
+            "it is with {with}, not one of {workers:?}"
+        );
+    }
     let got = end(&reader.wait()?)?;
     ensure!(got == End::Right, "{got:?} after {:?}", begun.elapsed());
-    ensure!(begun.elapsed() > Duration::from_secs(8), "{:?}", begun.elapsed());
-    ensure!(deaths(&world)? == 1);
+    if with.is_some() {
+        ensure!(begun.elapsed() > Duration::from_secs(8), "{:?}", begun.elapsed());
+        ensure!(deaths(&world)? == 1);
+    }
+    ensure!((1..=workers.len() as u64).contains(&deaths(&world)?));
     ensure!(failed(&world)?.is_empty(), "one death is no reason for a record");
-    // those that nobody misses are left alone
-    for worker in workers.iter().filter(|worker| worker.as_raw() != with) {
-        kill(*worker, Signal::SIGCONT)?;
+    for worker in workers.iter().filter(|worker| Some(worker.as_raw()) != with) {
+        // it may have been replaced
+        let _ = kill(*worker, Signal::SIGCONT);
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use hydrant_api::QueueEvent;
 use hydrant_tests::access::Kind;
-
+use hydrant_tests::guest;
 use hydrant_tests::process::{alive, until};
 use hydrant_tests::proxy::Quality;
 use hydrant_tests::reader::{End, Load, access, end, expect_right, start};
@@ -129,7 +129,7 @@ fn root_killed_supervisors_under_load() -> Result<()> {
     let world = world("restart-load", quality)?;
     let repository = lonely(4000, 20_000)?;
     let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..4000)?;
+    let files = world.lonely_files(&repository, &tree, 0..guest::or(4000, 400))?;
     let (over, reads) = (AtomicBool::new(false), AtomicUsize::new(0));
     let kinds = [Kind::Read, Kind::MmapPrivate, Kind::Sendfile, Kind::Pread];
     let read_on = |mine: &[(PathBuf, PathBuf)]| -> Result<()> {
@@ -283,7 +283,7 @@ fn root_reload() -> Result<()> {
     let mut world = world("restart-reload", Quality::default())?;
     let repository = lonely(300, 20_000)?;
     let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..300)?;
+    let files = world.lonely_files(&repository, &tree, 0..guest::or(300, 100))?;
     let supervisor = world.daemon.status()?.pid;
     let load = Load::start(3, &[Kind::Read, Kind::MmapPrivate], &files);
     for _ in 0..3 {
@@ -314,5 +314,48 @@ fn root_reload() -> Result<()> {
     world.daemon.stop()?;
     ensure!(fs_err::read_dir(&tree)?.next().is_none(), "still mounted");
     ensure!(!world.daemon.directories().socket().exists(), "the socket is still there");
+    Ok(())
+}
+
+/// Another `queue` in the configuration is for the next start. Until then readers stay where they wait, also
+/// with the next supervisor.
+#[test]
+#[ignore = "needs the guest kernel"]
+fn guest_another_queue_after_a_stop() -> Result<()> {
+    let configuration = "queue = \"brokered\"\n";
+    let proxy = Some(Quality::default());
+    let mut world =
+        World::with("restart-queue", Setting { proxy, configuration, ..Setting::default() })?;
+    let repository = lonely(4, 200_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..4)?;
+    let is = |world: &World, queue: &str| -> Result<()> {
+        let found = world.daemon.status()?.queue;
+        ensure!(found == queue, "the queue is {found}, not {queue}\n{}", world.daemon.log_tail(20));
+        Ok(())
+    };
+    for (files, [before, after]) in
+        files.chunks(2).zip([["brokered", "kernel"], ["kernel", "brokered"]])
+    {
+        is(&world, before)?;
+        let lines = format!("{}queue = \"{after}\"\n", guest::configuration());
+        world.daemon.configure(&lines)?;
+        world.proxy()?.hold();
+        let reader = start(Kind::Read, &files[0].0, &files[0].1)?;
+        queue(&world, 1, |event| event.state == "in_flight")?;
+        let killed = world.daemon.kill_supervisor()?;
+        successor(&world, killed)?;
+        is(&world, before)?;
+        world.daemon.check(&["reload"])?;
+        is(&world, before)?;
+        queue(&world, 1, |event| event.state == "in_flight")?;
+        world.proxy()?.heal();
+        let got = end(&reader.wait()?)?;
+        ensure!(got == End::Right, "{got:?}\n{}", world.daemon.log_tail(60));
+        world.daemon.stop()?;
+        world.daemon.start()?;
+        is(&world, after)?;
+        expect_right(Kind::Read, &files[1].0, &files[1].1)?;
+    }
     Ok(())
 }

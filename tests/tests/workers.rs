@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hydrant_api::Worker;
 use hydrant_tests::access::Kind;
+use hydrant_tests::guest;
 use hydrant_tests::process::{alive, until};
 use hydrant_tests::proxy::Quality;
 use hydrant_tests::reader::{Crowd, End, end, expect_right, start};
@@ -24,7 +25,8 @@ fn workers(world: &World, arguments: &[&str]) -> Result<Vec<Worker>> {
 
 /// A slow line, so that there is always something in flight.
 fn slow() -> Setting {
-    let quality = Quality { delay: Duration::from_millis(20), bytes_per_second: Some(4 << 20) };
+    let bytes_per_second = Some(guest::or(4 << 20, 512 << 10));
+    let quality = Quality { delay: Duration::from_millis(20), bytes_per_second };
     Setting { proxy: Some(quality), ..Setting::default() }
 }
 
@@ -56,12 +58,13 @@ fn root_workers_restart_is_noticed_by_nobody() -> Result<()> {
     for (part, kind) in
         files.chunks(40).zip([Kind::Read, Kind::MmapPrivate, Kind::Pread, Kind::Splice])
     {
-        crowds.push(Crowd::start(kind, part)?);
-        until("something is in flight", PATIENCE, || {
+        let mut crowd = Crowd::start(kind, part)?;
+        until("something is in flight, or all is over", PATIENCE, || {
             let queue = world.daemon.admin().queue().ok()?;
-            queue.iter().any(|event| event.state == "in_flight").then_some(())
-        })
-        .ok();
+            let in_flight = queue.iter().any(|event| event.state == "in_flight");
+            (in_flight || crowd.running() == 0).then_some(())
+        })?;
+        crowds.push(crowd);
         let after = workers(&world, &["restart"])?;
         ensure!(after.len() == before.len(), "{after:?}");
         for (old, new) in before.iter().zip(&after) {
