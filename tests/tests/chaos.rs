@@ -26,6 +26,7 @@ fn options() -> Result<Options> {
         faults: true,
         // other tests keep the machine busy
         listed_after: guest::patience(Duration::from_secs(15)),
+        spare: true,
         queue: None,
     })
 }

@@ -201,6 +201,38 @@ fn root_restarts_are_short() -> Result<()> {
     Ok(())
 }
 
+/// Between two supervisors no other daemon can have the state directory, not even one that `hydrant` would start.
+#[test]
+#[ignore = "needs root"]
+fn root_no_other_daemon_in_between() -> Result<()> {
+    let world = world("restart-between", Quality::default())?;
+    let repository = lonely(4, 200_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..4)?;
+    let parent = world.daemon.parent()?;
+    kill(parent, Signal::SIGSTOP)?;
+    let killed = world.daemon.kill_supervisor()?;
+    let reader = start(Kind::Read, &files[0].0, &files[0].1)?;
+    let url = world.serve(&lonely(1, 1000)?, "other")?;
+    let directory = world.path("other");
+    let cloning = world.daemon.hydrant(&["clone", &url, &directory.to_string_lossy()])?.start()?;
+    until("it can't start a daemon", Duration::from_secs(60), || {
+        let log = std::fs::read_to_string(world.path("run/hydrantd.log")).ok()?;
+        log.contains("another hydrantd").then_some(())
+    })?;
+    kill(parent, Signal::SIGCONT)?;
+    let successor = until("the next supervisor serves", Duration::from_secs(60), || {
+        let pid = Pid::from_raw(world.daemon.status().ok()?.pid);
+        (pid != killed).then_some(pid)
+    })
+    .with_context(|| world.daemon.log_tail(40))?;
+    ensure!(world.daemon.supervisor() == Some(successor), "{successor} is not {parent}'s child");
+    drop(cloning);
+    let got = end(&reader.wait()?)?;
+    ensure!(got == End::Right, "{got:?}\n{}", world.daemon.log_tail(60));
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::MmapPrivate, file, truth))
+}
+
 /// The parent alone is killed: nobody notices, and the supervisor can be told to stop.
 #[test]
 #[ignore = "needs root"]

@@ -2,7 +2,8 @@
 
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,9 +24,12 @@ const TAKE_OVER_STEP: Duration = Duration::from_millis(1);
 
 /// The right to use a state and a run directory: flock(2) on a file in each, which the kernel lets
 /// go when the process ends, however it ends. The fds are close-on-exec.
+///
+/// Whoever keeps a supervisor's groups for the next one keeps [a copy](Self::state) of the state directory's lock too. So
+/// nobody else can have the directory between two supervisors, while it is unmounted by none and served by none.
 #[derive(Debug)]
 pub struct InstanceLock {
-    _state: Flock<File>,
+    state: Flock<File>,
     _run: Flock<File>,
 }
 
@@ -39,9 +43,13 @@ pub enum LockError {
 }
 
 impl InstanceLock {
-    /// As [`take`](Self::take), where the daemon before has been killed, whoever has its pid by now.
-    pub fn take_over(directories: &Directories) -> Result<Self, LockError> {
-        Self::take_when_free(directories, |_| true)
+    /// As [`take`](Self::take), where the daemon before has been killed, whoever has its pid by now. `kept`: its lock of
+    /// the state directory, if that was kept.
+    pub fn take_over(
+        directories: &Directories,
+        kept: Option<BorrowedFd<'_>>,
+    ) -> Result<Self, LockError> {
+        Self::take_when_free(directories, kept, |_| true)
     }
 
     /// Makes the directories where they are missing (the state directory so that others can pass
@@ -50,16 +58,29 @@ impl InstanceLock {
     /// Waits a little for a daemon that has ended: its last thread, or a child that it was about to
     /// start, may hold the locks for a moment longer.
     pub fn take(directories: &Directories) -> Result<Self, LockError> {
-        Self::take_when_free(directories, |holder| holder.is_some_and(has_ended))
+        Self::take_when_free(directories, None, |holder| holder.is_some_and(has_ended))
+    }
+
+    /// What is to be kept for the next supervisor: as long as it is open, the state directory is taken.
+    #[must_use]
+    pub fn state(&self) -> BorrowedFd<'_> {
+        self.state.as_fd()
+    }
+
+    /// Leaves the state directory to whoever has a copy of its lock.
+    pub fn leave(self) {
+        // else it would be unlocked, for all who have it
+        std::mem::forget(self.state);
     }
 
     fn take_when_free(
         directories: &Directories,
+        kept: Option<BorrowedFd<'_>>,
         is_left_over: impl Fn(Option<i32>) -> bool,
     ) -> Result<Self, LockError> {
         let end = Instant::now() + TAKE_OVER_PATIENCE;
         loop {
-            match Self::try_take(directories) {
+            match Self::try_take(directories, kept) {
                 Err(LockError::Held { pid, .. }) if is_left_over(pid) && Instant::now() < end => {
                     thread::sleep(TAKE_OVER_STEP);
                 }
@@ -68,10 +89,13 @@ impl InstanceLock {
         }
     }
 
-    fn try_take(directories: &Directories) -> Result<Self, LockError> {
+    fn try_take(
+        directories: &Directories,
+        kept: Option<BorrowedFd<'_>>,
+    ) -> Result<Self, LockError> {
         Ok(Self {
-            _state: take(&directories.state, STATE_LOCK, 0o711)?,
-            _run: take(&directories.run, RUN_LOCK, 0o755)?,
+            state: take(&directories.state, STATE_LOCK, 0o711, kept)?,
+            _run: take(&directories.run, RUN_LOCK, 0o755, None)?,
         })
     }
 }
@@ -90,9 +114,21 @@ pub fn is_state_locked(state: &Path) -> bool {
     matches!(lock, Err((_, Errno::EWOULDBLOCK)))
 }
 
-fn take(directory: &Path, name: &str, mode: u32) -> Result<Flock<File>, LockError> {
+fn take(
+    directory: &Path,
+    name: &str,
+    mode: u32,
+    kept: Option<BorrowedFd<'_>>,
+) -> Result<Flock<File>, LockError> {
     let failed = |source| LockError::Io { directory: directory.to_owned(), source };
-    let file = prepare(directory, name, mode).map_err(failed)?;
+    let mut file = prepare(directory, name, mode).map_err(failed)?;
+    if let Some(kept) = kept {
+        let kept = File::from(kept.try_clone_to_owned().map_err(failed)?);
+        let number = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino()));
+        if number(&kept).map_err(failed)? == number(&file).map_err(failed)? {
+            file = kept;
+        }
+    }
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(mut lock) => {
             write_pid(&mut lock).map_err(failed)?;
@@ -168,7 +204,7 @@ mod tests {
             thread::sleep(Duration::from_millis(50));
             drop(first);
         });
-        InstanceLock::take_over(&place).unwrap();
+        InstanceLock::take_over(&place, None).unwrap();
         assert!(begin.elapsed() >= Duration::from_millis(50));
         letting_go.join().unwrap();
     }
@@ -188,6 +224,26 @@ mod tests {
         });
         InstanceLock::take(&place).unwrap();
         letting_go.join().unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_kept_is_for_the_next_supervisor_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let place = directories(root.path(), "s", "r");
+        let lock = InstanceLock::take(&place).unwrap();
+        let kept = lock.state().try_clone_to_owned().unwrap();
+        lock.leave();
+        assert!(is_state_locked(&place.state));
+        assert!(matches!(InstanceLock::take(&place), Err(LockError::Held { .. })));
+        // of another directory it is of no use
+        let other = directories(root.path(), "s2", "r2");
+        drop(InstanceLock::take_over(&other, Some(kept.as_fd())).unwrap());
+        assert!(is_state_locked(&place.state));
+
+        let next = InstanceLock::take_over(&place, Some(kept.as_fd())).unwrap();
+        assert!(is_state_locked(&place.state));
+        drop(next);
+        assert!(!is_state_locked(&place.state));
     }
 
     #[test]

@@ -42,6 +42,9 @@ pub const OWN_LISTENER: &str = "own-admin";
 /// The name of a pidfd: of the process that guards what a supervisor left when it was told to restart.
 pub const GUARD: &str = "guard";
 
+/// The name of the state directory's lock.
+pub const LOCK: &str = "lock";
+
 const GROUP: &str = "group-";
 const TABLE: &str = "table-";
 
@@ -61,6 +64,7 @@ pub struct Kept {
     shards: BTreeMap<u16, KeptShard>,
     listener: Option<Listener>,
     guard: Option<OwnedFd>,
+    lock: Option<OwnedFd>,
 }
 
 /// An admin socket that we did not make.
@@ -88,18 +92,19 @@ impl Kept {
         let begin = Instant::now();
         let mut groups = BTreeMap::new();
         let mut tables = BTreeMap::new();
-        let (mut listener, mut guard) = (None, None);
+        let (mut listener, mut guard, mut lock) = (None, None, None);
         for (name, fd) in fdstore::take()? {
             match (name.as_str(), number_after(&name, GROUP), number_after(&name, TABLE)) {
                 (LISTENER, ..) => listener = Some(Listener::Managers(fd)),
                 (OWN_LISTENER, ..) => listener = Some(Listener::Ours(fd)),
                 (GUARD, ..) => guard = Some(fd),
+                (LOCK, ..) => lock = Some(fd),
                 (_, Some(shard), _) => drop(groups.insert(shard, fd)),
                 (_, _, Some(shard)) => drop(tables.insert(shard, fd)),
                 _ => warn!(name, "a file descriptor that nobody here knows"),
             }
         }
-        let mut kept = Self { shards: BTreeMap::new(), listener, guard };
+        let mut kept = Self { shards: BTreeMap::new(), listener, guard, lock };
         for (shard, fd) in groups {
             if let Some(taken) = KeptShard::take_back(ShardId(shard), fd, tables.remove(&shard)) {
                 kept.shards.insert(shard, taken);
@@ -151,6 +156,12 @@ impl Kept {
     #[must_use]
     pub fn listener(&mut self) -> Option<Listener> {
         self.listener.take()
+    }
+
+    /// The lock of the state directory, which nobody else could have meanwhile.
+    #[must_use]
+    pub fn lock(&mut self) -> Option<OwnedFd> {
+        self.lock.take()
     }
 
     /// Ends the process that has guarded what is ours now. To be called once orders are taken.
@@ -278,6 +289,7 @@ pub fn forget_all(shards: impl IntoIterator<Item = ShardId>) {
         forget(&group_name(shard));
         forget(&table_name(shard));
     }
+    forget(LOCK);
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -59,10 +59,11 @@ pub async fn run(
     let mut hangup = signal(SignalKind::hangup())?;
     replace::take_orders().context("can't take signals")?;
     kept.relieve_guard();
-    let _lock = if kept.is_empty() {
+    let kept_lock = kept.lock();
+    let instance = if kept.is_empty() && kept_lock.is_none() {
         InstanceLock::take(&directories)?
     } else {
-        InstanceLock::take_over(&directories)?
+        InstanceLock::take_over(&directories, kept_lock.as_ref().map(AsFd::as_fd))?
     };
     let queue = queue_kind(&config, &kept)?;
     let files = limits::raise_open_files().context("can't raise the limit of open files")?;
@@ -92,6 +93,9 @@ pub async fn run(
     let cgroups = Arc::new(Cgroups::new(&config, &directories.state));
     let (patience, spare) = (config.patience(), config.spare());
     let rules = Rules { patience, cgroups: Arc::clone(&cgroups), spare };
+    if kept_lock.is_none() {
+        kept::keep(kept::LOCK, instance.state());
+    }
     let shards = start_shards(count, queue, &mut kept, &store, &origins, &rules, hooks);
     let shards = shards.inspect_err(|_| {
         if guarded.is_empty() {
@@ -164,12 +168,16 @@ pub async fn run(
             // an older systemd can't start anything beside groups that are left
             tokio::task::spawn_blocking(move || cgroups.close()).await.ok();
             if end == End::HandOver {
+                // the manager has a copy, and the guard none: it has nothing to do until the manager lets go
+                instance.leave();
                 supervisor.leave_a_guard(estate);
                 return Ok(Outcome::Ended);
             }
             let name = if file.is_some() { kept::OWN_LISTENER } else { kept::LISTENER };
             file.into_iter().for_each(SocketFile::keep);
             estate.push((name.to_owned(), listener));
+            estate.push((kept::LOCK.to_owned(), instance.state().try_clone_to_owned()?));
+            instance.leave();
             Ok(Outcome::Replace(estate))
         }
     }

@@ -57,6 +57,9 @@ struct Run {
     /// The origin has no faults.
     #[arg(long)]
     no_faults: bool,
+    /// No worker is kept in reserve.
+    #[arg(long)]
+    no_spare: bool,
     /// `brokered` or `kernel`: fail if the daemon has the other one.
     #[arg(long)]
     queue: Option<String>,
@@ -149,6 +152,7 @@ fn chaos(run: Run) -> Result<ExitCode> {
         round_trip: Duration::from_millis(run.round_trip_ms),
         faults: !run.no_faults,
         listed_after: Duration::from_secs(1),
+        spare: !run.no_spare,
         queue: run.queue,
     };
     let mut reports = match run.only {

@@ -27,6 +27,7 @@ use crate::world::{Setting, World};
 
 /// What the daemon is configured with: short stalls, so that they are over soon.
 const CONFIGURATION: &str = "deadline_secs = 30\nstall_secs = 2\n";
+const WITHOUT_SPARE: &str = "deadline_secs = 30\nstall_secs = 2\n[workers]\nspare = false\n";
 
 /// An access that takes longer than this is hung: longer than the deadline with all that comes on top.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -54,6 +55,8 @@ pub struct Options {
     pub faults: bool,
     /// A reader that is blocked for longer has to be in the queue.
     pub listed_after: Duration,
+    /// With spare workers.
+    pub spare: bool,
     /// `brokered` or `kernel`; whichever the daemon takes otherwise.
     pub queue: Option<String>,
 }
@@ -72,7 +75,8 @@ pub fn hydrant(options: &Options) -> Result<Report> {
     if options.readers > MAX_READERS || options.trees > MAX_TREES || options.trees == 0 {
         bail!("at most {MAX_READERS} readers and {MAX_TREES} trees");
     }
-    let setting = Setting { configuration: CONFIGURATION, ..Setting::default() };
+    let configuration = if options.spare { CONFIGURATION } else { WITHOUT_SPARE };
+    let setting = Setting { configuration, ..Setting::default() };
     let mut world = World::with("chaos", Setting { start: false, ..setting })?;
     let guard = Guard::start(&options.program, world.scratch.path())?;
     world.daemon.start()?;
