@@ -70,6 +70,7 @@ async fn add_tree(catalog: &Catalog, pool: PoolId, old: &[SegmentId], new: u64) 
         segments: fresh.iter().rev().chain(old).copied().collect(),
         files: 3,
         bytes: 1 << 40,
+        implicit: 0,
         owner: ALICE,
     };
     catalog.insert_tree(tree.clone(), segments).await.unwrap();
@@ -382,6 +383,7 @@ async fn images_keep_their_layers() {
             segments: Vec::new(),
             files: 1,
             bytes: 1,
+            implicit: 0,
             owner: Owner { uid: 0, gid: 0 },
         };
         layers.push((tree.id, u64::from(n)));
@@ -394,6 +396,7 @@ async fn images_keep_their_layers() {
         manifest: id(n),
         config: id(n),
         layers: layers.to_vec(),
+        held: true,
     };
     // one layer twice, one shared
     let first = [layers[0], layers[1], layers[0]];

@@ -35,7 +35,7 @@ use crate::source::oci::reference::Reference;
 use crate::sys::user::User;
 
 /// What the URLs of layers' pools begin with; a digest follows.
-const LAYER: &str = "oci-layer:";
+pub(super) const LAYER: &str = "oci-layer:";
 
 /// All layers belong to root: what is in them says whose the files are.
 pub(super) const ROOT: Owner = Owner { uid: 0, gid: 0 };
@@ -92,11 +92,21 @@ fn catalog(error: CatalogError) -> ApiError {
 /// A pull under way.
 struct Pull<'a> {
     supervisor: &'a Supervisor,
+    held: bool,
     repository: Repository,
     registry: String,
     user: Owner,
     environment: &'a [(String, String)],
     progress: &'a ProgressSender,
+}
+
+/// An image that was just pulled.
+pub(super) struct Pulled<'a> {
+    pub image: Image,
+    /// Bytes of layers that came from the registry.
+    pub received: u64,
+    /// As long as there are these, its layers are no garbage.
+    _in_use: Vec<Cloning<'a>>,
 }
 
 impl Supervisor {
@@ -134,19 +144,34 @@ impl Supervisor {
         environment: &[(String, String)],
         progress: &ProgressSender,
     ) -> Result<(Image, u64), ApiError> {
+        let manifest = reference.manifest();
+        let pulled = self.pull_as(reference, &manifest, user, environment, true, progress).await?;
+        Ok((pulled.image, pulled.received))
+    }
+
+    /// Pulls what `manifest`, a tag or digest, leads to, and names it `reference`. `held`: as in [`NewImage`].
+    pub(super) async fn pull_as(
+        &self,
+        reference: &Reference,
+        manifest: &str,
+        user: Owner,
+        environment: &[(String, String)],
+        held: bool,
+        progress: &ProgressSender,
+    ) -> Result<Pulled<'_>, ApiError> {
         // one after the other: two images may have a layer in common
         let _pulling = self.pulling.lock().await;
         let repository = self.repository(reference)?;
         let registry = reference.registry.clone();
-        let pull = Pull { supervisor: self, repository, registry, user, environment, progress };
-        let reference_text = reference.to_string();
-        let pulled = pull.run(&reference.manifest(), reference_text).await;
+        let pull = Pull { supervisor: self, repository, registry, user, environment, held, progress };
+        let pulled = pull.run(manifest, reference.to_string()).await;
         // layers of a pull that failed, and of an image whose name this one has now
         self.collect_garbage().await;
-        let (image, received) = pulled?;
-        info!(image = image.reference, manifest = %image.manifest, layers = image.layers.len(),
-            received, "pulled");
-        Ok((image, received))
+        if let Ok(Pulled { image, received, .. }) = &pulled {
+            info!(image = image.reference, manifest = %image.manifest, layers = image.layers.len(),
+                received, "pulled");
+        }
+        pulled
     }
 
     /// How a registry is reached.
@@ -321,7 +346,7 @@ impl Supervisor {
 }
 
 impl<'a> Pull<'a> {
-    async fn run(&self, manifest: &str, reference: String) -> Result<(Image, u64), ApiError> {
+    async fn run(&self, manifest: &str, reference: String) -> Result<Pulled<'a>, ApiError> {
         let supervisor = self.supervisor;
         self.progress.step("metadata");
         let access = RegistryAccess {
@@ -381,9 +406,11 @@ impl<'a> Pull<'a> {
             return Err(ApiError::new(ErrorCode::Unsupported, message));
         }
         let (digest, manifest, config) = (resolved.digest, resolved.manifest, resolved.config);
-        let image = NewImage { reference, digest, manifest, config, layers };
+        let held = self.held;
+        let image = NewImage { reference, digest, manifest, config, layers, held };
         let image = supervisor.catalog.insert_image(image).await.map_err(catalog)?;
-        Ok((image, total))
+        let in_use = known.into_values().map(|(_, cloning, _)| cloning).collect();
+        Ok(Pulled { image, received: total, _in_use: in_use })
     }
 
     /// The layer's pool, which from now on fetches from this repository.

@@ -111,6 +111,8 @@ pub async fn run(
         busy: Mutex::new(HashSet::new()),
         pulling: tokio::sync::Mutex::default(),
         eviction: tokio::sync::RwLock::default(),
+        layers: tokio::sync::Mutex::default(),
+        useless_pulls: Mutex::default(),
         live: Arc::default(),
         cloning: Arc::default(),
         end,
@@ -129,6 +131,16 @@ pub async fn run(
     let server = tokio::spawn(serve(socket, Arc::clone(&supervisor), async move {
         shutting.wait_for(|shut| *shut).await.ok();
     }));
+    let mut shutting = shut.subscribe();
+    let snapshotter = supervisor.listen_for_containerd(async move {
+        shutting.wait_for(|shut| *shut).await.ok();
+    });
+    let server = tokio::spawn(async move {
+        server.await.ok();
+        if let Some(snapshotter) = snapshotter {
+            snapshotter.await.ok();
+        }
+    });
     notify("READY=1");
     tokio::spawn(manager::keep_watchdog_quiet(supervisor.shards.clone()));
     let end = tokio::select! {
@@ -350,6 +362,7 @@ impl Supervisor {
             }
             tokio::time::sleep(RETRY).await;
         }
+        self.unmount_layers().await;
         self.wait_for_other_namespaces().await;
         for shard in &self.shards {
             shard.ask(|reply| Command::Stop { reply }).await;

@@ -131,6 +131,7 @@ impl Pull<'_> {
             segments: vec![files.segment],
             files: shown.files,
             bytes: shown.bytes,
+            implicit: shown.implicit,
             owner: ROOT,
         };
         let segment = NewSegment { id: files.segment, kind: SegmentKind::Data, size };
