@@ -13,7 +13,9 @@ use std::future::Future;
 
 use thiserror::Error;
 
-use self::messages::{CommitRequest, CreateRequest, Info, Kind, Mount, UpdateRequest, UsageResponse};
+use self::messages::{
+    CommitRequest, CreateRequest, Info, Kind, Mount, UpdateRequest, UsageResponse,
+};
 
 pub use server::{METHODS, Socket, serve};
 

@@ -138,7 +138,8 @@ fn forget_images(t: &Transaction<'_>, busy: &HashSet<PoolId>) -> rusqlite::Resul
         |row| unsigned(row, 0),
     )?;
     let mut pools = t.prepare(
-        "SELECT pool FROM image_layers JOIN trees ON trees.id = image_layers.tree WHERE image = ?1",
+        "SELECT pool FROM image_layers JOIN trees ON trees.id = image_layers.tree
+         WHERE image_layers.image = ?1",
     )?;
     for image in images {
         let pools: Vec<_> = pools

@@ -194,8 +194,7 @@ impl Segment {
 }
 
 impl Tree {
-    pub(super) const COLUMNS: &str =
-        "id, pool, git_commit, root, revision, image, files, bytes, owner_uid, owner_gid, created, \
+    pub(super) const COLUMNS: &str = "id, pool, git_commit, root, revision, image, files, bytes, owner_uid, owner_gid, created, \
          implicit";
 
     /// Without its segments, which are rows of another table.

@@ -61,10 +61,9 @@ impl Selector {
 /// What a snapshot has in a field; `None` where that is nothing.
 fn value<'a>(info: &'a Info, field: &[String]) -> Option<&'a str> {
     let (first, rest) = field.split_first()?;
-    let text = |text: &'a str| Some(text).filter(|text| !text.is_empty());
     match (first.as_str(), rest) {
-        ("name", []) => text(&info.name),
-        ("parent", []) => text(&info.parent),
+        ("name", []) => Some(&info.name),
+        ("parent", []) => Some(&info.parent),
         ("kind", []) => Some(kind_name(info.kind())),
         ("labels", [_, ..]) => label(&info.labels, rest),
         _ => None,
@@ -185,9 +184,9 @@ mod tests {
             ("name==ns/1", false),
             ("name!=ns/1,kind==active", true),
             ("kind==view", false),
-            ("parent", false),
+            ("parent", true),
             ("parent!=\"\"", false),
-            ("parent==\"\"", false),
+            ("parent==\"\"", true),
             ("labels.l", true),
             ("labels.l==1,labels.\"containerd.io/snapshot.ref\"==sha256:ab", true),
             ("labels.l==1,labels.\"containerd.io/snapshot.ref\"==\"sha256:a\"", false),

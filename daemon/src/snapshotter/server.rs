@@ -4,13 +4,13 @@ use std::fs::Permissions;
 use std::future::Future;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Request, State};
 use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::Response;
 use axum::routing::post;
 use axum::serve::IncomingStream;
@@ -19,8 +19,8 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use prost::Message;
 use tokio::net::UnixListener;
+use tonic::Status;
 use tonic::server::{Grpc, ServerStreamingService, UnaryService};
-use tonic::{Status, metadata::MetadataMap};
 use tonic_prost::ProstCodec;
 use tracing::{debug, warn};
 
@@ -204,7 +204,9 @@ where
     A: Message + Send + 'static,
 {
     post(
-        move |State(service): State<Arc<S>>, ConnectInfo(peer): ConnectInfo<Peer>, request: Request| async move {
+        move |State(service): State<Arc<S>>,
+              ConnectInfo(peer): ConnectInfo<Peer>,
+              request: Request| async move {
             if !peer.root {
                 return forbidden();
             }

@@ -90,8 +90,8 @@ fn catalog(error: CatalogError) -> ApiError {
 }
 
 /// A pull under way.
-struct Pull<'a> {
-    supervisor: &'a Supervisor,
+struct Pull<'s, 'a> {
+    supervisor: &'s Supervisor,
     held: bool,
     repository: Repository,
     registry: String,
@@ -163,7 +163,8 @@ impl Supervisor {
         let _pulling = self.pulling.lock().await;
         let repository = self.repository(reference)?;
         let registry = reference.registry.clone();
-        let pull = Pull { supervisor: self, repository, registry, user, environment, held, progress };
+        let pull =
+            Pull { supervisor: self, repository, registry, user, environment, held, progress };
         let pulled = pull.run(manifest, reference.to_string()).await;
         // layers of a pull that failed, and of an image whose name this one has now
         self.collect_garbage().await;
@@ -345,8 +346,8 @@ impl Supervisor {
     }
 }
 
-impl<'a> Pull<'a> {
-    async fn run(&self, manifest: &str, reference: String) -> Result<Pulled<'a>, ApiError> {
+impl<'s> Pull<'s, '_> {
+    async fn run(&self, manifest: &str, reference: String) -> Result<Pulled<'s>, ApiError> {
         let supervisor = self.supervisor;
         self.progress.step("metadata");
         let access = RegistryAccess {
@@ -362,7 +363,7 @@ impl<'a> Pull<'a> {
 
         self.progress.step("layers");
         // one of each, and nothing of them is garbage meanwhile
-        let mut known: HashMap<_, (Pool, Cloning<'a>, Option<Tree>)> = HashMap::new();
+        let mut known: HashMap<_, (Pool, Cloning<'s>, Option<Tree>)> = HashMap::new();
         let mut wanted = HashMap::new();
         for (number, layer) in (0u32..).zip(&resolved.layers) {
             if known.contains_key(&layer.diff_id) {
@@ -414,7 +415,7 @@ impl<'a> Pull<'a> {
     }
 
     /// The layer's pool, which from now on fetches from this repository.
-    async fn pool(&self, layer: &Layer) -> Result<(Pool, Cloning<'a>), ApiError> {
+    async fn pool(&self, layer: &Layer) -> Result<(Pool, Cloning<'s>), ApiError> {
         let supervisor = self.supervisor;
         let origin = KnownOrigin {
             layer: LayerOrigin { repository: self.repository.clone(), layer: *layer },

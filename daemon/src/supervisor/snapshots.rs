@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 pub use layers::clear_unguarded_layers;
 
@@ -189,9 +189,9 @@ impl Supervisor {
         .await?;
         let parent = new.parent.clone().unwrap_or_default();
         let made = self.catalog.insert_snapshot(new).await;
-        let made = made.map_err(failed).and_then(|made| {
-            made.map_err(|why| refused(why, &name, "", &parent))
-        });
+        let made = made
+            .map_err(failed)
+            .and_then(|made| made.map_err(|why| refused(why, &name, "", &parent)));
         if let Err(error) = made {
             directories::remove_empty(&directory);
             return Err(error);

@@ -92,7 +92,8 @@ pub fn usage(directory: &Path) -> io::Result<(u64, u64)> {
     bytes += metadata.blocks() * 512;
     let mut stack = vec![root];
     while let Some(directory) = stack.pop() {
-        let listing = Dir::from_fd(directory.try_clone()?.into())?.iter().collect::<Result<Vec<_>, _>>()?;
+        let listing =
+            Dir::from_fd(directory.try_clone()?.into())?.iter().collect::<Result<Vec<_>, _>>()?;
         for entry in listing {
             let name = entry.file_name();
             if matches!(name.to_bytes(), b"." | b"..") {

@@ -65,13 +65,13 @@ impl Supervisor {
         labels: &Labels,
     ) -> Result<bool, Error> {
         let all = self.catalog.snapshots().await.map_err(failed)?;
-        let is_target = |labels: &crate::catalog::Labels| {
-            labels.get(REF).is_some_and(|found| found == target)
-        };
+        let is_target =
+            |labels: &crate::catalog::Labels| labels.get(REF).is_some_and(|found| found == target);
         // for another of containerd's namespaces
-        if all.iter().any(|s| {
-            s.tree.is_some() && s.parent.as_deref() == parent && is_target(&s.labels)
-        }) {
+        if all
+            .iter()
+            .any(|s| s.tree.is_some() && s.parent.as_deref() == parent && is_target(&s.labels))
+        {
             return Ok(true);
         }
         let below = match parent {
@@ -164,9 +164,9 @@ impl Supervisor {
                 return None;
             }
         }
-        let variables = CREDENTIALS.iter().filter_map(|name| {
-            Some(((*name).to_owned(), std::env::var(name).ok()?))
-        });
+        let variables = CREDENTIALS
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
         let environment: Vec<_> = variables.collect();
         let (root, unwatched) = (images::ROOT, ProgressSender::unwatched());
         let pulled =
@@ -200,7 +200,10 @@ mod tests {
         let first = chain_id(None, &diff(1));
         assert_eq!(first, digest::text(&diff(1)));
         let both = format!("{} {}", digest::text(&diff(1)), digest::text(&diff(2)));
-        assert_eq!(chain_id(Some(&first), &diff(2)), digest::text(&digest::sha256(both.as_bytes())));
+        assert_eq!(
+            chain_id(Some(&first), &diff(2)),
+            digest::text(&digest::sha256(both.as_bytes()))
+        );
     }
 
     #[test]
