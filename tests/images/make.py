@@ -2,7 +2,8 @@
 """Makes container images and pushes them to a registry: make.py URL REPOSITORY TAG KIND [--keep DIR]
 
 KIND is `odd` (several layers with all that a tar archive can hold), `plain` (one small layer), `index` (the same for
-several platforms), `docker` (with Docker's media types), `big` (BYTES of noise in two layers), `foreign`, `schema1`,
+several platforms), `docker` (with Docker's media types), `big` (BYTES of noise in two layers), `app` (a shell below that),
+`implicit` (a layer with directories that only the layer below says something about), `foreign`, `schema1`,
 `wrong-diff` (a configuration that names another archive), `wrong-layer` (a manifest that names another blob).
 With --keep, the layers' archives go to DIR as 0.tar, 1.tar, ...
 """
@@ -108,6 +109,11 @@ def plain(tar):
     entry(tar, "big", random.Random(3).randbytes(300_000))
 
 
+def implicit(tar):
+    entry(tar, "tmp/file", b"in a directory that the layer below has\n")
+    entry(tar, "home/new/file", b"and in one that it does not have\n")
+
+
 def noise(seed, size):
     def fill(tar):
         source = random.Random(seed)
@@ -188,9 +194,13 @@ def main():
     layers = [(archive(plain), "gzip")]
     if kind in ("odd", "index"):
         layers = [(archive(base), "gzip"), (archive(middle), "zstd"), (archive(top, tarfile.GNU_FORMAT), "none")]
-    if kind == "big":
+    if kind in ("big", "app"):
         size = int(os.environ.get("BYTES", 16 << 20))
         layers = [(archive(noise(1, size)), "gzip"), (archive(noise(2, size)), "gzip")]
+    if kind == "app":
+        layers.insert(0, (archive(base), "gzip"))
+    if kind == "implicit":
+        layers = [(archive(base), "gzip"), (archive(implicit), "gzip")]
 
     def wrong_diff(manifest, config):
         config["rootfs"]["diff_ids"][0] = digest(b"something else")

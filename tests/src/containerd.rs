@@ -29,7 +29,7 @@ const INIT: &str = r#"
 mount -t tmpfs -o mode=755 tmpfs /run
 while :; do
   containerd -c "$1/config.toml" >>"$1/log" 2>&1 </dev/null &
-  wait $!
+  wait $! || :
   sleep 0.1
 done
 "#;
@@ -299,11 +299,11 @@ impl View<'_> {
 impl Drop for View<'_> {
     fn drop(&mut self) {
         let remove = ["snapshots", "--snapshotter", &self.snapshotter, "rm", &self.key];
-        let unmounted = self.containerd.inside(&["umount", &self.inside]).check();
-        let removed = self.containerd.check(&self.namespace, &remove);
-        for error in [unmounted.err(), removed.err()].into_iter().flatten() {
+        if let Err(error) = self.containerd.inside(&["umount", &self.inside]).check() {
             eprintln!("{error:#}");
         }
+        // containerd may have removed it: nothing refers to it
+        let _ = self.containerd.ctr(&self.namespace, &remove).output();
     }
 }
 

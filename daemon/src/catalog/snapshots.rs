@@ -307,3 +307,90 @@ fn nanoseconds() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn catalog() -> (tempfile::TempDir, Catalog) {
+        let directory = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(&directory.path().join("catalog.sqlite")).unwrap();
+        (directory, catalog)
+    }
+
+    async fn new(catalog: &Catalog, name: &str, parent: &str, kind: SnapshotKind) -> NewSnapshot {
+        NewSnapshot {
+            id: catalog.allocate_snapshot().await.unwrap(),
+            name: name.into(),
+            parent: Some(parent.to_owned()).filter(|parent| !parent.is_empty()),
+            kind,
+            tree: None,
+            labels: Labels::from([("l".into(), name.into())]),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_life() {
+        let (_directory, catalog) = catalog().await;
+        let made = new(&catalog, "a", "", SnapshotKind::Active).await;
+        let snapshot = catalog.insert_snapshot(made.clone()).await.unwrap().unwrap();
+        assert_eq!((snapshot.id, snapshot.parent.as_deref()), (made.id, None));
+        assert_eq!(catalog.snapshot("a").await.unwrap(), Some(snapshot));
+        let on_active = new(&catalog, "b", "a", SnapshotKind::Active).await;
+        let refused = catalog.insert_snapshot(on_active).await.unwrap();
+        assert_eq!(refused, Err(Refused::ParentNotCommitted));
+        let on_nothing = new(&catalog, "b", "x", SnapshotKind::Active).await;
+        let refused = catalog.insert_snapshot(on_nothing).await.unwrap();
+        assert_eq!(refused, Err(Refused::ParentMissing));
+        let again = new(&catalog, "a", "", SnapshotKind::View).await;
+        assert_eq!(catalog.insert_snapshot(again).await.unwrap(), Err(Refused::Exists));
+
+        let labels = Labels::from([("m".into(), "1".into())]);
+        let commit = |key: &str, name: &str| {
+            catalog.commit_snapshot(key.into(), name.into(), labels.clone(), (10, 2))
+        };
+        assert_eq!(commit("x", "c").await.unwrap(), Err(Refused::Missing));
+        assert_eq!(commit("a", "a").await.unwrap(), Err(Refused::Exists));
+        let committed = commit("a", "c").await.unwrap().unwrap();
+        assert_eq!((committed.id, committed.size, committed.inodes), (made.id, 10, 2));
+        assert_eq!((committed.kind, &committed.labels), (SnapshotKind::Committed, &labels));
+        assert_eq!(commit("c", "d").await.unwrap(), Err(Refused::NotActive));
+
+        let view = new(&catalog, "v", "c", SnapshotKind::View).await;
+        catalog.insert_snapshot(view).await.unwrap().unwrap();
+        let chain = catalog.snapshot_chain("v").await.unwrap();
+        let names: Vec<_> = chain.iter().map(|snapshot| snapshot.name.as_str()).collect();
+        assert_eq!(names, ["v", "c"]);
+        assert_eq!(catalog.snapshot_chain("x").await.unwrap(), []);
+        let remove = |name: &str| catalog.remove_snapshot(name.into());
+        assert_eq!(remove("c").await.unwrap(), Err(Refused::HasChildren));
+        remove("v").await.unwrap().unwrap();
+        remove("c").await.unwrap().unwrap();
+        assert_eq!(remove("c").await.unwrap(), Err(Refused::Missing));
+        assert_eq!(catalog.snapshots().await.unwrap(), []);
+        assert!(catalog.allocate_snapshot().await.unwrap() > made.id, "a number comes back");
+    }
+
+    #[tokio::test]
+    async fn labels() {
+        let (_directory, catalog) = catalog().await;
+        let made = new(&catalog, "a", "", SnapshotKind::View).await;
+        catalog.insert_snapshot(made).await.unwrap().unwrap();
+        let labels = |labels: &[(&str, &str)]| -> Labels {
+            labels.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+        };
+        let change = |new: Labels, only: Option<&[&str]>| {
+            let only = only.map(|only| only.iter().map(|name| (*name).to_owned()).collect());
+            catalog.label_snapshot("a".into(), new, only)
+        };
+        let changed = change(labels(&[("x", "1"), ("y", "")]), None).await.unwrap().unwrap();
+        assert_eq!(changed.labels, labels(&[("x", "1")]));
+        let new = labels(&[("z", "3"), ("x", "2")]);
+        let changed = change(new, Some(&["z", "l"])).await.unwrap().unwrap();
+        assert_eq!(changed.labels, labels(&[("x", "1"), ("z", "3")]));
+        let changed = change(Labels::new(), Some(&["x"])).await.unwrap().unwrap();
+        assert_eq!(changed.labels, labels(&[("z", "3")]));
+        let missing = catalog.label_snapshot("b".into(), Labels::new(), None).await.unwrap();
+        assert_eq!(missing, Err(Refused::Missing));
+    }
+}

@@ -74,7 +74,7 @@ pub enum Kind {
 }
 
 /// `google.protobuf.Timestamp`: since the epoch.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Message)]
 pub struct Timestamp {
     #[prost(int64, tag = "1")]
     pub seconds: i64,

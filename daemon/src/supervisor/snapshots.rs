@@ -388,7 +388,7 @@ mod tests {
         assert_eq!(timestamp(1_500_000_000), Some(Timestamp { seconds: 1, nanos: 500_000_000 }));
         assert_eq!(timestamp(-1), Some(Timestamp { seconds: -1, nanos: 999_999_999 }));
         let request = |paths: &[&str]| UpdateRequest {
-            update_mask: Some(crate::snapshotter::messages::FieldMask {
+            update_mask: Some(snapshotter::messages::FieldMask {
                 paths: paths.iter().map(|path| (*path).to_owned()).collect(),
             }),
             ..UpdateRequest::default()
