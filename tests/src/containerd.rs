@@ -182,6 +182,9 @@ impl Containerd {
     pub fn remove_images(&self, namespace: &str) -> Result<()> {
         let images = self.check(namespace, &["images", "ls", "--quiet"])?;
         let images: Vec<_> = images.lines().collect();
+        if images.is_empty() {
+            return Ok(());
+        }
         self.check(namespace, &[&["images", "rm", "--sync"], &images[..]].concat()).map(drop)
     }
 

@@ -60,16 +60,23 @@ impl Host {
         same_list(&expected, &listed(view.path())?)
     }
 
-    /// Removes all images, and sees whether anything of them is left.
+    /// Removes all images; then nothing of them is left.
     fn expect_nothing_left(&self, namespace: &str) -> Result<()> {
         self.containerd.remove_images(namespace)?;
-        let names = self.snapshots.names(&[])?;
-        ensure!(names.is_empty(), "{names:?}");
-        for directory in ["layers", "trees", "pools", "snapshots"] {
-            let left = self.count(directory)?;
-            ensure!(left == 0, "{left} in {directory}\n{}", self.world.daemon.log_tail(40));
-        }
-        Ok(())
+        self.wait_for("nothing is left", |host| {
+            let names = host.snapshots.names(&[])?;
+            let left = ["layers", "trees", "pools", "snapshots"].map(|name| host.count(name));
+            let left: usize = left.into_iter().sum::<Result<usize>>()?;
+            Ok(names.is_empty() && left == 0)
+        })
+    }
+
+    fn wait_for(&self, what: &str, mut is_so: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
+        let done = until(what, PATIENCE, || is_so(self).map(|so| so.then_some(())).transpose());
+        done.and_then(|done| done).with_context(|| {
+            let names = self.snapshots.names(&[]);
+            format!("{names:?}\n{}", self.world.daemon.log_tail(40))
+        })
     }
 
     fn hydrant(&self, arguments: &[&str]) -> Result<String> {
@@ -97,10 +104,11 @@ fn root_images_are_not_unpacked() -> Result<()> {
     // of an image that was pulled for containerd nothing stays; of one that was pulled by hand, all
     host.hydrant(&["image", "pull", &image])?;
     containerd.remove_images(CRI)?;
-    ensure!(host.count("layers")? == 0 && host.count("trees")? == 3);
+    host.wait_for("containerd has nothing", |host| Ok(host.snapshots.list(&[])?.is_empty()))?;
+    host.wait_for("no layer is mounted", |host| Ok(host.count("layers")? == 0))?;
+    ensure!(host.count("trees")? == 3);
     host.hydrant(&["image", "rm", &image])?;
-    ensure!(host.count("trees")? == 0 && host.count("pools")? == 0);
-    Ok(())
+    host.expect_nothing_left(CRI)
 }
 
 /// Pulled by who says nothing of images: unpacked by containerd, as into its own snapshotter.

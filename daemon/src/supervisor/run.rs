@@ -128,11 +128,12 @@ pub async fn run(
     supervisor.restore().await;
     let (listener, file) = (socket.copy()?, socket.take_file());
     let (shut, mut shutting) = watch::channel(false);
-    let server = tokio::spawn(serve(socket, Arc::clone(&supervisor), async move {
-        shutting.wait_for(|shut| *shut).await.ok();
-    }));
-    let mut shutting = shut.subscribe();
+    let mut also_shutting = shut.subscribe();
+    // who hears from us can rely on it
     let snapshotter = supervisor.listen_for_containerd(async move {
+        also_shutting.wait_for(|shut| *shut).await.ok();
+    });
+    let server = serve(socket, Arc::clone(&supervisor), async move {
         shutting.wait_for(|shut| *shut).await.ok();
     });
     let server = tokio::spawn(async move {
