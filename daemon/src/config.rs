@@ -67,6 +67,8 @@ pub struct Images {
 pub struct Workers {
     /// A worker that still says nothing of a reader so long after the deadline is stuck, and killed.
     pub patience_secs: Option<u64>,
+    /// Whether each shard has another one ready for when its worker ends. Default: yes.
+    pub spare: Option<bool>,
     /// Whether each has a control group of its own. Default: where the system has them.
     pub cgroups: Option<bool>,
     /// The control group in which those are made, from the root of the hierarchy. Default: what the service
@@ -232,6 +234,12 @@ impl Config {
         Duration::from_secs(self.workers.patience_secs.unwrap_or(30))
     }
 
+    /// Whether a worker is kept in reserve for each shard.
+    #[must_use]
+    pub fn spare(&self) -> bool {
+        self.workers.spare.unwrap_or(true)
+    }
+
     /// What a worker may use.
     #[must_use]
     pub fn worker_limits(&self) -> cgroup::Limits {
@@ -304,6 +312,7 @@ mod tests {
             without_landlock = true
             [workers]
             patience_secs = 7
+            spare = false
             cgroups = true
             cgroup_parent = "/hydrant.slice"
             memory_max = "512M"
@@ -317,6 +326,7 @@ mod tests {
         let limits = Limits { deadline_secs: 10, stall_secs: 5, connections: 3, read_ahead: false };
         assert_eq!(config.limits(), limits);
         assert_eq!(config.patience(), Duration::from_secs(7));
+        assert!(!config.spare() && Config::default().spare());
         let limits = cgroup::Limits {
             memory_max: Some(512 << 20),
             memory_high: Some(1 << 20),

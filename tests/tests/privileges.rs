@@ -1,13 +1,15 @@
 //! The process that parses bytes from the network has no privileges.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hydrant_tests::process::Run;
+use hydrant_tests::process::{Run, until};
 use hydrant_tests::repository::lonely;
 use hydrant_tests::world::World;
+use nix::unistd::Pid;
 
-/// Every worker has a uid of its own kind (not 0), empty capability sets, `no_new_privs`, a seccomp filter,
+/// Every worker, and every spare one, has a uid of its own kind (not 0), empty capability sets, `no_new_privs`, a seccomp filter,
 /// and neither an open file of the catalog nor the right to open it.
 #[test]
 #[ignore = "needs root"]
@@ -15,8 +17,14 @@ fn root_workers_have_none() -> Result<()> {
     let world = World::new("privileges")?;
     let tree = world.quick(&lonely(3, 20_000)?)?;
     fs_err::read(tree.join("dir-0000/file-0000.bin"))?;
-    let workers = world.daemon.workers()?;
+    let mut workers = world.daemon.workers()?;
     ensure!(!workers.is_empty(), "there are no workers");
+    let spares = until("there are spare ones", Duration::from_secs(60), || {
+        let output = world.daemon.check(&["workers", "--json"]).ok()?;
+        let all: Vec<hydrant_api::Worker> = serde_json::from_slice(&output.stdout).ok()?;
+        all.iter().map(|worker| worker.spare_pid.map(Pid::from_raw)).collect::<Option<Vec<_>>>()
+    })?;
+    workers.extend(spares);
     for pid in workers {
         let text = fs_err::read_to_string(format!("/proc/{pid}/status"))?;
         let lines = text.lines().filter_map(|line| line.split_once(':'));

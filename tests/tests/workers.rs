@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hydrant_api::Worker;
 use hydrant_tests::access::Kind;
-use hydrant_tests::process::until;
+use hydrant_tests::process::{alive, until};
 use hydrant_tests::proxy::Quality;
-use hydrant_tests::reader::{Crowd, End, end, start};
+use hydrant_tests::reader::{Crowd, End, end, expect_right, start};
 use hydrant_tests::repository::lonely;
 use hydrant_tests::world::{Setting, World};
 use nix::sys::signal::{Signal, kill};
@@ -104,6 +104,89 @@ fn root_a_stuck_worker_is_replaced_by_force() -> Result<()> {
     Ok(())
 }
 
+/// The worker of this shard and its spare, once there are both.
+fn with_spare(world: &World, shard: u16) -> Result<(Worker, i32)> {
+    until("there are a worker and a spare", PATIENCE, || {
+        let all = workers(world, &[]).ok()?;
+        let worker = all.into_iter().find(|worker| worker.shard == shard)?;
+        let spare = worker.spare_pid?;
+        (worker.state == "running").then_some((worker, spare))
+    })
+}
+
+/// The worker of this shard, once it is `pid`.
+fn takes_over(world: &World, shard: u16, pid: i32) -> Result<()> {
+    until("the spare is the worker", PATIENCE, || {
+        let all = workers(world, &[]).ok()?;
+        let worker = all.into_iter().find(|worker| worker.shard == shard)?;
+        (worker.pid == Some(pid)).then_some(())
+    })
+    .with_context(|| world.daemon.log_tail(30))
+}
+
+/// When a worker is killed, its shard's spare becomes the worker and serves who waits; then there is another
+/// spare. A spare that dies is missed by nobody.
+#[test]
+#[ignore = "needs root"]
+fn root_the_spare_takes_over() -> Result<()> {
+    let world = World::with("spare", slow())?;
+    let repository = lonely(3, 60_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..3)?;
+    let shard = world.daemon.mount_of(&tree)?.shard;
+
+    let (worker, spare) = with_spare(&world, shard)?;
+    world.proxy()?.hold();
+    let reader = start(Kind::Read, &files[0].0, &files[0].1)?;
+    until("its event is with the worker", PATIENCE, || {
+        let queue = world.daemon.admin().queue().ok()?;
+        queue.iter().any(|event| event.worker_pid == worker.pid).then_some(())
+    })?;
+    kill(Pid::from_raw(worker.pid.context("no worker")?), Signal::SIGKILL)?;
+    takes_over(&world, shard, spare)?;
+    world.proxy()?.heal();
+    let got = end(&reader.wait()?)?;
+    ensure!(got == End::Right, "{got:?}");
+
+    let (worker, spare) = with_spare(&world, shard)?;
+    ensure!(worker.pid != Some(spare) && worker.deaths == 1, "{worker:?}");
+    // asked for a restart, there are new ones of both
+    let after = workers(&world, &["restart", &shard.to_string()])?;
+    ensure!(![worker.pid, Some(spare)].contains(&after[0].pid), "{after:?}, not {spare}");
+    until("the old spare has ended", PATIENCE, || (!alive(Pid::from_raw(spare))).then_some(()))?;
+    expect_right(Kind::Pread, &files[1].0, &files[1].1)?;
+
+    let (worker, spare) = with_spare(&world, shard)?;
+    kill(Pid::from_raw(spare), Signal::SIGKILL)?;
+    until("there is another spare", PATIENCE, || {
+        let (_, other) = with_spare(&world, shard).ok()?;
+        (other != spare).then_some(())
+    })?;
+    let (same, spare) = with_spare(&world, shard)?;
+    ensure!(same.pid == worker.pid && same.deaths == 1, "{same:?}");
+    let name = fs_err::read_to_string(format!("/proc/{spare}/comm"))?;
+    ensure!(name.trim() == "hydrantd-spare", "{name}");
+    expect_right(Kind::Read, &files[2].0, &files[2].1)
+}
+
+/// `[workers] spare = false`: there is none, and workers are followed by others all the same.
+#[test]
+#[ignore = "needs root"]
+fn root_without_a_spare() -> Result<()> {
+    let configuration = "[workers]\nspare = false\n";
+    let world = World::with("no-spare", Setting { configuration, ..Setting::default() })?;
+    let repository = lonely(1, 60_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..1)?;
+    for worker in world.daemon.workers()? {
+        kill(worker, Signal::SIGKILL)?;
+    }
+    expect_right(Kind::Read, &files[0].0, &files[0].1)?;
+    let all = workers(&world, &[])?;
+    ensure!(all.iter().all(|worker| worker.spare_pid.is_none()), "{all:?}");
+    Ok(())
+}
+
 /// `hydrant prefetch` goes on with the next worker when its worker is killed.
 #[test]
 #[ignore = "needs root"]
@@ -168,11 +251,14 @@ fn root_workers_have_cgroups_of_their_own() -> Result<()> {
         let entries = fs_err::read_dir(&above)?.filter_map(|entry| Some(entry.ok()?.path()));
         Ok(entries.filter(|path| path.is_dir()).collect())
     };
-    until("only those of the new workers are left", PATIENCE, || {
-        let (mut there, mut wanted) = (left().ok()?, own(&world).ok()?);
-        there.sort();
-        wanted.sort();
-        (there == wanted && there.len() == all.len()).then_some(())
+    until("only those of the new workers and their spares are left", PATIENCE, || {
+        let (there, workers) = (left().ok()?, workers(&world, &[]).ok()?);
+        let spares = workers.iter().filter(|worker| worker.spare_pid.is_some()).count();
+        let wanted = own(&world).ok()?;
+        (wanted.iter().all(|group| there.contains(group))
+            && (wanted.len(), spares) == (all.len(), all.len())
+            && there.len() == 2 * all.len())
+        .then_some(())
     })?;
     world.daemon.stop()?;
     ensure!(!above.exists(), "{} is left", above.display());

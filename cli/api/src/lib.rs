@@ -337,6 +337,10 @@ pub struct Worker {
     pub pid: Option<i32>,
     /// `running`; `starting`; `stopping`, to be replaced; `none` for a moment between two.
     pub state: String,
+    /// The process that is ready to be the next one.
+    #[serde(default)]
+    pub spare_pid: Option<i32>,
+    /// Since it was started, or was the spare one.
     pub age_ms: Option<u64>,
     /// Of its cgroup, with the page cache of what it has read and written; of the process, where that is not known.
     pub memory_bytes: Option<u64>,

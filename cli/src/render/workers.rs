@@ -12,6 +12,7 @@ pub fn workers(workers: &[Worker]) -> String {
             worker.shard.to_string(),
             or_dash(worker.pid),
             worker.state.clone(),
+            or_dash(worker.spare_pid),
             or_dash(worker.age_ms.map(time)),
             or_dash(worker.memory_bytes.map(bytes)),
             or_dash(worker.memory_max_bytes.map(bytes)),
@@ -19,7 +20,8 @@ pub fn workers(workers: &[Worker]) -> String {
             or_dash(worker.cgroup.as_ref()),
         ]
     };
-    let headings = [">SHARD", ">WORKER", "STATE", ">AGE", ">MEMORY", ">LIMIT", ">DEATHS", "CGROUP"];
+    let headings =
+        [">SHARD", ">WORKER", "STATE", ">SPARE", ">AGE", ">MEMORY", ">LIMIT", ">DEATHS", "CGROUP"];
     let mut text = table(&headings, workers.iter().map(row));
     for worker in workers {
         text.push_str(&last_death(worker.shard, worker.last_death.as_ref()));
@@ -44,6 +46,7 @@ mod tests {
             shard: 0,
             pid: Some(4711),
             state: "running".into(),
+            spare_pid: Some(4712),
             age_ms: Some(125_000),
             memory_bytes: Some(12 << 20),
             memory_max_bytes: Some(512 << 20),
@@ -55,6 +58,7 @@ mod tests {
             shard: 1,
             pid: None,
             state: "none".into(),
+            spare_pid: None,
             age_ms: None,
             memory_bytes: None,
             memory_max_bytes: None,
@@ -65,9 +69,9 @@ mod tests {
         assert_eq!(
             workers(&[worker, none]),
             "\
-SHARD  WORKER  STATE          AGE    MEMORY      LIMIT  DEATHS  CGROUP
-    0    4711  running  2 min 5 s  12.0 MiB  512.0 MiB       1  /sys/fs/cgroup/hydrant/worker-0-2
-    1       -  none             -         -          -       0  -
+SHARD  WORKER  STATE    SPARE        AGE    MEMORY      LIMIT  DEATHS  CGROUP
+    0    4711  running   4712  2 min 5 s  12.0 MiB  512.0 MiB       1  /sys/fs/cgroup/hydrant/worker-0-2
+    1       -  none         -          -         -          -       0  -
 shard 0: worker 4690 ended 2 min 5 s ago: killed by the kernel: out of memory (limit 512 MiB)
 "
         );

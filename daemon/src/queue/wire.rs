@@ -18,6 +18,7 @@ use crate::importer::attributes;
 use crate::object::{HashKind, ObjectId};
 use crate::queue::quarantine::Quarantined;
 use crate::range::ByteRange;
+use crate::source::git::Capabilities;
 
 /// The version of the two protocols; a worker of another one is not started.
 pub const VERSION: u32 = 1;
@@ -31,8 +32,8 @@ pub const MAX_MESSAGE: usize = 640 << 10;
 pub enum ToWorker {
     /// The first message.
     Hello { version: u32 },
-    /// A pool whose segments follow.
-    Pool { pool: PoolId, origin: OriginSpec, limits: Limits },
+    /// A pool whose segments follow. `server`: what a worker before this one [has found out](FromWorker::Met).
+    Pool { pool: PoolId, origin: OriginSpec, limits: Limits, server: Option<Box<Capabilities>> },
     /// A segment, with two fds: the data, open for reading and writing in a way that raises no
     /// events, and its extent index; and for a layer a third, its access index. Answered with [`FromWorker::Attached`].
     Segment { pool: PoolId, segment: SegmentId },
@@ -75,6 +76,11 @@ pub enum FromWorker {
         pool: PoolId,
         url: String,
         rejected: Option<Credential>,
+    },
+    /// What the pool's server can do, for the next worker.
+    Met {
+        pool: PoolId,
+        server: Box<Capabilities>,
     },
     /// Every block of the segment is there.
     Complete {

@@ -89,6 +89,18 @@ impl GitSource {
         Self { inner: Arc::new(Inner { hash, transport, forge, connections }) }
     }
 
+    /// With what another process knows of the server, if it does, so that the first question needs no other
+    /// before it. `tell` is told what we find out ourselves. Only of HTTP servers.
+    pub fn introduce(
+        &self,
+        known: Option<Capabilities>,
+        tell: impl Fn(&Capabilities) + Send + Sync + 'static,
+    ) {
+        if let Transport::Http(http) = &self.inner.transport {
+            http.introduce(known, tell);
+        }
+    }
+
     /// Gets to know an HTTP server, so that the first question needs no other before it. Trouble is
     /// left to that question.
     pub async fn meet(&self) {

@@ -86,12 +86,11 @@ pub fn awaited() -> impl FnMut() -> bool {
     move || {
         let Ok(unit) = &unit else { return false };
         let mut systemctl = std::process::Command::new("systemctl");
-        systemctl.args(["show", "--value", "--property=ActiveState", unit]);
+        systemctl.args(["show", "--property=ActiveState,Job", unit]);
         match systemctl.env("LC_ALL", "C").stdin(std::process::Stdio::null()).output() {
             Ok(output) if output.status.success() => {
                 silent_since = None;
-                let state = String::from_utf8_lossy(&output.stdout);
-                !["inactive", "failed"].contains(&state.trim())
+                goes_on(&String::from_utf8_lossy(&output.stdout))
             }
             answer => {
                 error!(?answer, "can't ask systemd whether the service goes on");
@@ -99,6 +98,15 @@ pub fn awaited() -> impl FnMut() -> bool {
             }
         }
     }
+}
+
+/// What `systemctl show` says of a service: it is active in some way, or there is a job for it. Between the two halves
+/// of a restart it is inactive, but the job is there all the time.
+fn goes_on(properties: &str) -> bool {
+    let mut job = properties.lines().filter_map(|line| line.strip_prefix("Job="));
+    let mut state = properties.lines().filter_map(|line| line.strip_prefix("ActiveState="));
+    job.any(|job| !["", "0"].contains(&job))
+        || !state.any(|state| ["inactive", "failed"].contains(&state))
 }
 
 /// Lines of `systemctl list-jobs`: number, unit, type, state.
@@ -157,6 +165,17 @@ mod tests {
         assert_eq!(of(hybrid).unwrap(), "hydrantd.service");
         assert_eq!(of("0::/user.slice/session-1.scope\n"), None);
         assert_eq!(of(""), None);
+    }
+
+    #[test]
+    fn a_service_that_goes_on() {
+        assert!(goes_on("ActiveState=activating\n"));
+        assert!(goes_on("ActiveState=deactivating\nJob=17\n"));
+        assert!(goes_on("ActiveState=inactive\nJob=17\n"));
+        assert!(goes_on("Job=17\nActiveState=failed\n"));
+        assert!(!goes_on("ActiveState=inactive\n"));
+        assert!(!goes_on("Job=\nActiveState=failed\n"));
+        assert!(!goes_on("Job=0\nActiveState=inactive\n"));
     }
 
     #[test]

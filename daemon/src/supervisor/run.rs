@@ -89,7 +89,8 @@ pub async fn run(
     let (tell, news) = mpsc::unbounded_channel();
     let hooks = hooks(&catalog, &tell);
     let cgroups = Arc::new(Cgroups::new(&config, &directories.state));
-    let rules = Rules { patience: config.patience(), cgroups: Arc::clone(&cgroups) };
+    let (patience, spare) = (config.patience(), config.spare());
+    let rules = Rules { patience, cgroups: Arc::clone(&cgroups), spare };
     let shards = start_shards(count, queue, &mut kept, &store, &origins, &rules, hooks);
     let shards = shards.inspect_err(|_| {
         if guarded.is_empty() {

@@ -16,6 +16,7 @@ mod kernel;
 mod poison;
 mod queue;
 mod recycle;
+mod spare;
 pub(crate) mod waiter;
 mod workers;
 
@@ -38,6 +39,7 @@ use crate::ids::{PoolId, SegmentId, ShardId};
 use crate::queue::inflight::{self, DEFAULT_CAPACITY, Table};
 pub use crate::queue::quarantine::Quarantined;
 use crate::queue::wire::{Counters as FetchCounters, Limits, OriginSpec, ToWorker};
+use crate::source::git::Capabilities;
 use crate::sys::fdstore;
 use brokered::Brokered;
 pub use handle::{
@@ -46,6 +48,7 @@ pub use handle::{
 use kernel::Kernel;
 pub use poison::{GivenUp, epoch_ms, from_epoch};
 use queue::{Queue, Scope};
+use spare::Spare;
 
 const GONE: &str = "its tree is not mounted any more";
 
@@ -113,7 +116,10 @@ pub struct Shard {
     detached: HashMap<SegmentId, u64>,
     attachments: u64,
     pools: HashMap<PoolId, Pool>,
+    /// What workers have found out about the pools' servers.
+    servers: HashMap<PoolId, Box<Capabilities>>,
     worker: Option<Worker>,
+    spare: Spare,
     /// When to start the next worker, and how long to wait after the one after that.
     restart_at: Option<tokio::time::Instant>,
     backoff: Duration,
@@ -180,6 +186,7 @@ enum Wake {
     Command(Option<Command>),
     Queue(queue::Wake),
     Worker(Event),
+    Spare(spare::Wake),
     Restart,
     Tick,
 }
@@ -235,7 +242,9 @@ impl Shard {
             detached: HashMap::new(),
             attachments: 0,
             pools: HashMap::new(),
+            servers: HashMap::new(),
             worker: None,
+            spare: Spare::new(),
             restart_at: Some(tokio::time::Instant::now()),
             backoff: Duration::ZERO,
             quick_deaths: 0,
@@ -312,6 +321,7 @@ impl Shard {
         tokio::select! {
             command = self.commands.recv() => Wake::Command(command),
             wake = worker => wake,
+            wake = self.spare.next() => Wake::Spare(wake),
             wake = self.queue.next() => Wake::Queue(wake),
             _ = tick.tick() => Wake::Tick,
         }
@@ -333,6 +343,7 @@ impl Shard {
             Wake::Worker(Event::Writable | Event::HungUp) => {}
             Wake::Worker(Event::Broken(why)) => self.kill_worker(&why),
             Wake::Worker(Event::Ended(exit)) => self.worker_ended(exit),
+            Wake::Spare(wake) => self.spare(wake),
             Wake::Restart => self.start_worker(),
             Wake::Tick => self.tick(),
         }
@@ -363,6 +374,7 @@ impl Shard {
         {
             self.kill_worker("it is stuck at its start");
         }
+        self.watch_spare();
         self.watch_recycle();
         let (queue, mut scope) = self.queue();
         if let Some(why) = queue.tick(&mut scope) {

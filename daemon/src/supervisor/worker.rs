@@ -223,6 +223,17 @@ impl Worker {
         explain(exit, self.cgroup.as_ref())
     }
 
+    /// As far as is known.
+    pub fn is_alive(&mut self) -> bool {
+        self.hung_up.is_none() && matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// It is a shard's worker from now on: how long it was ready for that is not its age.
+    pub fn begin(&mut self) {
+        self.started = Instant::now();
+    }
+
+    /// Since it was started or [began](Self::begin).
     #[must_use]
     pub fn age(&self) -> Duration {
         self.started.elapsed()

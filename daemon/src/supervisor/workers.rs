@@ -49,6 +49,7 @@ fn describe(snapshot: &Snapshot) -> api::Worker {
         shard: snapshot.shard.0,
         pid: worker.map(|worker| worker.pid),
         state: worker.map_or("none", |worker| worker.state).into(),
+        spare_pid: snapshot.spare_pid,
         age_ms: worker.map(|worker| milliseconds(worker.age)),
         memory_bytes: memory,
         memory_max_bytes: number("memory.max"),

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::queue::Outbox;
 use crate::ids::PoolId;
 use crate::queue::wire::{self, Credential, FromWorker, MAX_MESSAGE, ToWorker};
+use crate::source::git::Capabilities;
 use crate::sys::seqpacket::Seqpacket;
 
 /// What the supervisor could not give.
@@ -66,9 +67,9 @@ impl Control {
     }
 
     /// For the source of a pool.
-    pub(super) fn upcalls(&self, pool: PoolId) -> Upcalls {
+    pub(super) fn upcalls(&self, pool: PoolId, server: Option<Box<Capabilities>>) -> Upcalls {
         let (waiting, next) = (Arc::clone(&self.waiting), Arc::clone(&self.next));
-        Upcalls { pool, out: self.out.sender(), waiting, next }
+        Upcalls { pool, server, out: self.out.sender(), waiting, next }
     }
 
     /// [`ToWorker::Transport`] has come.
@@ -97,12 +98,25 @@ impl Control {
 #[derive(Debug, Clone)]
 pub struct Upcalls {
     pool: PoolId,
+    server: Option<Box<Capabilities>>,
     out: UnboundedSender<FromWorker>,
     waiting: Table,
     next: Arc<AtomicU64>,
 }
 
 impl Upcalls {
+    /// What a worker before this one has found out about the pool's server.
+    #[must_use]
+    pub fn server(&self) -> Option<Capabilities> {
+        self.server.as_deref().cloned()
+    }
+
+    /// Has the next worker know it.
+    pub fn met(&self, server: &Capabilities) {
+        let server = Box::new(server.clone());
+        let _ = self.out.send(FromWorker::Met { pool: self.pool, server });
+    }
+
     /// A stream socket to a new `git upload-pack` for the pool, in protocol version 2, that has not
     /// said anything yet.
     pub async fn need_transport(&self) -> Result<OwnedFd, UpcallError> {

@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 
 use super::control::Upcalls;
 use super::queue::Queue;
-use super::run::run;
+use super::run::{SPARE_NAME, run};
 use super::sandbox::{self, SandboxSpec};
 use crate::ids::PoolId;
 use crate::object::ObjectId;
@@ -32,6 +32,8 @@ pub fn main(
     event_files: Option<PathBuf>,
     [control, queue, spool]: [OwnedFd; FDS],
 ) -> anyhow::Result<()> {
+    // until it is told to take events
+    let _ = nix::sys::prctl::set_name(SPARE_NAME);
     // the system's certificates, while they can be read wherever they are
     load_system_roots();
     let spool_dir = Some(spool.as_fd());
@@ -71,8 +73,13 @@ impl PoolSource {
         let supervisor = Arc::new(Supervisor(upcalls));
         let source = match origin {
             OriginSpec::Git(origin) => {
-                let (credentials, connector) = (Arc::clone(&supervisor) as _, supervisor as _);
-                GitSource::new(origin, limits, credentials, connector).map(Self::Git)
+                let (credentials, connector) =
+                    (Arc::clone(&supervisor) as _, Arc::clone(&supervisor) as _);
+                GitSource::new(origin, limits, credentials, connector).map(|source| {
+                    let known = supervisor.0.server();
+                    source.introduce(known, move |server| supervisor.0.met(server));
+                    Self::Git(source)
+                })
             }
             OriginSpec::Layer(origin) => {
                 let source = LayerSource::new(&origin, limits, supervisor as _);

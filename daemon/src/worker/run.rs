@@ -10,6 +10,7 @@ mod pools;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -40,6 +41,10 @@ const CACHE_ROUND: u32 = 10;
 const LONG_WAIT: Duration = Duration::from_secs(1);
 /// News applied before the others get their turn.
 const AT_ONCE: usize = 256;
+
+/// The process's name (`comm` in proc(5)) once it takes events, and before.
+const WORKER_NAME: &CStr = c"hydrantd-worker";
+pub(super) const SPARE_NAME: &CStr = c"hydrantd-spare";
 
 /// Why a worker ends before it is told to.
 #[derive(Debug, Error)]
@@ -221,8 +226,8 @@ where
                 return Err(RunError::Version(version));
             }
             ToWorker::Hello { version } => self.control.send(FromWorker::Ready { version }),
-            ToWorker::Pool { pool, origin, limits } => {
-                let upcalls = self.control.upcalls(pool);
+            ToWorker::Pool { pool, origin, limits, server } => {
+                let upcalls = self.control.upcalls(pool, server);
                 let source = (self.connect)(pool, origin, limits, upcalls);
                 match self.pools.entry(pool) {
                     Entry::Occupied(mut known) => known.get_mut().settings(source, limits),
@@ -268,6 +273,7 @@ where
             }
         }
         self.taking_events = true;
+        let _ = nix::sys::prctl::set_name(WORKER_NAME);
         Ok(())
     }
 

@@ -21,6 +21,8 @@ pub enum Role {
     Supervisor,
     /// Of this shard.
     Worker(u64),
+    /// The one that is ready to be the worker of this shard, or is about to be.
+    Spare(u64),
 }
 
 /// A process that was first seen at a time.
@@ -83,7 +85,11 @@ impl Register {
                 let mut pids = vec![(supervisor.as_raw(), Some(Role::Supervisor))];
                 pids.extend(children(supervisor.as_raw()).into_iter().map(|pid| (pid, None)));
                 for (pid, role) in pids {
-                    let role = role.or_else(|| known.get(&pid).copied()).or_else(|| worker(pid));
+                    let role = role.or_else(|| match known.get(&pid) {
+                        Some(known @ Role::Worker(_)) => Some(*known),
+                        Some(Role::Spare(shard)) => Some(worker_or_spare(pid, *shard)),
+                        _ => worker(pid),
+                    });
                     let Some(role) = role else { continue };
                     let at = now();
                     if known.insert(pid, role) != Some(role) {
@@ -100,13 +106,18 @@ impl Register {
 
     /// Kills a process if it lives.
     fn kill(&self, seen: Seen) -> bool {
+        // it may have become the worker meanwhile
+        let role = match seen.role {
+            Role::Spare(shard) => worker_or_spare(seen.pid, shard),
+            role => role,
+        };
         let at = now();
         if !alive(Pid::from_raw(seen.pid))
             || kill(Pid::from_raw(seen.pid), Signal::SIGKILL).is_err()
         {
             return false;
         }
-        lock(&self.kills).push(Kill { role: seen.role, at });
+        lock(&self.kills).push(Kill { role, at });
         true
     }
 }
@@ -130,7 +141,16 @@ fn worker(pid: i32) -> Option<Role> {
         return None;
     }
     let shard = words.find_map(|word| word.strip_prefix(b"--shard="))?;
-    Some(Role::Worker(str::from_utf8(shard).ok()?.parse().ok()?))
+    Some(worker_or_spare(pid, str::from_utf8(shard).ok()?.parse().ok()?))
+}
+
+/// Which of the two it is: its name says so.
+fn worker_or_spare(pid: i32, shard: u64) -> Role {
+    let name = fs::read(Path::new("/proc").join(pid.to_string()).join("comm"));
+    match name.is_ok_and(|name| name == b"hydrantd-worker\n") {
+        true => Role::Worker(shard),
+        false => Role::Spare(shard),
+    }
 }
 
 /// How to kill.
@@ -153,8 +173,10 @@ pub fn run(plan: Plan, register: &Register, over: impl Fn() -> bool, calm: impl 
         thread::sleep(Duration::from_secs_f64(gap.min(2.0)));
         let running = register.running();
         let supervisor = running.iter().find(|seen| seen.role == Role::Supervisor).copied();
-        let workers: Vec<Seen> =
-            running.iter().filter(|seen| seen.role != Role::Supervisor).copied().collect();
+        let (workers, spares): (Vec<Seen>, Vec<Seen>) = running
+            .iter()
+            .filter(|seen| seen.role != Role::Supervisor)
+            .partition(|seen| matches!(seen.role, Role::Worker(_)));
         let twist = random.below(20);
         if random.unit() < plan.supervisors && !calm() {
             let Some(supervisor) = supervisor else { continue };
@@ -169,6 +191,9 @@ pub fn run(plan: Plan, register: &Register, over: impl Fn() -> bool, calm: impl 
             }
         } else if twist == 0 {
             done += workers.iter().filter(|worker| register.kill(**worker)).count();
+        } else if twist == 1 && !spares.is_empty() {
+            // nobody misses it
+            done += usize::from(register.kill(spares[random.below(spares.len())]));
         } else if !workers.is_empty() {
             let chosen = workers[random.below(workers.len())];
             done += usize::from(register.kill(chosen));

@@ -111,7 +111,7 @@ impl Samples {
     fn add(&mut self, (kills, births, waits, role): Records<'_>) {
         let of_shard = |shard: u64| match role {
             Role::Supervisor => true,
-            Role::Worker(own) => shard == own,
+            Role::Worker(own) | Role::Spare(own) => shard == own,
         };
         let mut ends: Vec<(u64, u64)> =
             waits.iter().filter(|w| of_shard(w.0)).map(|(_, begin, end)| (*end, *begin)).collect();
@@ -122,7 +122,11 @@ impl Samples {
             earliest[place] = earliest[place].min(earliest[place + 1]);
         }
         let births: Vec<u64> = births.iter().filter(|b| b.role == role).map(|b| b.at).collect();
-        let disturbs = |other: &&Kill| other.role == role || other.role == Role::Supervisor;
+        let spare = match role {
+            Role::Worker(shard) => Role::Spare(shard),
+            other => other,
+        };
+        let disturbs = |other: &&Kill| [role, spare, Role::Supervisor].contains(&other.role);
         let kills_here: Vec<&Kill> = kills.iter().filter(disturbs).collect();
         for (place, kill) in kills_here.iter().enumerate().filter(|(_, kill)| kill.role == role) {
             let next = births.partition_point(|at| *at <= kill.at);

@@ -285,7 +285,12 @@ fn time(report: &mut Report, register: &Register, harvest: &Harvest) {
     roles.sort_unstable();
     roles.dedup();
     let records = |supervisor: bool| {
-        let of_kind = move |role: &&Role| (**role == Role::Supervisor) == supervisor;
+        let of_kind = move |role: &&Role| match role {
+            Role::Supervisor => supervisor,
+            Role::Worker(_) => !supervisor,
+            // nobody waits for one
+            Role::Spare(_) => false,
+        };
         let records = |role: &Role| (&kills[..], &births[..], &harvest.waits[..], *role);
         answers(roles.iter().filter(of_kind).map(records))
     };

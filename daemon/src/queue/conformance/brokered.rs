@@ -102,7 +102,7 @@ pub(super) fn guard(kept: Option<KeptShard>, worker: fn() -> Spawn) -> (Runtime,
             on_settled: Arc::new(|_, _| ()),
         };
         let kind = QueueKind::Stock;
-        let rules = Rules { patience: LIMIT, cgroups: Arc::default() };
+        let rules = Rules { patience: LIMIT, cgroups: Arc::default(), spare: false };
         let shard = Shard::start(ShardId(0), kind, kept, store, origins, rules, hooks).unwrap();
         let transport = GitTransport::Pipe;
         let origin = OriginSpec::Git(GitOrigin { hash: HashKind::Sha1, transport });

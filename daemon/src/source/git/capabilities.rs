@@ -1,5 +1,6 @@
 //! What a server can do: the capability advertisement of protocol version 2 (gitprotocol-v2(5)).
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::pktline::{Packet, text};
@@ -9,7 +10,7 @@ use crate::object::HashKind;
 const MAX_LINES: usize = 1000;
 
 /// How a server offers `object-info`, which tells the sizes of objects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ObjectInfo {
     No,
     /// `object-info` alone: git 2.32 to 2.55.
@@ -21,7 +22,7 @@ pub enum ObjectInfo {
 }
 
 /// What a server can do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
     /// The server's program, such as `git/2.47.3`.
     pub agent: Option<String>,

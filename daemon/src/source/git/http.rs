@@ -5,7 +5,7 @@ mod auth;
 mod tls;
 
 use std::io::{Read, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,6 +55,17 @@ pub struct Http {
     session: Mutex<Option<Arc<Session>>>,
     /// Whoever holds it asks for the capabilities; the others wait for what comes of it.
     asking: tokio::sync::Mutex<()>,
+    /// Told what the first request found out, where it did not lead elsewhere.
+    tell: OnceLock<Tell>,
+}
+
+/// See [`Http::introduce`].
+struct Tell(Box<dyn Fn(&Capabilities) + Send + Sync>);
+
+impl std::fmt::Debug for Tell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tell")
+    }
 }
 
 /// What the first request found out.
@@ -109,7 +120,22 @@ impl Http {
             stall,
             session: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
+            tell: OnceLock::new(),
         })
+    }
+
+    /// What another process has found out about the server, if it has: then nobody asks before it turns out to
+    /// be wrong. `tell` is told what we find out, for the next process.
+    pub fn introduce(
+        &self,
+        known: Option<Capabilities>,
+        tell: impl Fn(&Capabilities) + Send + Sync + 'static,
+    ) {
+        let session = known.map(|capabilities| {
+            Arc::new(Session { base: self.home.clone(), capabilities: Arc::new(capabilities) })
+        });
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+        self.tell.set(Tell(Box::new(tell))).ok();
     }
 
     pub fn home(&self) -> &Url {
@@ -126,6 +152,11 @@ impl Http {
             return Ok(session);
         }
         let session = Arc::new(self.discover().await?);
+        if let Some(Tell(tell)) = self.tell.get()
+            && session.base == self.home
+        {
+            tell(&session.capabilities);
+        }
         *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session.clone());
         Ok(session)
     }

@@ -18,11 +18,13 @@ impl Shard {
     pub(super) fn command(&mut self, command: Command) {
         match command {
             Command::Pool { pool, origin, limits } => {
-                let message = ToWorker::Pool { pool, origin: origin.clone(), limits };
+                let server = None;
+                let message = ToWorker::Pool { pool, origin: origin.clone(), limits, server };
                 let settings = Pool { origin, limits };
                 // its connections are of use as long as nothing has changed
                 if self.pools.get(&pool) != Some(&settings) {
                     self.pools.insert(pool, settings);
+                    self.servers.remove(&pool);
                     self.to_running_worker(message, Vec::new());
                 }
             }
@@ -159,6 +161,7 @@ impl Shard {
     /// mount elsewhere is denied what is not there: a mark goes with its file.
     pub(super) fn detach(&mut self, pool: PoolId) {
         self.pools.remove(&pool);
+        self.servers.remove(&pool);
         self.trouble.remove(&pool);
         for (id, mut segment) in self.segments.extract_if(|_, segment| segment.pool == pool) {
             segment.refuse(GONE);
@@ -222,6 +225,7 @@ impl Shard {
 
     pub(super) fn stop(&mut self, reply: oneshot::Sender<()>) {
         self.restart_at = None;
+        self.spare.end();
         if let Some(worker) = self.worker.as_mut() {
             worker.kill();
         }
@@ -256,6 +260,7 @@ impl Shard {
                 },
                 cgroup: worker.cgroup().map(Path::to_owned),
             }),
+            spare_pid: self.spare.pid(),
             worker_deaths: self.worker_deaths,
             last_death: self.last_death.clone(),
             counters,

@@ -104,6 +104,7 @@ pub struct Snapshot {
     pub shard: ShardId,
     pub worker_pid: Option<i32>,
     pub worker: Option<WorkerSnapshot>,
+    pub spare_pid: Option<i32>,
     pub worker_deaths: u64,
     pub last_death: Option<LastDeath>,
     pub counters: Counters,
@@ -161,6 +162,8 @@ pub struct Rules {
     /// How long after the readers' deadline a silent one is given up.
     pub patience: Duration,
     pub cgroups: Arc<Cgroups>,
+    /// Whether another one is ready for when a worker ends.
+    pub spare: bool,
 }
 
 /// Who is told what happens in a shard. They return at once.

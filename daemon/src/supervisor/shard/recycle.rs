@@ -31,6 +31,8 @@ impl Shard {
             return;
         }
         let since = Instant::now();
+        // what is asked for is a new process, which reads the machine's certificates anew
+        self.spare.end();
         match self.worker.as_mut() {
             Some(worker) => {
                 info!(shard = %self.id, pid = worker.pid(), "replacing the worker");

@@ -10,12 +10,15 @@ use tracing::{debug, error, info, warn};
 use super::{LastDeath, Pool, Prefetch, QUICK_DEATH, Shard, TOO_MANY_DEATHS};
 use crate::ids::{PoolId, SegmentId};
 use crate::queue::broker::{Death, MAX_STRIKES};
-use crate::queue::wire::{Counters as FetchCounters, FromWorker, ToWorker};
+use crate::queue::wire::{Counters as FetchCounters, FromWorker, ToWorker, encode};
 use crate::supervisor::worker::{Control, Exit, Upcall, Worker, cut};
 
 /// As many workers that were killed from outside are followed at once by the next, in [`PACE_TIME`].
 const PACE: usize = 20;
 const PACE_TIME: Duration = Duration::from_secs(1);
+
+/// The most that is kept of what a server can do, in bytes.
+const MAX_SERVER: usize = 4 << 10;
 
 /// When the latest workers died by somebody else's doing.
 #[derive(Debug, Default)]
@@ -35,10 +38,18 @@ impl Pace {
 }
 
 impl Shard {
+    /// The spare one, if there is one.
     pub(super) fn start_worker(&mut self) {
         self.restart_at = None;
         self.killed = None;
         self.worker_ready = false;
+        if let Some((worker, ready)) = self.spare.take() {
+            info!(shard = %self.id, pid = worker.pid(), "the spare worker takes over");
+            self.worker = Some(worker);
+            self.worker_ready = ready;
+            self.introduce();
+            return;
+        }
         match Worker::start(self.id, self.queue.kind(), &self.store, &self.rules.cgroups) {
             Ok(worker) => {
                 info!(shard = %self.id, pid = worker.pid(), "worker started");
@@ -69,7 +80,16 @@ impl Shard {
             }
             self.end_recycle(Err(why.into()));
         }
-        self.restart_at = Some(tokio::time::Instant::now() + self.backoff);
+        self.restart_after(self.backoff);
+    }
+
+    fn restart_after(&mut self, pause: Duration) {
+        if pause.is_zero() {
+            // a timer would take a millisecond or two
+            self.start_worker();
+        } else {
+            self.restart_at = Some(tokio::time::Instant::now() + pause);
+        }
     }
 
     pub(super) fn kill_worker(&mut self, why: &str) {
@@ -108,6 +128,8 @@ impl Shard {
         }
         if death == Death::Fault {
             self.strike_prefetches();
+            // whatever is wrong, the next one finds out for itself
+            self.servers.clear();
         }
         if self.stop.is_some() {
             return;
@@ -117,7 +139,7 @@ impl Shard {
             Death::Outside => {
                 let now = Instant::now();
                 let delay = if retired { Duration::ZERO } else { self.pace.delay(now) };
-                self.restart_at = Some(tokio::time::Instant::now() + delay);
+                self.restart_after(delay);
             }
         }
     }
@@ -184,13 +206,21 @@ impl Shard {
                     reply.send(result.map_err(cut)).ok();
                 }
             }
-            FromWorker::Report { pool, .. } | FromWorker::Trouble { pool, .. }
+            FromWorker::Report { pool, .. }
+            | FromWorker::Trouble { pool, .. }
+            | FromWorker::Met { pool, .. }
                 if !self.pools.contains_key(&pool) =>
             {
                 debug!(shard = %self.id, %pool, "the worker speaks of a pool that it doesn't serve");
             }
             FromWorker::Report { pool, counters } => {
                 add(self.fetched.entry(pool).or_default(), &counters)
+            }
+            FromWorker::Met { pool, server } => {
+                // nobody else looks at it, but it is we who keep it
+                if encode(&server).is_ok_and(|bytes| bytes.len() <= MAX_SERVER) {
+                    self.servers.insert(pool, server);
+                }
             }
             FromWorker::Trouble { pool, message } => {
                 let message = cut(message);
@@ -247,7 +277,8 @@ impl Shard {
         let Some(worker) = self.worker.as_mut() else { return };
         let control = worker.control();
         for (pool, Pool { origin, limits }) in &self.pools {
-            let message = ToWorker::Pool { pool: *pool, origin: origin.clone(), limits: *limits };
+            let (origin, server) = (origin.clone(), self.servers.get(pool).cloned());
+            let message = ToWorker::Pool { pool: *pool, origin, limits: *limits, server };
             control.send(message, Vec::new());
         }
         let mut failed = Vec::new();
@@ -273,6 +304,9 @@ impl Shard {
             }
         }
         self.recycled();
+        if self.rules.spare && self.stop.is_none() {
+            self.spare.want();
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use axum::http::{Method, Response};
 use super::repo::{Repo, feed, git};
 use super::server::{Fault, Server};
 use super::*;
+use crate::source::git::Capabilities;
 
 /// Versions of a text that differ little, so that packs have deltas of them.
 fn versions(n: usize) -> Vec<Vec<u8>> {
@@ -62,6 +63,38 @@ async fn one_get_then_one_post_for_each_fetch() {
     assert!(first_sent > 100);
     let told = [first_sent, zipped.sent].map(|bytes| bytes as usize);
     assert_eq!(told, [seen[1].body_len, seen[2].body_len]);
+}
+
+#[tokio::test]
+async fn what_another_process_found_out_is_not_asked_again() {
+    let contents = versions(3);
+    let repo = Repo::with_files(HashKind::Sha1, named(&contents));
+    let server = Server::new(repo.dir.path()).await;
+    let ids: Vec<_> = contents.iter().map(|content| repo.blob(content)).collect();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let source = |known| {
+        let source = plain(HashKind::Sha1, server.url());
+        let told = Arc::clone(&told);
+        source.introduce(known, move |server: &Capabilities| {
+            told.lock().unwrap().push(server.clone());
+        });
+        source
+    };
+    fetch_all(&source(None), &ids[..1]).await;
+    let known = told.lock().unwrap().clone();
+    assert_eq!((known.len(), server.count(Method::GET)), (1, 1));
+
+    fetch_all(&source(known.first().cloned()), &ids[1..2]).await;
+    assert_eq!((server.count(Method::GET), server.count(Method::POST)), (1, 2));
+
+    // what is wrong about it is found out, and the next try asks
+    let wrong = Capabilities { object_format: Some(HashKind::Sha256), ..known[0].clone() };
+    let source = source(Some(wrong));
+    let (_, result) = collect(&source, &ids[2..]).await;
+    assert!(matches!(result, Err(FetchError::Refused { .. })), "{result:?}");
+    fetch_all(&source, &ids[2..]).await;
+    assert_eq!((server.count(Method::GET), server.count(Method::POST)), (2, 3));
+    assert_eq!(*told.lock().unwrap(), [known[0].clone(), known[0].clone()]);
 }
 
 #[tokio::test]

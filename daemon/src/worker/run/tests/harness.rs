@@ -301,7 +301,7 @@ impl Supervisor {
         assert_eq!(s.next().await, FromWorker::Ready { version: wire::VERSION });
         let origin =
             OriginSpec::Git(GitOrigin { hash: HashKind::Sha1, transport: GitTransport::Pipe });
-        s.control(&ToWorker::Pool { pool: PoolId(1), origin, limits }).await;
+        s.control(&ToWorker::Pool { pool: PoolId(1), origin, limits, server: None }).await;
         s.attach(1, &setup.data, &setup.index).await;
         s.control(&ToWorker::Start { quarantine: Vec::new() }).await;
         s
