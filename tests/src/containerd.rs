@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use hydrant_daemon::queue::wire::image::Platform;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -37,6 +38,8 @@ done
 /// A running containerd. It, its containers and its mounts are gone when this is dropped.
 #[derive(Debug)]
 pub struct Containerd {
+    /// Of its version.
+    pub major: u32,
     directory: PathBuf,
     /// The first process of its namespaces.
     init: Pid,
@@ -79,7 +82,8 @@ impl Containerd {
             require(&[("containerd", "containerd"), ("ctr", "containerd")])?;
         }
         fs_err::create_dir_all(directory.join("cni"))?;
-        let configuration = configuration(directory, snapshotter);
+        let major = major_version()?;
+        let configuration = configuration(major, directory, snapshotter);
         fs_err::write(directory.join("config.toml"), configuration)?;
         sweep();
         let number = std::os::unix::fs::MetadataExt::ino(&fs_err::metadata(directory)?);
@@ -97,7 +101,7 @@ impl Containerd {
             children.split_whitespace().next()?.parse().ok()
         })?;
         let init = Pid::from_raw(init);
-        let containerd = Self { directory: directory.to_owned(), init, process, cgroup };
+        let containerd = Self { major, directory: directory.to_owned(), init, process, cgroup };
         containerd.wait_until_it_answers()?;
         Ok(containerd)
     }
@@ -319,29 +323,67 @@ fn path() -> String {
     }
 }
 
-fn configuration(directory: &Path, snapshotter: &Path) -> String {
+/// Of the program: 1 or 2.
+fn major_version() -> Result<u32> {
+    let said =
+        Run::shell("PATH=\"$1\" containerd --version", &[Path::new(&path())]).check()?.text();
+    let version = said.split_whitespace().nth(2).context("containerd has no version")?;
+    Ok(version.trim_start_matches('v').split('.').next().unwrap_or_default().parse()?)
+}
+
+fn configuration(major: u32, directory: &Path, snapshotter: &Path) -> String {
     let directory = directory.display();
     let snapshotter = snapshotter.display();
-    format!(
-        r#"version = 2
+    let version = if major >= 2 { 3 } else { 2 };
+    let common = format!(
+        r#"version = {version}
 root = "{directory}/root"
 state = "{directory}/state"
 disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.nri.v1.nri",
   "io.containerd.internal.v1.opt", "io.containerd.tracing.processor.v1.otlp"]
 [grpc]
   address = "{directory}/c.sock"
 [proxy_plugins.hydrant]
   type = "snapshot"
   address = "{snapshotter}"
-[plugins."io.containerd.grpc.v1.cri".cni]
+"#
+    );
+    let rest = if major >= 2 {
+        let unpack = |snapshotter| {
+            format!(
+                r#"[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/{}"
+  snapshotter = "{snapshotter}"
+  differ = "walking"
+"#,
+                Platform::ours().architecture
+            )
+        };
+        let unpack = unpack("hydrant") + &unpack("overlayfs");
+        format!(
+            r#"[proxy_plugins.hydrant.exports]
+  enable_remote_snapshot_annotations = "true"
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "hydrant"
+  disable_snapshot_annotations = false
+[plugins."io.containerd.cri.v1.runtime".cni]
+  conf_dir = "{directory}/cni"
+  bin_dirs = ["{directory}/cni"]
+{unpack}"#
+        )
+    } else {
+        format!(
+            r#"[plugins."io.containerd.grpc.v1.cri".cni]
   conf_dir = "{directory}/cni"
   bin_dir = "{directory}/cni"
 [plugins."io.containerd.grpc.v1.cri".containerd]
   snapshotter = "hydrant"
   disable_snapshot_annotations = false
 "#
-    )
+        )
+    };
+    common + &rest
 }
 
 /// Removes a cgroup in all hierarchies; false where it has processes yet.

@@ -111,7 +111,7 @@ fn root_images_are_not_unpacked() -> Result<()> {
     host.expect_nothing_left(CRI)
 }
 
-/// Pulled by who says nothing of images: unpacked by containerd, as into its own snapshotter.
+/// Pulled by who says nothing of images (`ctr` of containerd 1): unpacked by containerd, as into its own snapshotter.
 #[test]
 #[ignore = "needs root"]
 fn root_ordinary_snapshots() -> Result<()> {
@@ -120,7 +120,9 @@ fn root_ordinary_snapshots() -> Result<()> {
     let containerd = &host.containerd;
     let pull = ["images", "pull", "--plain-http", "--snapshotter", "hydrant", &image];
     containerd.check("default", &pull)?;
-    ensure!(host.count("layers")? == 0 && host.count("snapshots")? == 3);
+    // containerd 2 says of which image the layers are, whoever asks
+    let layers = if containerd.major >= 2 { 3 } else { 0 };
+    ensure!(host.count("layers")? == layers && host.count("snapshots")? == 3 - layers);
     host.expect_as_unpacked("default", &image)?;
     let write =
         ["/bin/sh", "-c", "echo a >/home/a && /bin/busybox rm -r /lib && /bin/busybox ls /"];
