@@ -5,8 +5,10 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use hydrant_daemon::snapshotter::REF;
 use hydrant_tests::grpc::Code;
-use hydrant_tests::registry::listed;
+use hydrant_tests::process::Run;
+use hydrant_tests::registry::{Registry, listed, same_list};
 use hydrant_tests::snapshots::{Kind, Mounted, Snapshots, expect_refused, labels};
 use hydrant_tests::world::World;
 
@@ -511,6 +513,88 @@ fn root_snapshots_outlive_the_daemon() -> Result<()> {
     }
     suite.snapshots.remove("active")?;
     suite.snapshots.remove("committed")
+}
+
+/// Layers that are here are snapshots without being unpacked: by chain IDs, whoever asks; whatever is not that layer is an
+/// ordinary snapshot. They outlive the daemon.
+#[test]
+#[ignore = "needs root"]
+fn root_layers_are_snapshots() -> Result<()> {
+    let mut suite = Suite::new("snapshots-layers")?;
+    let registry = Registry::start(&suite.world.path("registry"))?;
+    registry.push("odd", "v1", "odd")?;
+    let image = format!("127.0.0.1:{}/odd:v1", registry.port());
+    suite.world.daemon.check(&["image", "pull", &image])?;
+    let mut chains: Vec<String> = Vec::new();
+    for layer in ["0.tar", "1.tar", "2.tar"] {
+        let sum = "sha256sum <\"$1\" | cut -d' ' -f1";
+        let diff_id = Run::shell(sum, &[&registry.layers("odd").join(layer)]).check()?.text();
+        let below = chains.last().map(|below| format!("{below} "));
+        let chain = match below {
+            None => diff_id,
+            Some(below) => {
+                let both = format!("{below}sha256:{diff_id}");
+                Run::shell("sha256sum | cut -d' ' -f1", &[]).input(both).check()?.text()
+            }
+        };
+        chains.push(format!("sha256:{chain}"));
+    }
+    let state = suite.world.daemon.directories().state.clone();
+    let mounted = || -> Result<usize> { Ok(fs_err::read_dir(state.join("layers"))?.count()) };
+    let snapshots = suite.snapshots.clone();
+    let mut parent = String::new();
+    for (n, chain) in chains.iter().enumerate() {
+        let prepare = || snapshots.prepare(&format!("extract-{n}"), &parent, &[(REF, chain)]);
+        expect_refused(prepare(), Code::AlreadyExists)?;
+        // for another namespace of containerd's
+        expect_refused(prepare(), Code::AlreadyExists)?;
+        let filter = format!("labels.{REF:?}=={chain},parent=={parent:?}");
+        let found = snapshots.list(&[&filter])?;
+        ensure!(found.len() == 1 && found[0].kind() == Kind::Committed, "{found:?}");
+        ensure!(snapshots.usage(&found[0].name)?.size > 0);
+        parent = found[0].name.clone();
+        ensure!(mounted()? == n + 1);
+    }
+    let expected = registry.unpacked("odd")?;
+    same_list(&expected, &listed(suite.view("view", &parent)?.path())?)?;
+    snapshots.remove("view")?;
+
+    // not a layer on top of that one
+    snapshots.prepare("other", &chains[0], &[(REF, &chains[2])])?;
+    // a layer, on top of what was unpacked of the same image
+    snapshots.prepare("base-preparing", "", &[])?;
+    snapshots.commit("base", "base-preparing", &[(REF, &chains[0])])?;
+    expect_refused(snapshots.prepare("x", "base", &[(REF, &chains[1])]), Code::AlreadyExists)?;
+    let found = snapshots.list(&["parent==base"])?;
+    ensure!(found.len() == 1 && found[0].name.starts_with(&format!("{}#", chains[1])), "{found:?}");
+    // on top of what is no image's
+    suite.layer("plain", "", |_| Ok(()))?;
+    snapshots.prepare("y", "plain", &[(REF, &chains[1])])?;
+    snapshots.remove(&found[0].name)?;
+    ensure!(mounted()? == 3, "a layer that another snapshot has is unmounted");
+
+    let said = suite.world.daemon.hydrant(&["image", "evict", &image])?.check()?.text();
+    ensure!(said.contains('3'), "layers that snapshots have are evicted: {said}");
+    for all_at_once in [false, true] {
+        if all_at_once {
+            suite.world.daemon.kill();
+        } else {
+            suite.world.daemon.stop()?;
+            ensure!(mounted()? == 0);
+        }
+        suite.world.daemon.start()?;
+        ensure!(mounted()? == 0, "layers that nobody guarded are mounted");
+        same_list(&expected, &listed(suite.view("view", &parent)?.path())?)?;
+        snapshots.remove("view")?;
+    }
+    for name in ["other", "y", "plain", "base", &chains[2], &chains[1], &chains[0]] {
+        snapshots.remove(name)?;
+    }
+    ensure!(mounted()? == 0 && snapshots.list(&[])?.is_empty());
+    suite.world.daemon.check(&["image", "rm", &image])?;
+    let left = fs_err::read_dir(state.join("trees"))?.count();
+    ensure!(left == 0, "{left} images of layers are left");
+    Ok(())
 }
 
 /// Nobody but root may ask.

@@ -43,6 +43,9 @@ pub(super) const ROOT: Owner = Owner { uid: 0, gid: 0 };
 /// Where the certificates of registries are that the system doesn't trust: as for Docker.
 const CERTIFICATES: &str = "/etc/docker/certs.d";
 
+/// When somebody else can pull an image as well, its registry has to say so soon what it is.
+const RESOLVE_PATIENCE: Duration = Duration::from_secs(20);
+
 /// How a layer's pool remembers its origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct KnownOrigin {
@@ -359,7 +362,14 @@ impl<'s> Pull<'s, '_> {
         };
         let mut puller = Puller::start(&supervisor.store, &supervisor.cgroups, access)?;
         let (repository, limits) = (self.repository.clone(), supervisor.limits());
-        let resolved = puller.resolve(repository, manifest, Platform::ours(), limits).await?;
+        let resolved = puller.resolve(repository, manifest, Platform::ours(), limits);
+        let resolved = match self.held {
+            true => resolved.await?,
+            // containerd may know better how to reach it
+            false => tokio::time::timeout(RESOLVE_PATIENCE, resolved).await.map_err(|_| {
+                ApiError::new(ErrorCode::Origin, format!("{} does not answer", self.registry))
+            })??,
+        };
 
         self.progress.step("layers");
         // one of each, and nothing of them is garbage meanwhile
