@@ -191,3 +191,37 @@ fn root_unreachable_for_good() -> Result<()> {
     }
     Ok(())
 }
+
+/// A repository on this machine that is moved away: what git says is in the queue, in `status` and in the
+/// log; once it is back, all is well.
+#[test]
+#[ignore = "needs root"]
+fn root_a_local_origin_that_is_moved_away() -> Result<()> {
+    let configuration = "deadline_secs = 20\nstall_secs = 4\n"; // see DEADLINE
+    let world = World::with("faults-moved", Setting { configuration, ..Setting::default() })?;
+    let repository = lonely(4, 10_000)?;
+    let (origin, away) = (world.path("origin.git"), world.path("away.git"));
+    repository.copy_to(&origin)?;
+    let tree = world.path("tree");
+    world.clone_url(&origin.to_string_lossy(), &tree, &["--history=none"])?;
+    fs_err::rename(&origin, &away)?;
+
+    let (gone, truth) = file(&world, &repository, &tree, 0)?;
+    let reader = start(Kind::Read, &gone, &truth)?;
+    let words = "does not appear to be a git repository";
+    until("the queue says why", Duration::from_secs(60), || {
+        let queue = world.daemon.admin().queue().ok()?;
+        let reason = queue.first()?.reason.clone()?;
+        reason.contains(words).then_some(())
+    })?;
+    let trouble = world.daemon.mount_of(&tree)?.trouble.unwrap_or_default();
+    ensure!(trouble.contains(words), "status says {trouble:?}");
+    let got = end(&reader.wait()?)?;
+    ensure!(matches!(got, End::Errno(libc::EIO)), "{got:?}");
+    let log = world.daemon.log_tail(20);
+    let denied = log.lines().find(|line| line.contains("denied") && line.contains(words));
+    ensure!(denied.is_some(), "the log does not say why:\n{log}");
+
+    fs_err::rename(&away, &origin)?;
+    expect_right(Kind::Read, &gone, &truth)
+}

@@ -11,15 +11,12 @@ use anyhow::Context;
 use futures_util::future::BoxFuture;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
-use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Importer, Listing, Origin, Revision, Spool, attributes};
 use crate::object::{HashKind, ObjectId};
 use crate::queue::wire::{self, Credential, FromImporter, GitOrigin, Imported, ToImporter};
-use crate::source::git::{
-    Connector, Credentials, GitSource, SizesQuery, load_system_roots, stream,
-};
+use crate::source::git::{Connector, Credentials, GitSource, Pipe, SizesQuery, load_system_roots};
 use crate::source::{Content, Fetch, FetchError, Sink};
 use crate::sys::seqpacket::Seqpacket;
 use crate::worker::sandbox::{self, SandboxSpec};
@@ -305,7 +302,7 @@ struct Supervisor {
 }
 
 enum Reply {
-    Transport(Result<UnixStream, String>),
+    Transport(Result<Pipe, String>),
     Credential(Result<Option<Credential>, String>),
 }
 
@@ -328,12 +325,9 @@ impl Supervisor {
             let Ok(message) = wire::decode(bytes) else { return };
             match message {
                 ToImporter::Transport { request, result } => {
-                    let fd = received.fds.into_iter().next();
-                    let fd = result.and_then(|()| {
-                        fd.ok_or_else(|| "the supervisor sent no socket".to_owned())
-                    });
-                    let stream = fd.and_then(|fd| stream(fd).map_err(|e| e.to_string()));
-                    self.reply(request, Reply::Transport(stream));
+                    let pipe = result
+                        .and_then(|()| Pipe::received(received.fds).map_err(|e| e.to_string()));
+                    self.reply(request, Reply::Transport(pipe));
                 }
                 ToImporter::Credential { request, result } => {
                     self.reply(request, Reply::Credential(result));
@@ -380,7 +374,7 @@ impl Credentials for Supervisor {
 }
 
 impl Connector for Supervisor {
-    fn connect(&self) -> BoxFuture<'_, Result<UnixStream, String>> {
+    fn connect(&self) -> BoxFuture<'_, Result<Pipe, String>> {
         Box::pin(async move {
             match self.ask(|request| FromImporter::NeedTransport { request }).await? {
                 Reply::Transport(result) => result,

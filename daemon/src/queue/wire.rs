@@ -43,8 +43,9 @@ pub enum ToWorker {
     /// kernel's queue and the in-flight table: from there, and the worker itself denies what is in
     /// quarantine.
     Start { quarantine: Vec<Quarantined> },
-    /// The answer to [`FromWorker::NeedTransport`]. With an fd: a stream socket to a
-    /// `git upload-pack` in protocol version 2 that has not said anything yet.
+    /// The answer to [`FromWorker::NeedTransport`]. With two fds: a stream socket to a
+    /// `git upload-pack` in protocol version 2 that has not said anything yet, and one from which can
+    /// be read, once it has ended, why it has failed.
     Transport { request: u64, result: Result<(), String> },
     /// The answer to [`FromWorker::NeedCredential`].
     Credential { request: u64, result: Result<Option<Credential>, String> },
@@ -235,14 +236,30 @@ pub struct HttpTransport {
     pub proxy: Option<String>,
     /// `http.extraHeader`, each `Name: value`.
     pub extra_headers: Vec<String>,
-    /// The content of `http.sslCAInfo`: certificates in PEM that are trusted besides the system's.
+    /// What is in `http.sslCAInfo` and `http.sslCAPath`: certificates in PEM that are trusted besides
+    /// the system's.
     pub ca_pem: Option<String>,
+    /// `http.sslCert` and `http.sslKey`
+    pub client_certificate: Option<Box<ClientCertificate>>,
     /// `http.sslVerify` is false.
     pub insecure: bool,
     /// `http.userAgent`
     pub user_agent: Option<String>,
     /// A user and password that stood in the URL.
     pub credential: Option<Credential>,
+}
+
+/// A certificate to show to servers, and its key, in PEM. Its [`Debug`] doesn't show the key.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientCertificate {
+    pub certificate: String,
+    pub key: String,
+}
+
+impl std::fmt::Debug for ClientCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientCertificate").finish_non_exhaustive()
+    }
 }
 
 /// A user name and a password or token. Its [`Debug`] doesn't show the password.

@@ -20,7 +20,7 @@ use std::time::Duration;
 pub use self::capabilities::{Capabilities, ObjectInfo};
 pub use self::http::{Credentials, load_system_roots};
 pub(in crate::source) use self::http::{Origin, broken, check_status, client, redirected, shown};
-pub use self::pipe::{Connector, stream};
+pub use self::pipe::{Connector, Pipe};
 pub use self::sizes::forge::{Forge, ForgeKind};
 pub use self::sizes::sidecar;
 pub use self::sizes::{SizesOutcome, SizesQuery};

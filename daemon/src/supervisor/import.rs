@@ -326,11 +326,11 @@ pub async fn import(
         match message {
             FromImporter::NeedTransport { request } => {
                 let opened = job.access.transport();
-                let (result, fd) = match opened {
-                    Ok(fd) => (Ok(()), Some(fd)),
-                    Err(error) => (Err(error), None),
+                let (result, fds) = match opened {
+                    Ok(fds) => (Ok(()), fds.into()),
+                    Err(error) => (Err(error), Vec::new()),
                 };
-                let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
+                let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
                 tell(&control, &ToImporter::Transport { request, result }, &fds).await?;
             }
             FromImporter::NeedCredential { request, url, rejected } => {

@@ -2,6 +2,7 @@
 //! pipes, both made by the owner's own git.
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
@@ -77,8 +78,10 @@ impl Origins {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner).get(&pool).cloned()
     }
 
-    /// Starts a `git upload-pack` for the pool; gives the other end of its standard input and output.
-    pub async fn transport(&self, pool: PoolId) -> Result<OwnedFd, String> {
+    /// Starts a `git upload-pack` for the pool; gives the fds of [`ToWorker::Transport`].
+    ///
+    /// [`ToWorker::Transport`]: crate::queue::wire::ToWorker::Transport
+    pub async fn transport(&self, pool: PoolId) -> Result<[OwnedFd; 2], String> {
         let Access::Git(access) = self.get(pool).ok_or("the pool has no origin any more")? else {
             return Err("the pool's origin is no git repository".into());
         };
@@ -109,13 +112,13 @@ impl Origins {
 }
 
 impl GitAccess {
-    /// Starts a `git upload-pack`; gives the other end of its standard input and output.
-    pub fn transport(&self) -> Result<OwnedFd, String> {
+    /// Starts a `git upload-pack`; gives what [`Origins::transport`] does.
+    pub fn transport(&self) -> Result<[OwnedFd; 2], String> {
         self.start_transport(None)
     }
 
     /// `slot` is held until it has ended.
-    fn start_transport(&self, slot: Option<OwnedSemaphorePermit>) -> Result<OwnedFd, String> {
+    fn start_transport(&self, slot: Option<OwnedSemaphorePermit>) -> Result<[OwnedFd; 2], String> {
         let command = self.git.upload_pack(&self.remote).map_err(|error| error.to_string())?;
         connect(command, slot).map_err(|error| format!("can't start git upload-pack: {error}"))
     }
@@ -145,12 +148,14 @@ pub(super) fn on_host(url: &str, origin: &str) -> Option<String> {
     (url.origin() == origin.origin()).then(|| url.into())
 }
 
-/// Runs a command with one end of a socket pair as its standard input and output.
+/// Runs a command with one end of a socket pair as its standard input and output, and gives the other
+/// end and a socket that says, once the command has failed, why.
 fn connect(
     mut command: tokio::process::Command,
     slot: Option<OwnedSemaphorePermit>,
-) -> std::io::Result<OwnedFd> {
+) -> std::io::Result<[OwnedFd; 2]> {
     let (ours, theirs) = UnixStream::pair()?;
+    let (why, mut says_why) = UnixStream::pair()?;
     command.stdin(Stdio::from(OwnedFd::from(theirs.try_clone()?)));
     command.stdout(Stdio::from(OwnedFd::from(theirs)));
     command.stderr(Stdio::piped());
@@ -161,18 +166,59 @@ fn connect(
         match child.wait().await {
             Ok(status) if !status.success() => {
                 warn!(%status, stderr = stderr.trim(), "git upload-pack ended");
+                let reason = match reason(&stderr) {
+                    "" => status.to_string(),
+                    reason => reason.to_owned(),
+                };
+                // a few bytes in a new socket's buffer: this doesn't wait; the worker may be gone
+                says_why.write_all(reason.as_bytes()).ok();
             }
             Ok(_) => debug!("git upload-pack ended"),
             Err(error) => warn!(%error, "git upload-pack was lost"),
         }
         drop(slot);
     });
-    Ok(OwnedFd::from(ours))
+    Ok([ours.into(), why.into()])
+}
+
+/// The line that says why a git or ssh has failed: the one that git calls fatal, which advice may
+/// follow, else the last one.
+fn reason(stderr: &str) -> &str {
+    let lines = || stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines()
+        .rfind(|line| line.starts_with("fatal: "))
+        .or_else(|| lines().next_back())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_git_that_fails_says_why() {
+        for (script, expected) in [
+            (
+                "echo 'me@h: Permission denied (publickey).' >&2; exit 255",
+                "Permission denied (publickey).",
+            ),
+            (
+                "printf 'warning: x\\nfatal: no repository\\nTo add:\\n\\n\\tgit config\\n' >&2; exit 128",
+                "fatal: no repository",
+            ),
+            ("yes | head -c 1000000 | tr -d '\\n' >&2; exit 1", "yyyy"),
+            ("kill -9 $$", "signal: 9"),
+            ("exit 0", ""),
+        ] {
+            let mut command = tokio::process::Command::new("sh");
+            command.args(["-c", script]);
+            let [_stream, why] = connect(command, None).unwrap();
+            let why = UnixStream::from(why);
+            let said = tokio::task::spawn_blocking(|| std::io::read_to_string(why)).await;
+            let said = said.unwrap().unwrap();
+            assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{said:?}");
+        }
+    }
 
     #[test]
     fn passwords_of_other_hosts_are_not_asked_for() {

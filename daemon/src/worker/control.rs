@@ -23,7 +23,7 @@ pub struct UpcallError(pub String);
 
 #[derive(Debug)]
 enum Waiting {
-    Transport(oneshot::Sender<Result<OwnedFd, UpcallError>>),
+    Transport(oneshot::Sender<Result<Vec<OwnedFd>, UpcallError>>),
     Credential(oneshot::Sender<Result<Option<Credential>, UpcallError>>),
 }
 
@@ -73,12 +73,9 @@ impl Control {
     }
 
     /// [`ToWorker::Transport`] has come.
-    pub(super) fn transport(&self, request: u64, result: Result<Option<OwnedFd>, String>) {
+    pub(super) fn transport(&self, request: u64, result: Result<Vec<OwnedFd>, String>) {
         if let Some(Waiting::Transport(reply)) = self.take(request) {
-            let result = result.map_err(UpcallError).and_then(|fd| {
-                fd.ok_or_else(|| UpcallError("the supervisor has sent no socket".into()))
-            });
-            let _ = reply.send(result);
+            let _ = reply.send(result.map_err(UpcallError));
         }
     }
 
@@ -117,9 +114,8 @@ impl Upcalls {
         let _ = self.out.send(FromWorker::Met { pool: self.pool, server });
     }
 
-    /// A stream socket to a new `git upload-pack` for the pool, in protocol version 2, that has not
-    /// said anything yet.
-    pub async fn need_transport(&self) -> Result<OwnedFd, UpcallError> {
+    /// The sockets of [`ToWorker::Transport`].
+    pub async fn need_transport(&self) -> Result<Vec<OwnedFd>, UpcallError> {
         let (reply, answer) = oneshot::channel();
         let pool = self.pool;
         self.ask(Waiting::Transport(reply), |request| FromWorker::NeedTransport { request, pool });

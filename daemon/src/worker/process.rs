@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use futures_util::future::BoxFuture;
-use tokio::net::UnixStream;
 
 use super::control::Upcalls;
 use super::queue::Queue;
@@ -16,7 +15,7 @@ use super::sandbox::{self, SandboxSpec};
 use crate::ids::PoolId;
 use crate::object::ObjectId;
 use crate::queue::wire::{Credential, Limits, OriginSpec};
-use crate::source::git::{Connector, Credentials, GitSource, load_system_roots, stream};
+use crate::source::git::{Connector, Credentials, GitSource, Pipe, load_system_roots};
 use crate::source::oci::fetch::LayerSource;
 use crate::source::{Fetch, FetchError, Sink};
 
@@ -125,10 +124,10 @@ impl Credentials for Supervisor {
 }
 
 impl Connector for Supervisor {
-    fn connect(&self) -> BoxFuture<'_, Result<UnixStream, String>> {
+    fn connect(&self) -> BoxFuture<'_, Result<Pipe, String>> {
         Box::pin(async move {
-            let fd = self.0.need_transport().await.map_err(|error| error.to_string())?;
-            stream(fd).map_err(|error| error.to_string())
+            let sockets = self.0.need_transport().await.map_err(|error| error.to_string())?;
+            Pipe::received(sockets).map_err(|error| error.to_string())
         })
     }
 }

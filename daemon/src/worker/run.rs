@@ -238,7 +238,7 @@ where
             ToWorker::Detach { pool } => self.detach(pool),
             ToWorker::Start { quarantine } => self.start(&quarantine, fds)?,
             ToWorker::Transport { request, result } => {
-                self.control.transport(request, result.map(|()| fds.into_iter().next()));
+                self.control.transport(request, result.map(|()| fds));
             }
             ToWorker::Credential { request, result } => self.control.credential(request, result),
             ToWorker::Prefetch { request, segment, first, count } => {

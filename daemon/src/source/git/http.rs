@@ -387,7 +387,12 @@ pub fn client(
     stall: Duration,
     connections: usize,
 ) -> Result<Client, FetchError> {
-    let tls = tls::config(settings.ca_pem.as_deref(), settings.insecure).map_err(refused)?;
+    let tls = tls::config(
+        settings.ca_pem.as_deref(),
+        settings.client_certificate.as_deref(),
+        settings.insecure,
+    );
+    let tls = tls.map_err(refused)?;
     let mut client = Client::builder()
         .tls_backend_preconfigured(tls)
         .redirect(redirect::Policy::none())

@@ -24,15 +24,32 @@ use crate::source::FetchError;
 /// Opens connections to `git upload-pack`, in version 2 (`GIT_PROTOCOL=version=2`).
 pub trait Connector: Send + Sync {
     /// A connection on which nothing has been read or written. The error is a message.
-    fn connect(&self) -> BoxFuture<'_, Result<UnixStream, String>>;
+    fn connect(&self) -> BoxFuture<'_, Result<Pipe, String>>;
 }
 
-/// A stream socket that another process has sent, for use in a tokio runtime.
-pub fn stream(socket: OwnedFd) -> io::Result<UnixStream> {
-    let stream = std::os::unix::net::UnixStream::from(socket);
-    stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream)
+/// Both ways to a `git upload-pack`.
+#[derive(Debug)]
+pub struct Pipe {
+    pub stream: UnixStream,
+    /// Once it has ended, this says why, if that is known, and ends too.
+    pub why: Option<UnixStream>,
 }
+
+impl Pipe {
+    /// Of the stream sockets that another process has sent, for use in a tokio runtime.
+    pub fn received(sockets: Vec<OwnedFd>) -> io::Result<Self> {
+        let mut sockets = sockets.into_iter().map(|socket| {
+            let stream = std::os::unix::net::UnixStream::from(socket);
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        });
+        let stream = sockets.next().ok_or_else(|| io::Error::other("no socket was sent"))??;
+        Ok(Self { stream, why: sockets.next().transpose()? })
+    }
+}
+
+/// How long git or ssh may take to end once it has hung up, and so much of what it says is shown.
+const LAST_WORDS: (Duration, u64) = (Duration::from_secs(2), 512);
 
 /// A connection that has not been used for so long is not used again: firewalls forget.
 const IDLE: Duration = Duration::from_secs(300);
@@ -57,6 +74,7 @@ impl std::fmt::Debug for Pipes {
 #[derive(Debug)]
 struct Connection {
     stream: UnixStream,
+    why: Option<UnixStream>,
     capabilities: Option<Arc<Capabilities>>,
     last_used: Instant,
 }
@@ -74,6 +92,25 @@ impl Exchange {
         let buffer = decoder.buffer();
         buffer.reserve(READ);
         self.connection.stream.read_buf(buffer).await
+    }
+
+    /// Of one that has hung up: that it has, and why, as far as git or ssh have said that.
+    pub async fn ended(&mut self) -> FetchError {
+        let mut said = Vec::new();
+        if let Some(why) = &mut self.connection.why {
+            let mut why = why.take(LAST_WORDS.1);
+            // what came in time counts
+            let _ = tokio::time::timeout(LAST_WORDS.0, why.read_to_end(&mut said)).await;
+        }
+        // it may be the origin's text
+        let said: String = String::from_utf8_lossy(&said)
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect();
+        match said.trim() {
+            "" => retry("the answer ends too early"),
+            said => retry(format!("git upload-pack has ended: {said}")),
+        }
     }
 
     pub fn give_back(mut self) {
@@ -110,8 +147,8 @@ impl Pipes {
             Ok(()) => Ok(reply),
             // It may have said why before it hung up: at the first want that it doesn't have, say.
             Err(broken) => match reply.packet().await {
-                Err(said @ FetchError::Refused { .. }) => Err(said),
-                _ => Err(broken),
+                Err(said) => Err(said),
+                Ok(_) => Err(broken),
             },
         }
     }
@@ -149,12 +186,13 @@ impl Pipes {
                 return Ok((Exchange { connection, pipes, _slot: slot }, capabilities));
             }
         }
-        let stream = match tokio::time::timeout(self.stall, self.connector.connect()).await {
-            Ok(Ok(stream)) => stream,
+        let pipe = match tokio::time::timeout(self.stall, self.connector.connect()).await {
+            Ok(Ok(pipe)) => pipe,
             Ok(Err(message)) => return Err(retry(format!("can't reach the origin: {message}"))),
             Err(_) => return Err(stalled(self.stall)),
         };
-        let connection = Connection { stream, capabilities: None, last_used: Instant::now() };
+        let Pipe { stream, why } = pipe;
+        let connection = Connection { stream, why, capabilities: None, last_used: Instant::now() };
         let exchange = Exchange { connection, pipes: self.clone(), _slot: slot };
         let mut reply = Reply::new(Body::Pipe(exchange), self.stall);
         let capabilities = Arc::new(reply.advertisement("the origin").await?);

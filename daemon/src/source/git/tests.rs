@@ -18,7 +18,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::net::UnixStream;
 
-use super::{Connector, Credentials, GitSource};
+use super::{Connector, Credentials, GitSource, Pipe};
 use crate::object::{HashKind, ObjectId};
 use crate::queue::wire::{Credential, GitOrigin, GitTransport, HttpTransport, Limits};
 use crate::source::{Content, Fetch, FetchError, Sink};
@@ -112,7 +112,7 @@ impl Credentials for Keyring {
 struct NoPipes;
 
 impl Connector for NoPipes {
-    fn connect(&self) -> BoxFuture<'_, Result<UnixStream, String>> {
+    fn connect(&self) -> BoxFuture<'_, Result<Pipe, String>> {
         Box::pin(async { Err("not a pipe".to_owned()) })
     }
 }

@@ -1,5 +1,6 @@
 //! One interface to both transports: send a command, read its answer packet by packet.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -121,10 +122,20 @@ impl Body {
                 Ok(None) => Ok(0),
                 Err(e) => Err(super::http::broken("the answer broke off", &e)),
             },
-            Self::Pipe(exchange) => exchange
-                .read(decoder)
-                .await
-                .map_err(|e| retry(format!("the connection to git upload-pack broke: {e}"))),
+            Self::Pipe(exchange) => match exchange.read(decoder).await {
+                Ok(length) => Ok(length),
+                // it has ended before it has read all that it was sent
+                Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(0),
+                Err(e) => Err(retry(format!("the connection to git upload-pack broke: {e}"))),
+            },
+        }
+    }
+
+    /// What it means that it ended.
+    async fn ended(&mut self) -> FetchError {
+        match self {
+            Self::Http(_) => retry("the answer ends too early"),
+            Self::Pipe(exchange) => exchange.ended().await,
         }
     }
 }
@@ -166,7 +177,7 @@ impl Reply {
             }
             let read = tokio::time::timeout(self.stall, self.body.read(&mut self.decoder));
             match read.await {
-                Ok(Ok(0)) => return Err(retry("the answer ends too early")),
+                Ok(Ok(0)) => return Err(self.body.ended().await),
                 Ok(Ok(n)) => self.received += n as u64,
                 Ok(Err(e)) => return Err(e),
                 Err(_) => return Err(stalled(self.stall)),

@@ -116,6 +116,18 @@ pub(super) fn without_credential(text: &str) -> (String, Option<Credential>) {
     (text.to_owned(), None)
 }
 
+/// A URL without the password that may stand in it.
+pub(super) fn without_password(text: &str) -> String {
+    match url::Url::parse(text) {
+        Ok(mut url) if url.password().is_some() => {
+            // doesn't fail for a URL with a host
+            url.set_password(None).ok();
+            url.into()
+        }
+        _ => text.to_owned(),
+    }
+}
+
 /// A URL as others may see it: without user and password, either of which may be a token.
 pub(in super::super) fn for_display(text: &str) -> String {
     let parsed = url::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"));

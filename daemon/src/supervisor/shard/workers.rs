@@ -178,7 +178,7 @@ impl Shard {
                 let origins = Arc::clone(&self.origins);
                 tokio::spawn(async move {
                     let (result, fds) = match origins.transport(pool).await {
-                        Ok(fd) => (Ok(()), vec![fd]),
+                        Ok(fds) => (Ok(()), fds.into()),
                         Err(error) => (Err(error), Vec::new()),
                     };
                     control.answer(permit, ToWorker::Transport { request, result }, fds);

@@ -5,8 +5,10 @@ use std::sync::{Arc, OnceLock};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, version};
+
+use crate::queue::wire::ClientCertificate;
 
 static SYSTEM_ROOTS: OnceLock<RootCertStore> = OnceLock::new();
 
@@ -24,27 +26,66 @@ pub fn load_system_roots() -> &'static RootCertStore {
     })
 }
 
-/// Trusts the system's certificates and those in `ca_pem`; everything if `insecure`.
-pub fn config(ca_pem: Option<&str>, insecure: bool) -> Result<ClientConfig, String> {
+/// Trusts the system's certificates and those in `ca_pem`; everything if `insecure`. `client` is shown
+/// to servers that ask for a certificate.
+pub fn config(
+    ca_pem: Option<&str>,
+    client: Option<&ClientCertificate>,
+    insecure: bool,
+) -> Result<ClientConfig, String> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&version::TLS13, &version::TLS12])
         .map_err(|e| format!("TLS can't be used: {e}"))?;
-    let mut config = if insecure {
+    let builder = if insecure {
         let verifier = Arc::new(TrustsAll { provider });
-        builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
+        builder.dangerous().with_custom_certificate_verifier(verifier)
     } else {
-        let mut roots = load_system_roots().clone();
-        for certificate in CertificateDer::pem_slice_iter(ca_pem.unwrap_or_default().as_bytes()) {
-            certificate
-                .map_err(|e| e.to_string())
-                .and_then(|certificate| roots.add(certificate).map_err(|e| e.to_string()))
-                .map_err(|e| format!("http.sslCAInfo has a certificate that can't be used: {e}"))?;
+        builder.with_root_certificates(roots(ca_pem.unwrap_or_default())?)
+    };
+    let mut config = match client {
+        None => builder.with_no_client_auth(),
+        Some(client) => {
+            let chain = CertificateDer::pem_slice_iter(client.certificate.as_bytes())
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|e| format!("http.sslCert can't be used: {e}"))?;
+            builder
+                .with_client_auth_cert(chain, key(&client.key)?)
+                .map_err(|e| format!("http.sslCert and http.sslKey can't be used: {e}"))?
         }
-        builder.with_root_certificates(roots).with_no_client_auth()
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// The system's certificates and these. One that can't be used doesn't spoil the others, which may be
+/// a whole directory.
+fn roots(ca_pem: &str) -> Result<RootCertStore, String> {
+    let mut roots = load_system_roots().clone();
+    let (mut taken, mut why) = (0, None);
+    for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
+        let added = certificate.map_err(|e| e.to_string());
+        match added.and_then(|certificate| roots.add(certificate).map_err(|e| e.to_string())) {
+            Ok(()) => taken += 1,
+            Err(error) => why = Some(error),
+        }
+    }
+    match why {
+        Some(why) if taken == 0 => Err(format!(
+            "http.sslCAInfo or http.sslCAPath has only certificates that can't be used: {why}"
+        )),
+        _ => Ok(roots),
+    }
+}
+
+fn key(pem: &str) -> Result<PrivateKeyDer<'static>, String> {
+    if pem.contains("ENCRYPTED") {
+        return Err(
+            "http.sslKey is encrypted with a passphrase, which nobody can be asked for".into()
+        );
+    }
+    PrivateKeyDer::from_pem_slice(pem.as_bytes())
+        .map_err(|e| format!("http.sslKey can't be used: {e}"))
 }
 
 /// `http.sslVerify=false`: the user has asked for it.

@@ -4,6 +4,8 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::io::AsyncWriteExt;
+
 use super::repo::{Repo, git};
 use super::*;
 use crate::source::git::SizesQuery;
@@ -37,7 +39,7 @@ impl Drop for UploadPack {
 }
 
 impl Connector for UploadPack {
-    fn connect(&self) -> BoxFuture<'_, Result<UnixStream, String>> {
+    fn connect(&self) -> BoxFuture<'_, Result<Pipe, String>> {
         Box::pin(async {
             let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
             let out = OwnedFd::from(theirs.try_clone().unwrap());
@@ -51,8 +53,7 @@ impl Connector for UploadPack {
                 .map_err(|e| e.to_string())?;
             self.children.lock().unwrap().push(child);
             self.started.fetch_add(1, Ordering::Relaxed);
-            ours.set_nonblocking(true).unwrap();
-            UnixStream::from_std(ours).map_err(|e| e.to_string())
+            Pipe::received(vec![ours.into()]).map_err(|e| e.to_string())
         })
     }
 }
@@ -152,11 +153,11 @@ async fn not_version_2_or_not_there() {
 async fn a_silent_one_is_given_up() {
     struct Silent(Mutex<Vec<UnixStream>>);
     impl Connector for Silent {
-        fn connect(&self) -> BoxFuture<'_, Result<UnixStream, String>> {
+        fn connect(&self) -> BoxFuture<'_, Result<Pipe, String>> {
             Box::pin(async {
                 let (ours, theirs) = UnixStream::pair().map_err(|e| e.to_string())?;
                 self.0.lock().unwrap().push(theirs);
-                Ok(ours)
+                Ok(Pipe { stream: ours, why: None })
             })
         }
     }
@@ -166,4 +167,35 @@ async fn a_silent_one_is_given_up() {
     let source = GitSource::new(origin, limits, Keyring::new(&[]), connector).unwrap();
     let error = source.capabilities().await.unwrap_err();
     assert!(matches!(error, FetchError::Retry { .. }), "{error:?}");
+}
+
+/// One that has ended before it has said anything, and why.
+#[tokio::test]
+async fn one_that_fails_says_why() {
+    struct Failed(Option<&'static str>);
+    impl Connector for Failed {
+        fn connect(&self) -> BoxFuture<'_, Result<Pipe, String>> {
+            Box::pin(async {
+                let (stream, _ended) = UnixStream::pair().map_err(|e| e.to_string())?;
+                let (why, mut says) = UnixStream::pair().map_err(|e| e.to_string())?;
+                let said = self.0.unwrap_or_default();
+                tokio::spawn(async move { says.write_all(said.as_bytes()).await });
+                Ok(Pipe { stream, why: self.0.map(|_| why) })
+            })
+        }
+    }
+    for (says, expected) in [
+        (Some("fatal: no \u{1b}[31mrepository"), "has ended: fatal: no  [31mrepository"),
+        (Some(""), "ends too early"),
+        (None, "ends too early"),
+    ] {
+        let origin = GitOrigin { hash: HashKind::Sha1, transport: GitTransport::Pipe };
+        let connector = Arc::new(Failed(says));
+        let source = GitSource::new(origin, LIMITS, Keyring::new(&[]), connector).unwrap();
+        let error = source.capabilities().await.unwrap_err();
+        assert!(
+            matches!(&error, FetchError::Retry { message, .. } if message.contains(expected)),
+            "{error:?}"
+        );
+    }
 }

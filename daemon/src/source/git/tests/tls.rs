@@ -3,8 +3,11 @@
 use super::repo::Repo;
 use super::server::{Fault, Server};
 use super::*;
+use crate::queue::wire::ClientCertificate;
 
 const CA: &str = include_str!("tls/ca.pem");
+const CLIENT: &str = include_str!("tls/client.pem");
+const CLIENT_KEY: &str = include_str!("tls/client.key");
 
 #[tokio::test]
 async fn a_certificate_of_the_users_and_http_2() {
@@ -45,4 +48,32 @@ async fn a_certificate_of_nobodys() {
     };
     let result = try_source(HashKind::Sha1, transport, LIMITS, Keyring::new(&[]));
     assert!(matches!(result, Err(FetchError::Refused { .. })));
+}
+
+#[tokio::test]
+async fn a_certificate_to_show() {
+    let repo = Repo::new(HashKind::Sha1);
+    let id = repo.add_blob(b"x");
+    let server = Server::with_tls_for(repo.dir.path(), Some(CLIENT)).await;
+    let with = |client_certificate| HttpTransport {
+        ca_pem: Some(CA.into()),
+        client_certificate,
+        ..at(server.url())
+    };
+    let client = |key: &str| {
+        Some(ClientCertificate { certificate: CLIENT.into(), key: key.to_owned() }.into())
+    };
+    let without = http_source(HashKind::Sha1, with(None), LIMITS);
+    without.capabilities().await.unwrap_err();
+    assert!(server.seen().is_empty());
+    fetch_all(&http_source(HashKind::Sha1, with(client(CLIENT_KEY)), LIMITS), &[id]).await;
+    assert!(!server.seen().is_empty());
+
+    let encrypted = CLIENT_KEY.replace("PRIVATE", "ENCRYPTED PRIVATE");
+    for (key, why) in [(encrypted.as_str(), "passphrase"), ("x", "http.sslKey")] {
+        let transport = with(client(key));
+        let result = try_source(HashKind::Sha1, transport, LIMITS, Keyring::new(&[]));
+        let Err(FetchError::Refused { message }) = result else { panic!("{result:?}") };
+        assert!(message.contains(why), "{message}");
+    }
 }
