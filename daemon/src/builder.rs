@@ -140,6 +140,7 @@ pub struct Built {
 #[serde(untagged)]
 pub enum Line {
     Layer { layer: layer::LayerJob },
+    Prove { prove: segment::ProveJob },
     Tree(Box<Job>),
 }
 
@@ -149,6 +150,7 @@ pub enum Line {
 pub enum Reply {
     Built(Box<Built>),
     BuiltLayer(layer::LayerBuilt),
+    Proved,
     /// What went wrong, for people to read.
     Failed(String),
 }
@@ -350,5 +352,9 @@ fn reply(line: &str) -> anyhow::Result<Reply> {
     Ok(match serde_json::from_str(line)? {
         Line::Tree(job) => Reply::Built(Box::new(build(&job)?.built)),
         Line::Layer { layer } => Reply::BuiltLayer(layer::build(&layer)?),
+        Line::Prove { prove } => {
+            segment::prove(&prove)?;
+            Reply::Proved
+        }
     })
 }

@@ -59,6 +59,9 @@ pub struct Images {
     /// Registries (`host:port`) that are spoken to without encryption, besides those on this machine.
     #[serde(default)]
     pub insecure_registries: Vec<String>,
+    /// Whether layers that were pulled by an index are filled as soon as they are mounted, whatever is read.
+    /// Default: yes.
+    pub background_fill: Option<bool>,
 }
 
 /// `[workers]`: what the processes that fetch may use, and how long they may be silent.

@@ -5,13 +5,21 @@ KIND is `odd` (several layers with all that a tar archive can hold), `plain` (on
 several platforms), `docker` (with Docker's media types), `big` (BYTES of noise in two layers), `app` (a shell below that),
 `implicit` (a layer with directories that only the layer below says something about), `foreign`, `schema1`,
 `wrong-diff` (a configuration that names another archive), `wrong-layer` (a manifest that names another blob).
+`odd-estargz`, `odd-chunked`, `odd-soci`, `big-estargz`: with layers that have an index (see `indexed.py`); `other-toc`: eStargz, but the
+manifest pins another table of contents; `wrong-chunk`: the table of contents has a wrong digest of the file d1/f03;
+`unproved`: eStargz whose configuration names another archive.
 With --keep, the layers' archives go to DIR as 0.tar, 1.tar, ...
 """
-import gzip, hashlib, io, json, os, random, subprocess, sys, tarfile, urllib.request
+import functools, gzip, hashlib, io, json, os, random, subprocess, sys, tarfile, urllib.request
+
+import indexed
 
 OCI = "application/vnd.oci.image."
 DOCKER = "application/vnd.docker."
+SOCI = "com.amazon.soci."
 TIME = 1_700_000_000
+# eStargz has whole seconds only
+FRACTION = 0.5
 
 
 def entry(tar, name, data=b"", kind=tarfile.REGTYPE, mode=0o644, uid=0, gid=0, link="", xattrs={}, device=(0, 0),
@@ -64,7 +72,7 @@ def base(tar):
     directory(tar, "home/" + "d" * 100 + "/")
     entry(tar, "home/" + "d" * 100 + "/" + "f" * 120, b"a long path\n")
     entry(tar, "home/sp ace\nline \xe9", b"a strange name\n", uid=1000, gid=100)
-    entry(tar, "home/owned", b"x", uid=70_000, gid=3_000_000, time=TIME + 0.5)
+    entry(tar, "home/owned", b"x", uid=70_000, gid=3_000_000, time=TIME + FRACTION)
     entry(tar, "home/twice", b"first")
     entry(tar, "home/twice", b"second, which counts")
     entry(tar, "gone", b"will be removed")
@@ -156,6 +164,13 @@ class Repository:
 
 
 def compress(data, how):
+    """The blob, what is in it, annotations."""
+    if callable(how):
+        return how(data)
+    return plainly(data, how), data, {}
+
+
+def plainly(data, how):
     if how == "gzip":
         return gzip.compress(data, 6, mtime=0)
     if how == "zstd":
@@ -171,16 +186,32 @@ def machine():
 def push(to, tag, layers, docker=False, architecture=None, change=lambda manifest, config: None):
     """layers: (archive, how it is compressed)."""
     config = {"architecture": architecture or machine(), "os": "linux", "config": {"Cmd": ["/bin/sh"]},
-              "rootfs": {"type": "layers", "diff_ids": [digest(data) for data, _ in layers]}}
-    kinds = {"gzip": "+gzip", "zstd": "+zstd", "none": ""}
-    described = []
-    for data, how in layers:
-        kind = OCI + "layer.v1.tar" + kinds[how]
+              "rootfs": {"type": "layers", "diff_ids": []}}
+    kinds = {"gzip": "+gzip", "zstd": "+zstd", "none": "", indexed.zstd_chunked: "+zstd"}
+    described, ztocs = [], []
+    for n, (data, how) in enumerate(layers):
+        suffix = kinds.get(how, "+gzip")
+        kind = OCI + "layer.v1.tar" + suffix
         if docker:
-            kind = DOCKER + "image.rootfs.diff.tar" + kinds[how].replace("+", ".")
-        described.append({"mediaType": kind, **to.blob(compress(data, how))})
+            kind = DOCKER + "image.rootfs.diff.tar" + suffix.replace("+", ".")
+        if how is indexed.soci:
+            blob, ztoc = how(data)
+            inside, annotations = data, {}
+            ztocs.append({"mediaType": "application/octet-stream", **to.blob(ztoc),
+                          "annotations": {SOCI + "image-layer-digest": digest(blob)}})
+        else:
+            blob, inside, annotations = compress(data, how)
+        layers[n] = (inside, how)
+        config["rootfs"]["diff_ids"].append(digest(inside))
+        described.append({"mediaType": kind, **to.blob(blob)})
+        if annotations:
+            described[-1]["annotations"] = annotations
     kind = DOCKER + "distribution.manifest.v2+json" if docker else OCI + "manifest.v1+json"
     manifest = {"schemaVersion": 2, "mediaType": kind, "layers": described}
+    if ztocs:
+        index = {"schemaVersion": 2, "mediaType": OCI + "manifest.v1+json", "layers": ztocs,
+                 "config": {"mediaType": "application/vnd.amazon.soci.index.v2+json", **to.blob(b"{}")}}
+        manifest["annotations"] = {SOCI + "index-digest": to.manifest(tag + "-soci", index, index["mediaType"])["digest"]}
     change(manifest, config)
     data = json.dumps(config).encode()
     config_kind = DOCKER + "container.image.v1+json" if docker else OCI + "config.v1+json"
@@ -188,19 +219,45 @@ def push(to, tag, layers, docker=False, architecture=None, change=lambda manifes
     return to.manifest(tag, manifest, kind)
 
 
+def other(toc):
+    """An entry more than what is pinned."""
+    toc["entries"].append({"name": "more", "type": "dir", "mode": 0o755})
+
+
+def lying(toc):
+    for entry in toc["entries"]:
+        if entry["name"] == "d1/f03" and "chunkDigest" in entry:
+            entry["chunkDigest"] = digest(b"something else")
+
+
 def main():
+    global FRACTION
     url, name, tag, kind = sys.argv[1:5]
     to = Repository(url, name)
     layers = [(archive(plain), "gzip")]
     if kind in ("odd", "index"):
         layers = [(archive(base), "gzip"), (archive(middle), "zstd"), (archive(top, tarfile.GNU_FORMAT), "none")]
+    if kind == "odd-estargz":
+        FRACTION = 0
+        layers = [(archive(base), indexed.estargz), (archive(middle), functools.partial(indexed.estargz, chunk=10_000)),
+                  (archive(top, tarfile.GNU_FORMAT), "none")]
+    if kind == "odd-chunked":
+        layers = [(archive(base), indexed.zstd_chunked), (archive(middle), indexed.zstd_chunked), (archive(top), "gzip")]
+    if kind == "odd-soci":
+        layers = [(archive(base), indexed.soci), (archive(middle), indexed.soci), (archive(top), "gzip")]
+    size = int(os.environ.get("BYTES", 16 << 20))
     if kind in ("big", "app"):
-        size = int(os.environ.get("BYTES", 16 << 20))
         layers = [(archive(noise(1, size)), "gzip"), (archive(noise(2, size)), "gzip")]
     if kind == "app":
         layers.insert(0, (archive(base), "gzip"))
     if kind == "implicit":
         layers = [(archive(base), "gzip"), (archive(implicit), "gzip")]
+    if kind == "big-estargz":
+        layers = [(archive(noise(1, size)), indexed.estargz), (archive(noise(2, size)), indexed.estargz)]
+    if kind in ("other-toc", "wrong-chunk", "unproved"):
+        how = {"other-toc": functools.partial(indexed.estargz, change=other),
+               "wrong-chunk": functools.partial(indexed.estargz, change=lying), "unproved": indexed.estargz}[kind]
+        layers = [(archive(noise(1, size // 8)), how)]
 
     def wrong_diff(manifest, config):
         config["rootfs"]["diff_ids"][0] = digest(b"something else")
@@ -218,7 +275,7 @@ def main():
         pushed = to.manifest(tag, index, OCI + "index.v1+json")
     elif kind == "other-platform":
         pushed = push(to, tag, layers, architecture="s390x")
-    elif kind == "wrong-diff":
+    elif kind in ("wrong-diff", "unproved"):
         pushed = push(to, tag, layers, change=wrong_diff)
     elif kind == "foreign":
         pushed = push(to, tag, layers, change=foreign)

@@ -150,6 +150,19 @@ fn root_a_layer_that_has_to_be_unpacked() -> Result<()> {
     host.expect_nothing_left(CRI)
 }
 
+/// What is known of layers that were pulled by an index is what their image says: they are unpacked, and what is on
+/// top of them is not.
+#[test]
+#[ignore = "needs root"]
+fn root_layers_that_are_not_proved() -> Result<()> {
+    let host = Host::new("containerd-pinned")?;
+    let image = host.push("odd", "odd-estargz")?;
+    host.containerd.pull_by_cri(&image)?;
+    ensure!(host.count("layers")? == 1 && host.count("snapshots")? == 2);
+    host.expect_as_unpacked(CRI, &image)?;
+    host.expect_nothing_left(CRI)
+}
+
 /// A registry that Hydrant can't pull from, or an image that it does not take, is no reason not to run it.
 #[test]
 #[ignore = "needs root"]

@@ -10,7 +10,7 @@ use hydrant_tests::process::until;
 use hydrant_tests::proxy::{Proxy, Quality};
 use hydrant_tests::reader::{Crowd, End, end, expect_right, start};
 use hydrant_tests::registry::{Front, Registry, listed, same_list};
-use hydrant_tests::world::World;
+use hydrant_tests::world::{Setting, World};
 use nix::sys::signal::{Signal, kill};
 
 struct Images {
@@ -24,7 +24,12 @@ fn text(path: &Path) -> Result<&str> {
 
 impl Images {
     fn new(name: &str) -> Result<Self> {
-        let world = World::new(name)?;
+        Self::with(name, "")
+    }
+
+    /// With lines of the daemon's configuration.
+    fn with(name: &str, configuration: &'static str) -> Result<Self> {
+        let world = World::with(name, Setting { configuration, ..Setting::default() })?;
         let registry = Registry::start(&world.path("registry"))?;
         Ok(Self { world, registry })
     }
@@ -265,4 +270,102 @@ fn root_killed_supervisor_while_a_layer_is_read() -> Result<()> {
     let got = end(&reader.wait()?)?;
     ensure!(got == End::Right, "{got:?}");
     same_list(&images.registry.unpacked("big")?, &listed(&tree)?)
+}
+
+/// Layers with an index that the image pins are not streamed: a pull fetches the index, a reader what it reads, and when
+/// all is there it is proved to be the layer.
+#[test]
+#[ignore = "needs root"]
+fn root_pinned_layers_are_not_streamed() -> Result<()> {
+    let images = Images::with("images-pinned", "[images]\nbackground_fill = false\n")?;
+    images.registry.push("big", "v1", "big-estargz")?;
+    let proxy = Proxy::start(images.registry.port(), Quality::default())?;
+    let reference = images.reference(proxy.port(), "big");
+    images.hydrant(&["image", "pull", &reference])?;
+    let pulled = proxy.traffic().down_bytes;
+    let tree = images.mount(&reference, "tree")?;
+    let before = images.world.daemon.mount_of(&tree)?;
+    ensure!(before.present_bytes == 0, "it was streamed: {before:?}");
+    ensure!(pulled < before.segment_bytes / 16, "{pulled} bytes of {before:?}");
+    let expected = images.registry.unpacked("big")?;
+    let truth = images.world.path("registry/unpacked/big");
+    expect_right(Kind::MmapPrivate, &tree.join("d2/f09"), &truth.join("d2/f09"))?;
+    let read = proxy.traffic().down_bytes - pulled;
+    ensure!(read < before.segment_bytes / 6, "one file took {read} bytes of {before:?}");
+    same_list(&expected, &listed(&tree)?)?;
+    images.hydrant(&["prefetch", text(&tree)?])?;
+    until("both layers are proved", Duration::from_secs(120), || {
+        let mount = images.world.daemon.mount_of(&tree).ok()?;
+        (mount.complete_segments == 2).then_some(())
+    })?;
+    let whole = proxy.traffic().down_bytes;
+    // they may go now, and come back in the same way
+    images.hydrant(&["rm", text(&tree)?])?;
+    images.hydrant(&["image", "evict", &reference])?;
+    let tree = images.mount(&reference, "again")?;
+    expect_right(Kind::Read, &tree.join("d1/f02"), &truth.join("d1/f02"))?;
+    ensure!(
+        proxy.traffic().down_bytes - whole < before.segment_bytes / 6,
+        "more than one file came"
+    );
+    same_list(&expected, &listed(&tree)?)
+}
+
+/// All that a layer can hold, by each kind of index; what nobody reads comes in the background, and then no registry is needed.
+#[test]
+#[ignore = "needs root"]
+fn root_odd_images_with_an_index() -> Result<()> {
+    for kind in ["odd-estargz", "odd-chunked", "odd-soci"] {
+        let mut images = Images::new(kind)?;
+        images.registry.push("odd", "v1", kind)?;
+        let reference = images.reference(images.registry.port(), "odd");
+        images.hydrant(&["image", "pull", &reference])?;
+        let expected = images.registry.unpacked("odd")?;
+        let tree = images.mount(&reference, "tree")?;
+        same_list(&expected, &listed(&tree)?)?;
+        let log = images.world.daemon.log_tail(1000);
+        ensure!(!log.contains(" is not used"), "{log}");
+        until("all layers are proved", Duration::from_secs(120), || {
+            let mount = images.world.daemon.mount_of(&tree).ok()?;
+            (mount.complete_segments == 3).then_some(())
+        })
+        .with_context(|| images.world.daemon.log_tail(40))?;
+        images.registry.stop();
+        images.hydrant(&["umount", text(&tree)?])?;
+        images.hydrant(&["mount", text(&tree)?])?;
+        same_list(&expected, &listed(&tree)?)?;
+    }
+    Ok(())
+}
+
+/// An index that is not the pinned one is of no use, and does no harm. One that lies is believed as far as its digests are
+/// right, and a layer that is not what the image says is never taken for proved.
+#[test]
+#[ignore = "needs root"]
+fn root_an_index_that_lies() -> Result<()> {
+    let images = Images::new("images-lies")?;
+    let mut references = Vec::new();
+    for kind in ["other-toc", "wrong-chunk", "unproved"] {
+        images.registry.push(kind, "v1", kind)?;
+        references.push(images.reference(images.registry.port(), kind));
+    }
+    let tree = images.mount(&references[0], "other")?;
+    let mount = images.world.daemon.mount_of(&tree)?;
+    ensure!(mount.complete_segments == 1, "it was not streamed: {mount:?}");
+    same_list(&images.registry.unpacked("other-toc")?, &listed(&tree)?)?;
+
+    let tree = images.mount(&references[1], "wrong")?;
+    images.registry.unpacked("wrong-chunk")?;
+    let truth = images.world.path("registry/unpacked/wrong-chunk");
+    expect_right(Kind::Read, &tree.join("d1/f12"), &truth.join("d1/f12"))?;
+    ensure!(fs_err::read(tree.join("d1/f03")).is_err(), "bytes with a wrong digest were read");
+
+    let tree = images.mount(&references[2], "unproved")?;
+    same_list(&images.registry.unpacked("unproved")?, &listed(&tree)?)?;
+    until("the lie is found", Duration::from_secs(120), || {
+        images.world.daemon.log_tail(1000).contains("can't count it as complete").then_some(())
+    })?;
+    let mount = images.world.daemon.mount_of(&tree)?;
+    ensure!(mount.complete_segments == 0, "{mount:?}");
+    Ok(())
 }

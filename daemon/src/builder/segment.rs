@@ -11,11 +11,13 @@ use self::names::Names;
 use super::BuildError;
 use super::files::{Made, sync_dir};
 use crate::ids::SegmentId;
+use crate::layer::digest::Hasher;
+use crate::layer::index::Index;
 use crate::object::{HashKind, ObjectId};
 use crate::range::ByteRange;
 use crate::segment::SegmentKind;
 use crate::segment::extents::ExtentsWriter;
-use crate::source::oci::fetch::{CHUNK, chunk_key};
+use crate::source::oci::fetch::{CHUNK, MAX_INDEX, chunk_key, place_key};
 
 /// So many chunks are one directory to read-ahead: who reads two of them is likely to read the others.
 const NEIGHBOURS: u64 = 8;
@@ -24,12 +26,21 @@ const NEIGHBOURS: u64 = 8;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentJob {
     pub segment: SegmentId,
-    /// Its content, which is all there.
+    /// Its content, which is all there, unless it is pinned.
     pub data: PathBuf,
     /// The layer's access index, which is only made durable.
     pub access: PathBuf,
     /// What the content's SHA-256 has to be.
     pub diff_id: ObjectId,
+    /// The access index is [pinned](crate::layer::pinned) by the image, and there is no content yet.
+    pub pinned: bool,
+}
+
+/// A layer whose content has come piece by piece, and is all there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProveJob {
+    pub data: PathBuf,
+    pub access: PathBuf,
 }
 
 /// Reads the segment and writes its extent index beside it: the chunks by their names. All files are durable
@@ -41,38 +52,96 @@ pub fn check(job: &SegmentJob, manifest: &Path, made: &mut Made) -> Result<u64, 
     let file = file.map_err(BuildError::io("read what the importer wrote"))?;
     let names = Names::read(BufReader::with_capacity(256 << 10, file))?;
     let failed = BuildError::io("read the layer's segment");
-    let mut data = fs_err::File::open(&job.data).map_err(&failed)?;
-    let mut whole = HashKind::Sha256.hasher();
+    let mut options = fs_err::OpenOptions::new();
+    let mut data = options.read(true).write(job.pinned).open(&job.data).map_err(&failed)?;
     let mut extents = ExtentsWriter::new(job.segment, SegmentKind::Data, HashKind::Sha256);
-    let mut chunk = Vec::with_capacity(CHUNK as usize);
-    let mut offset = 0;
-    loop {
-        chunk.clear();
-        (&mut data).take(CHUNK).read_to_end(&mut chunk).map_err(&failed)?;
-        if chunk.is_empty() {
-            break;
+    let mut push = |range: ByteRange, key| {
+        let neighbourhood = range.offset() / CHUNK / NEIGHBOURS;
+        let neighbourhood = u32::try_from(neighbourhood).unwrap_or(u32::MAX);
+        extents.push_file(range.offset(), range.len(), key, neighbourhood, &names.path(range));
+    };
+    let size = if job.pinned {
+        let index = read_index(&job.access)?;
+        if !index.is_pinned() || index.diff_id().as_bytes() != job.diff_id.as_bytes() {
+            return Err(BuildError::Tree("the layer's index is of another layer".into()));
         }
-        whole.update(&chunk);
-        let len = chunk.len() as u64;
-        let path = names.path(ByteRange::new(offset, len));
-        let neighbourhood = u32::try_from(offset / CHUNK / NEIGHBOURS).unwrap_or(u32::MAX);
-        extents.push_file(offset, len, chunk_key(offset, &chunk), neighbourhood, &path);
-        offset += len;
-    }
-    let found = whole.finish();
-    if found != job.diff_id {
-        return Err(BuildError::Tree(format!(
-            "the layer's archive has the digest sha256:{found} instead of sha256:{}",
-            job.diff_id
-        )));
-    }
+        let size = index.uncompressed_len();
+        data.file().set_len(size).map_err(&failed)?;
+        for offset in (0..size).step_by(CHUNK as usize) {
+            push(ByteRange::new(offset, CHUNK).clamp(size), place_key(&job.diff_id, offset));
+        }
+        size
+    } else {
+        let mut whole = HashKind::Sha256.hasher();
+        let mut chunk = Vec::with_capacity(CHUNK as usize);
+        let mut offset = 0;
+        loop {
+            chunk.clear();
+            (&mut data).take(CHUNK).read_to_end(&mut chunk).map_err(&failed)?;
+            if chunk.is_empty() {
+                break;
+            }
+            whole.update(&chunk);
+            let range = ByteRange::new(offset, chunk.len() as u64);
+            push(range, chunk_key(offset, &chunk));
+            offset = range.end();
+        }
+        let found = whole.finish();
+        if found != job.diff_id {
+            return Err(BuildError::Tree(format!(
+                "the layer's archive has the digest sha256:{found} instead of sha256:{}",
+                job.diff_id
+            )));
+        }
+        offset
+    };
     let sync = |path: &Path| fs_err::File::open(path)?.sync_all();
     let mut write = || -> io::Result<()> {
-        made.write(&job.data.with_extension("extents"), 0o600, |out| extents.write(out, offset))?;
+        made.write(&job.data.with_extension("extents"), 0o600, |out| extents.write(out, size))?;
         data.sync_all()?;
         sync(&job.access)?;
         job.data.parent().map_or(Ok(()), sync_dir)
     };
     write().map_err(BuildError::io("keep the layer's segment"))?;
-    Ok(offset)
+    Ok(size)
+}
+
+fn read_index(access: &Path) -> Result<Index, BuildError> {
+    let file = fs_err::File::open(access).map_err(BuildError::io("read the layer's index"))?;
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_INDEX).read_to_end(&mut bytes);
+    read.map_err(BuildError::io("read the layer's index"))?;
+    Index::parse(&bytes).map_err(|error| BuildError::Tree(error.to_string()))
+}
+
+/// Proves that a segment that was filled by a pinned index is the layer's archive.
+pub fn prove(job: &ProveJob) -> Result<(), BuildError> {
+    let index = read_index(&job.access)?;
+    let failed = BuildError::io("read the layer's segment");
+    let mut data =
+        BufReader::with_capacity(1 << 20, fs_err::File::open(&job.data).map_err(&failed)?);
+    let mut hasher = Hasher::default();
+    let mut bytes = Vec::new();
+    for span in index.spans() {
+        bytes.clear();
+        let len = span.uncompressed.len();
+        (&mut data).take(len).read_to_end(&mut bytes).map_err(&failed)?;
+        let archived = span.archived(&bytes).and_then(|archived| bytes.get(..archived));
+        let archived = archived.filter(|_| bytes.len() as u64 == len).ok_or_else(|| {
+            let message = format!(
+                "bytes {} of the layer have longer headers than was foreseen",
+                span.uncompressed
+            );
+            BuildError::Tree(message)
+        })?;
+        hasher.update(archived);
+    }
+    let found = hasher.finish();
+    if found != index.diff_id() {
+        let expected = index.diff_id();
+        return Err(BuildError::Tree(format!(
+            "the layer's archive has the digest {found} instead of {expected}"
+        )));
+    }
+    Ok(())
 }

@@ -3,6 +3,10 @@
 //! It resolves a reference, tells the supervisor which layers the image has, and streams those that it is
 //! asked for: compressed bytes in; out go the archive into the layer's segment, a manifest of its tree
 //! for the builder, and the index that lets a worker fetch parts of the layer later.
+//!
+//! A layer whose index the image pins is not streamed (`pinned`).
+
+mod pinned;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,9 +21,10 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use crate::layer::index::Index;
 use crate::layer::indexer::Indexer;
 use crate::layer::tar::TarReader;
-use crate::layer::tree::TreeBuilder;
+use crate::layer::tree::{Tree, TreeBuilder};
 use crate::object::ObjectId;
 use crate::queue::wire::image::{FromPuller, Layer, Shown, ToPuller};
 use crate::queue::wire::{self, Credential};
@@ -102,7 +107,7 @@ async fn pull(
     let credentials: Arc<dyn Credentials> = Arc::clone(supervisor) as _;
     let registry = Arc::new(Registry::new(&repository, limits, credentials)?);
     let mut failures = 0;
-    let resolved = loop {
+    let (resolved, pins) = loop {
         match registry.resolve(&reference, &platform).await {
             Ok(resolved) => break resolved,
             Err(FetchError::Retry { message, after }) if failures + 1 < ATTEMPTS => {
@@ -129,19 +134,25 @@ async fn pull(
                 let Some((message, fds)) = order else { return Ok(()) };
                 let (number, files) = order_of(message, fds)?;
                 let layer = *layers.get(number as usize).context("there is no such layer")?;
+                let pin = pins.get(number as usize).copied().flatten();
                 let (registry, slots) = (Arc::clone(&registry), Arc::clone(&slots));
                 let received = Arc::clone(&received);
                 running.spawn(async move {
                     let _slot = slots.acquire_owned().await;
-                    let shown = fetch(&registry, layer, files, &received)
-                        .await
-                        .with_context(|| format!("layer {} can't be used", number + 1))?;
-                    anyhow::Ok((number, shown))
+                    let failed = || format!("layer {} can't be used", number + 1);
+                    if let Some(pin) = pin {
+                        let made = pinned::make(&registry, &layer, &pin, &files, &received).await;
+                        if let Some((shown, format)) = made.with_context(failed)? {
+                            return anyhow::Ok((number, shown, Some(format)));
+                        }
+                    }
+                    let shown = fetch(&registry, layer, files, &received).await;
+                    anyhow::Ok((number, shown.with_context(failed)?, None))
                 });
             }
             Some(done) = running.join_next() => {
-                let (number, shown) = done.context("a layer's task ended")??;
-                supervisor.tell(&FromPuller::Layer { number, shown }).await?;
+                let (number, shown, pinned) = done.context("a layer's task ended")??;
+                supervisor.tell(&FromPuller::Layer { number, shown, pinned }).await?;
             }
             _ = ticks.tick() => {
                 let now = received.load(Ordering::Relaxed);
@@ -213,13 +224,16 @@ fn unpack(
     check("what is in the layer", index.diff_id().as_bytes(), &layer.diff_id)?;
     reader.finish()?;
     segment.flush().context("can't write the segment")?;
-    let size = index.uncompressed_len();
-    let tree = tree.finish();
+    write(&tree.finish(), &index, manifest, index_file)
+}
+
+/// Writes the manifest of a layer's tree, and its index.
+fn write(tree: &Tree, index: &Index, manifest: File, index_file: File) -> anyhow::Result<Shown> {
     // overlayfs does not look for that at the root
     anyhow::ensure!(!tree.is_opaque(), "it hides all layers below it, which is not supported");
     let summary = tree.summary();
     let implicit = tree.implicit().len() as u64;
-    let mut out = tree.write(BufWriter::new(manifest), size)?;
+    let mut out = tree.write(BufWriter::new(manifest), index.uncompressed_len())?;
     out.flush().context("can't write the manifest")?;
     let mut out = BufWriter::new(index_file);
     index.write(&mut out).context("can't write the index")?;

@@ -5,19 +5,20 @@
 //! | bytes | what |
 //! |---|---|
 //! | 8, 4 | `hydrspan`, version |
-//! | 1, 3 | compression (0 none, 1 gzip, 2 zstd), zeros |
+//! | 1, 1, 2 | compression (0 none, 1 gzip, 2 zstd), whether it was [pinned](super::pinned) (1), zeros |
 //! | 4 | number of spans |
 //! | 8, 8 | the layer's length uncompressed, compressed |
 //! | 32, 32 | SHA-256 of the compressed layer, of the uncompressed one (`diff_id`) |
 //! | 4 | CRC-32 of all before and of the records |
-//! | 68 each | the records |
+//! | 76 each | the records |
 //! | | the windows, each a zstd frame of its own, in the order of their spans |
 //!
 //! A record: the span's length in the segment (8), start and length in the compressed layer (8, 8), codec (1: 0 identity,
-//! 1 gzip, 2 deflate, 3 zstd), bits (1), length of the window (2), length and CRC-32 of its frame (4, 4), SHA-256 of the
-//! span's bytes in the segment (32).
+//! 1 gzip, 2 deflate, 3 zstd), bits (1), length of the window (2), length and CRC-32 of its frame (4, 4), SHA-256 (32),
+//! what that is of (8): `u64::MAX` all of the span's bytes in the segment, `u64::MAX - 1` its compressed bytes, else so
+//! many bytes at its start ([`Proof`]).
 //!
-//! Head and records are some 70 bytes for each 2 MiB of a layer; the windows, up to 32 KiB each, can be
+//! Head and records are some 80 bytes for each 2 MiB of a layer; the windows, up to 32 KiB each, can be
 //! fetched one by one ([`Index::window_at`]), and are not needed where the span before is present.
 //! A window that is wrong makes a span that its digest refuses.
 
@@ -28,16 +29,18 @@ use thiserror::Error;
 
 use super::digest::{Digest, Hasher};
 use super::indexer::{Compression, MAX_LAYER};
-use super::span::{Codec, Span};
+use super::span::{Codec, Proof, Span, TRAILER};
 use crate::range::ByteRange;
 use crate::sys::inflate::WINDOW;
 
 /// The version of the format; another one is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const MAGIC: &[u8; 8] = b"hydrspan";
 /// The length of what comes before the records.
 pub const HEAD_LEN: usize = 104;
-const RECORD_LEN: usize = 68;
+const RECORD_LEN: usize = 76;
+const WHOLE: u64 = u64::MAX;
+const COMPRESSED: u64 = u64::MAX - 1;
 /// The most spans that a layer has.
 pub const MAX_SPANS: usize = 1 << 22;
 /// A frame is hardly ever longer than what it holds.
@@ -72,6 +75,7 @@ struct Frame {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Index {
     compression: Compression,
+    pinned: bool,
     uncompressed_len: u64,
     compressed_len: u64,
     digest: Digest,
@@ -87,6 +91,18 @@ impl Index {
     #[must_use]
     pub fn compression(&self) -> Compression {
         self.compression
+    }
+
+    /// It came with the image ([`pinned`](super::pinned)): nobody has seen all of the segment yet, and
+    /// [`diff_id`](Self::diff_id) is what the image says.
+    #[must_use]
+    pub fn is_pinned(&self) -> bool {
+        self.pinned
+    }
+
+    /// Whether a file whose first [`HEAD_LEN`] bytes these are has a pinned index.
+    pub fn is_pinned_by(start: &[u8]) -> Result<bool, IndexError> {
+        Fields { rest: start }.head().map(|(_, _, pinned)| pinned)
     }
 
     /// The length of the segment in bytes.
@@ -183,7 +199,7 @@ impl Index {
     /// The length of the part without the windows in bytes, by the first [`HEAD_LEN`] bytes of the file.
     pub fn head_len_of(start: &[u8]) -> Result<usize, IndexError> {
         let mut fields = Fields { rest: start };
-        fields.head().map(|(count, _)| HEAD_LEN + count * RECORD_LEN)
+        fields.head().map(|(count, ..)| HEAD_LEN + count * RECORD_LEN)
     }
 
     /// Writes the file. The windows have to be there.
@@ -191,7 +207,7 @@ impl Index {
         let mut head = Vec::with_capacity(self.head_len());
         head.extend_from_slice(MAGIC);
         head.extend_from_slice(&VERSION.to_le_bytes());
-        head.extend_from_slice(&[self.compression as u8, 0, 0, 0]);
+        head.extend_from_slice(&[self.compression as u8, u8::from(self.pinned), 0, 0]);
         head.extend_from_slice(&(self.spans.len() as u32).to_le_bytes());
         head.extend_from_slice(&self.uncompressed_len.to_le_bytes());
         head.extend_from_slice(&self.compressed_len.to_le_bytes());
@@ -213,6 +229,12 @@ impl Index {
             records.extend_from_slice(&frame.len.to_le_bytes());
             records.extend_from_slice(&frame.crc.to_le_bytes());
             records.extend_from_slice(span.digest.as_bytes());
+            let proof = match span.proof {
+                Proof::Whole => WHOLE,
+                Proof::Compressed => COMPRESSED,
+                Proof::Start(len) => len,
+            };
+            records.extend_from_slice(&proof.to_le_bytes());
         }
         head.extend_from_slice(&checksum(&head, &records).to_le_bytes());
         out.write_all(&head)?;
@@ -224,7 +246,7 @@ impl Index {
     pub fn parse(bytes: &[u8]) -> Result<Self, IndexError> {
         let damaged = |what| Err(IndexError::Damaged(what));
         let mut fields = Fields { rest: bytes };
-        let (count, compression) = fields.head()?;
+        let (count, compression, pinned) = fields.head()?;
         let (uncompressed_len, compressed_len) = (fields.u64()?, fields.u64()?);
         let (digest, diff_id) = (fields.digest()?, fields.digest()?);
         let crc = fields.u32()?;
@@ -247,8 +269,19 @@ impl Index {
             let window = u32::from(u16::from_le_bytes(fields.array()?));
             let frame = Frame { start, len: fields.u32()?, crc: fields.u32()? };
             let digest = fields.digest()?;
+            let proof = match fields.u64()? {
+                WHOLE => Proof::Whole,
+                COMPRESSED if pinned => Proof::Compressed,
+                // there has to be room for what says how much came out
+                proved if pinned && proved.checked_add(TRAILER).is_some_and(|end| end <= len) => {
+                    Proof::Start(proved)
+                }
+                _ => return damaged("a span is proved by nothing"),
+            };
             let codec = match (compression, codec, bits, window) {
-                (Compression::None, 0, 0, 0) if len == compressed => Codec::Identity,
+                (Compression::None, 0, 0, 0) if len == compressed && proof == Proof::Whole => {
+                    Codec::Identity
+                }
                 (Compression::Gzip, 1, 0, 0) => Codec::Gzip,
                 (Compression::Gzip, 2, 0..8, 0..=0x8000) => Codec::Deflate { bits, window },
                 (Compression::Zstd, 3, 0, 0) => Codec::Zstd,
@@ -265,7 +298,7 @@ impl Index {
             }
             start += u64::from(frame.len);
             let uncompressed = ByteRange::between(at, end);
-            spans.push(Span { uncompressed, compressed: range, codec, digest });
+            spans.push(Span { uncompressed, compressed: range, codec, digest, proof });
             frames.push(frame);
             (at, before) = (end, range);
         }
@@ -278,6 +311,7 @@ impl Index {
         let windows = windows.to_vec();
         Ok(Self {
             compression,
+            pinned,
             uncompressed_len,
             compressed_len,
             digest,
@@ -325,8 +359,8 @@ impl<'a> Fields<'a> {
         Ok(Digest::from_bytes(self.array()?))
     }
 
-    /// The number of spans and the compression, from the start of the file.
-    fn head(&mut self) -> Result<(usize, Compression), IndexError> {
+    /// The number of spans, the compression and whether it is pinned, from the start of the file.
+    fn head(&mut self) -> Result<(usize, Compression, bool), IndexError> {
         if self.take(8)? != MAGIC {
             return Err(IndexError::Damaged("it is none"));
         }
@@ -334,17 +368,25 @@ impl<'a> Fields<'a> {
         if version != VERSION {
             return Err(IndexError::Version(version));
         }
-        let compression = match self.array()? {
-            [0, 0, 0, 0] => Compression::None,
-            [1, 0, 0, 0] => Compression::Gzip,
-            [2, 0, 0, 0] => Compression::Zstd,
+        let [compression, pinned, 0, 0] = self.array()? else {
+            return Err(IndexError::Damaged("its head is wrong"));
+        };
+        let pinned = match pinned {
+            0 => false,
+            1 => true,
+            _ => return Err(IndexError::Damaged("its head is wrong")),
+        };
+        let compression = match compression {
+            0 => Compression::None,
+            1 => Compression::Gzip,
+            2 => Compression::Zstd,
             _ => return Err(IndexError::Damaged("the layer is compressed in an unknown way")),
         };
         let count = self.u32()? as usize;
         if count > MAX_SPANS {
             return Err(IndexError::TooManySpans);
         }
-        Ok((count, compression))
+        Ok((count, compression, pinned))
     }
 }
 
@@ -435,6 +477,7 @@ impl Maker {
             compressed: ByteRange::between(open.compressed, compressed_end),
             codec: open.codec,
             digest: open.hasher.finish(),
+            proof: Proof::Whole,
         });
         self.frames.push(open.frame);
     }
@@ -451,9 +494,42 @@ impl Maker {
             self.windows.truncate(open.frame.start as usize);
         }
         self.close();
+        Ok(self.into_index(compression, false, compressed_len, digest, diff_id))
+    }
+
+    /// Adds a span of an index that somebody else has made, with its window.
+    pub fn add(&mut self, span: Span, window: &[u8]) -> Result<(), IndexError> {
+        self.begin(span.codec, span.uncompressed.offset(), span.compressed.offset(), window)?;
+        if let Some(open) = self.open.take() {
+            self.frames.push(open.frame);
+            self.spans.push(span);
+        }
+        Ok(())
+    }
+
+    /// An index of what was [added](Self::add).
+    pub fn pinned(
+        self,
+        compression: Compression,
+        compressed_len: u64,
+        digest: Digest,
+        diff_id: Digest,
+    ) -> Index {
+        self.into_index(compression, true, compressed_len, digest, diff_id)
+    }
+
+    fn into_index(
+        self,
+        compression: Compression,
+        pinned: bool,
+        compressed_len: u64,
+        digest: Digest,
+        diff_id: Digest,
+    ) -> Index {
         let uncompressed_len = self.spans.last().map_or(0, |span| span.uncompressed.end());
-        Ok(Index {
+        Index {
             compression,
+            pinned,
             uncompressed_len,
             compressed_len,
             digest,
@@ -461,6 +537,6 @@ impl Maker {
             spans: self.spans,
             frames: self.frames,
             windows: self.windows,
-        })
+        }
     }
 }

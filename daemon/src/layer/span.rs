@@ -1,7 +1,8 @@
 //! A span: bytes of a segment and the compressed bytes that they are made of.
 //!
 //! This is the one model of access: a plain tar, gzip or zstd layer compiles to spans
-//! ([`indexer`](super::indexer)), and whoever fetches and fills knows nothing else of formats.
+//! ([`indexer`](super::indexer)), and so do the indexes that images bring along ([`pinned`](super::pinned)); whoever
+//! fetches and fills knows nothing else of formats.
 
 use thiserror::Error;
 use zstd::stream::raw::{Decoder as ZstdDecoder, Operation};
@@ -24,9 +25,26 @@ pub struct Span {
     /// What has to be fetched of the compressed layer. Neighbours may share a byte.
     pub compressed: ByteRange,
     pub codec: Codec,
-    /// Of its bytes in the segment: what comes out is believed only with this.
+    /// What comes out is believed only with this.
     pub digest: Digest,
+    pub proof: Proof,
 }
+
+/// What the digest of a span is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// All its bytes in the segment.
+    Whole,
+    /// So many bytes at its start. What follows are headers of the archive, whose length is not known before they are
+    /// decoded: the span has room for them, then zeros, and in its last [`TRAILER`] bytes stands how many bytes came
+    /// out (a little-endian number). No file has bytes there; the headers count once the whole archive is proved.
+    Start(u64),
+    /// Its compressed bytes.
+    Compressed,
+}
+
+/// The length of what ends a span of [`Proof::Start`], in bytes.
+pub const TRAILER: u64 = 8;
 
 /// How to decode a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,17 +85,32 @@ impl Span {
     /// Decodes and verifies a span of at most [`MAX_IN_MEMORY`] bytes. `compressed` is what
     /// [`compressed`](Self::compressed) names, `window` has [`window_len`](Self::window_len) bytes.
     pub fn decode(&self, compressed: &[u8], window: &[u8]) -> Result<Vec<u8>, SpanError> {
-        if self.uncompressed.len() > MAX_IN_MEMORY {
+        let len = self.uncompressed.len();
+        if len > MAX_IN_MEMORY {
             return Err(SpanError::TooLong(self.uncompressed));
         }
-        let mut bytes = Vec::with_capacity(self.uncompressed.len() as usize);
+        let mut bytes = Vec::with_capacity(len as usize);
         let mut decoder = Decoder::new(self, window)?;
         decoder.push(compressed, &mut |piece: &[u8]| {
             bytes.extend_from_slice(piece);
             Ok::<_, SpanError>(())
         })?;
-        decoder.finish()?;
+        let came = decoder.finish()?;
+        if let Proof::Start(_) = self.proof {
+            bytes.resize(len.saturating_sub(TRAILER) as usize, 0);
+            bytes.extend_from_slice(&came.to_le_bytes());
+        }
         Ok(bytes)
+    }
+
+    /// How many bytes of a span, as it is in the segment, are the archive's; `None`: the archive has more there than
+    /// the span has room for.
+    #[must_use]
+    pub fn archived(&self, bytes: &[u8]) -> Option<usize> {
+        let Proof::Start(_) = self.proof else { return Some(bytes.len()) };
+        let (rest, trailer) = bytes.split_last_chunk::<{ TRAILER as usize }>()?;
+        let came = usize::try_from(u64::from_le_bytes(*trailer)).ok()?;
+        (came <= rest.len()).then_some(came)
     }
 }
 
@@ -87,6 +120,9 @@ pub struct Decoder {
     span: Span,
     inner: Inner,
     hasher: Hasher,
+    /// How much is given, and hashed, of what comes out.
+    room: u64,
+    proved: u64,
     produced: u64,
     consumed: u64,
     piece: Vec<u8>,
@@ -127,8 +163,14 @@ impl Decoder {
             Inner::Identity => Vec::new(),
             _ => vec![0; PIECE],
         };
-        let hasher = Hasher::default();
-        Ok(Self { span: span.clone(), inner, hasher, produced: 0, consumed: 0, piece })
+        let len = span.uncompressed.len();
+        let (room, proved) = match span.proof {
+            Proof::Whole => (len, len),
+            Proof::Start(proved) => (len.saturating_sub(TRAILER), proved),
+            Proof::Compressed => (len, 0),
+        };
+        let (span, hasher) = (span.clone(), Hasher::default());
+        Ok(Self { span, inner, hasher, room, proved, produced: 0, consumed: 0, piece })
     }
 
     /// Takes the next compressed bytes and gives what they make to `sink`. Nobody may see that before
@@ -143,10 +185,19 @@ impl Decoder {
         if self.consumed > self.span.compressed.len() {
             return Err(damaged("there is more than the span has").into());
         }
-        let want = self.span.uncompressed.len();
+        if self.span.proof == Proof::Compressed {
+            self.hasher.update(input);
+        }
+        // what has room for headers may have more of them
+        let want = match self.span.proof {
+            Proof::Start(_) => MAX_IN_MEMORY,
+            _ => self.span.uncompressed.len(),
+        };
         if let Inner::Identity = self.inner {
             self.produced += input.len() as u64;
-            self.hasher.update(input);
+            if self.span.proof == Proof::Whole {
+                self.hasher.update(input);
+            }
             return sink(input);
         }
         loop {
@@ -171,10 +222,13 @@ impl Decoder {
                 return Err(damaged("more comes out than the span has").into());
             }
             input = &input[consumed..];
+            let before = self.produced;
             self.produced += produced as u64;
-            self.hasher.update(&self.piece[..produced]);
-            if produced > 0 {
-                sink(&self.piece[..produced])?;
+            let up_to = |end: u64| usize::try_from(end.saturating_sub(before)).unwrap_or(produced);
+            self.hasher.update(&self.piece[..up_to(self.proved).min(produced)]);
+            let given = &self.piece[..up_to(self.room).min(produced)];
+            if !given.is_empty() {
+                sink(given)?;
             }
             if consumed == 0 && produced == 0 {
                 break;
@@ -183,13 +237,20 @@ impl Decoder {
         if input.is_empty() { Ok(()) } else { Err(damaged("there is more behind its end").into()) }
     }
 
-    /// Verifies that all that came out is the span.
-    pub fn finish(self) -> Result<(), SpanError> {
-        if self.produced != self.span.uncompressed.len() {
+    /// Verifies that all that came out is the span; gives how many bytes that were.
+    pub fn finish(self) -> Result<u64, SpanError> {
+        let enough = match (self.span.proof, &self.inner) {
+            (Proof::Start(proved), Inner::Gzip(gunzip)) => {
+                self.produced >= proved && gunzip.is_at_end()
+            }
+            (Proof::Start(proved), _) => self.produced >= proved,
+            _ => self.produced == self.span.uncompressed.len(),
+        };
+        if !enough {
             return Err(SpanError::Damaged(self.span.compressed, "it ends too early"));
         }
         if self.hasher.finish() == self.span.digest {
-            Ok(())
+            Ok(self.produced)
         } else {
             Err(SpanError::Digest(self.span.uncompressed))
         }

@@ -7,3 +7,6 @@ mod property;
 mod root;
 mod support;
 mod tree;
+
+pub use property::{changes, mangle};
+pub use support::{Archive, index_by, noise, tree};

@@ -4,8 +4,10 @@
 //! it: all images that have the layer share them. An image is a name for a list of layers.
 
 mod credentials;
+mod fill;
 mod layer;
 mod mounting;
+mod prove;
 mod puller;
 
 use std::collections::{HashMap, HashSet};
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 pub use credentials::RegistryAccess;
+pub(super) use prove::prove;
 
 use self::puller::{Puller, Step};
 use super::clone::Cloning;
@@ -395,12 +398,13 @@ impl<'s> Pull<'s, '_> {
                 Step::Progress(so_far) => {
                     self.progress.count(so_far.min(total), Some(total), "bytes");
                 }
-                Step::Layer { number, shown } => {
+                Step::Layer { number, shown, pinned } => {
                     let (layer, files) = wanted.remove(&number).ok_or_else(|| {
                         ApiError::internal("the puller speaks of a layer that is not asked for")
                     })?;
                     if let Some((pool, _, tree)) = known.get_mut(&layer.diff_id) {
-                        *tree = Some(self.finish_layer(pool, &layer, files, shown).await?);
+                        let finished = self.finish_layer(pool, &layer, files, shown, pinned);
+                        *tree = Some(finished.await?);
                     }
                 }
             }
@@ -427,13 +431,23 @@ impl<'s> Pull<'s, '_> {
     /// The layer's pool, which from now on fetches from this repository.
     async fn pool(&self, layer: &Layer) -> Result<(Pool, Cloning<'s>), ApiError> {
         let supervisor = self.supervisor;
-        let origin = KnownOrigin {
+        let mut origin = KnownOrigin {
             layer: LayerOrigin { repository: self.repository.clone(), layer: *layer },
             registry: self.registry.clone(),
             user: self.user,
         };
+        let url = format!("{LAYER}{}", digest::text(&layer.diff_id));
+        let found = supervisor.catalog.find_pool(url.clone(), ROOT.uid, HashKind::Sha256);
+        if let Some(found) = found.await.map_err(catalog)?
+            && let Ok(known) = known_origin(&found)
+            && known.layer.layer.digest != layer.digest
+            && supervisor.catalog.tree_of_pool(found.id).await.map_err(catalog)?.is_some()
+        {
+            // the same archive, compressed in another way: its access index is of the blob that it was made with
+            origin = known;
+        }
         let pool = NewPool {
-            url: format!("{LAYER}{}", digest::text(&layer.diff_id)),
+            url,
             owner: ROOT,
             hash: HashKind::Sha256,
             origin: serde_json::to_value(&origin)

@@ -367,6 +367,9 @@ impl Supervisor {
         for (tree, _) in &trees {
             self.unmark_complete(tree).await?;
         }
+        if mount.image.is_some() {
+            self.fill_in_background(&trees).await;
+        }
         info!(mount = %mount.id, directory = %mount.directory.display(), "mounted");
         if mount.history == "fetching"
             && let Some((_, pool)) = trees.last()

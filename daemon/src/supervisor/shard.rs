@@ -50,7 +50,7 @@ pub use poison::{GivenUp, epoch_ms, from_epoch};
 use queue::{Queue, Scope};
 use spare::Spare;
 
-const GONE: &str = "its tree is not mounted any more";
+pub(super) const GONE: &str = "its tree is not mounted any more";
 
 /// A worker that has not greeted us by then is stuck.
 const START_PATIENCE: Duration = Duration::from_secs(30);

@@ -276,6 +276,6 @@ fn a_flipped_bit_of_an_index_is_found() {
     let cut = Index::parse(&file[..file.len() - 1]);
     assert_eq!(cut, Err(IndexError::Damaged("it is cut short")));
     let mut newer = file;
-    newer[8] = 2;
-    assert_eq!(Index::parse(&newer), Err(IndexError::Version(2)));
+    newer[8] = 3;
+    assert_eq!(Index::parse(&newer), Err(IndexError::Version(3)));
 }

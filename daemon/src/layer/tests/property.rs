@@ -33,7 +33,7 @@ fn zoo() -> Vec<u8> {
 }
 
 /// Changes to some bytes; checksums of headers may be put right again.
-fn mangle(bytes: &mut Vec<u8>, changes: &[(usize, u8)], cut: usize, mend: bool) {
+pub fn mangle(bytes: &mut Vec<u8>, changes: &[(usize, u8)], cut: usize, mend: bool) {
     for (at, byte) in changes {
         let at = at % bytes.len();
         bytes[at] = *byte;
@@ -50,7 +50,7 @@ fn mangle(bytes: &mut Vec<u8>, changes: &[(usize, u8)], cut: usize, mend: bool) 
     }
 }
 
-fn changes() -> impl Strategy<Value = Vec<(usize, u8)>> {
+pub fn changes() -> impl Strategy<Value = Vec<(usize, u8)>> {
     let byte = prop_oneof![
         any::<u8>(),
         Just(b'0'),

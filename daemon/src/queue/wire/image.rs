@@ -91,6 +91,26 @@ pub struct Shown {
     pub implicit: u64,
 }
 
+/// Formats of indexes that come with images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PinnedFormat {
+    Estargz,
+    ZstdChunked,
+    Soci,
+}
+
+impl PinnedFormat {
+    /// As people know it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Estargz => "eStargz",
+            Self::ZstdChunked => "zstd:chunked",
+            Self::Soci => "SOCI",
+        }
+    }
+}
+
 /// From the supervisor to a puller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToPuller {
@@ -122,10 +142,12 @@ pub enum FromPuller {
     Progress {
         received: u64,
     },
-    /// The layer is in its files.
+    /// The layer is in its files. `pinned`: its segment is empty, its index is of this format, and the image
+    /// pins it.
     Layer {
         number: u32,
         shown: Shown,
+        pinned: Option<PinnedFormat>,
     },
     /// Nothing more will come.
     Failed {

@@ -1,10 +1,13 @@
 //! Manifests, indexes and configurations: the JSON documents of an image (OCI image specification,
 //! and Docker's image manifest version 2, schema 2).
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use thiserror::Error;
 
 use super::digest;
+use crate::layer::pinned::{Pin, soci};
 use crate::object::ObjectId;
 use crate::queue::wire::image::{Codec, Layer, Platform};
 
@@ -62,6 +65,8 @@ struct RawDescriptor {
     platform: Option<RawPlatform>,
     #[serde(default)]
     urls: Option<Vec<String>>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -83,6 +88,8 @@ struct RawDocument {
     media_type: Option<String>,
     #[serde(default)]
     manifests: Option<Vec<RawDescriptor>>,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
     #[serde(default)]
     config: Option<RawDescriptor>,
     #[serde(default)]
@@ -117,6 +124,10 @@ pub struct Manifest {
     pub config: Descriptor,
     /// The lowest first.
     pub layers: Vec<(Descriptor, Codec)>,
+    /// For each layer, the index that the manifest pins.
+    pub pins: Vec<Option<Pin>>,
+    /// The index of SOCI that it pins.
+    pub soci: Option<ObjectId>,
 }
 
 impl RawDescriptor {
@@ -153,16 +164,27 @@ pub fn read(bytes: &[u8], kind: &str, platform: &Platform) -> Result<Document, D
         ) => choose(&manifests, platform).map(Document::Index),
         (
             None | Some(OCI_MANIFEST | DOCKER_MANIFEST),
-            RawDocument { config: Some(config), layers: Some(layers), manifests: None, .. },
+            RawDocument {
+                config: Some(config),
+                layers: Some(layers),
+                manifests: None,
+                annotations,
+                ..
+            },
         ) => {
+            let soci = annotations.as_ref().and_then(|known| known.get(soci::INDEX_DIGEST));
             if layers.len() > MAX_LAYERS {
                 return Err(DocumentError::TooMany(layers.len()));
             }
+            let pin = |raw: &RawDescriptor| raw.annotations.as_ref().and_then(Pin::of);
+            let pins = layers.iter().map(pin).collect();
             let layers = layers.iter().enumerate();
             let layers = layers.map(|(n, raw)| Ok((raw.check()?, codec(n, raw)?)));
             Ok(Document::Manifest(Manifest {
                 layers: layers.collect::<Result<_, _>>()?,
                 config: config.check()?,
+                pins,
+                soci: soci.and_then(|text| digest::parse(text)),
             }))
         }
         (kind, _) => Err(DocumentError::Kind(shortened(kind.unwrap_or("the document")))),
@@ -219,6 +241,24 @@ fn codec(number: usize, raw: &RawDescriptor) -> Result<Codec, DocumentError> {
     Ok(codec)
 }
 
+/// The zTOCs that an index of SOCI has, by the layers that they are of. What can't be read has none.
+#[must_use]
+pub fn ztocs(bytes: &[u8]) -> BTreeMap<ObjectId, Pin> {
+    let mut found = BTreeMap::new();
+    let Ok(raw) = serde_json::from_slice::<RawDocument>(bytes) else { return found };
+    if raw.config.is_none_or(|config| config.media_type != soci::INDEX_KIND) {
+        return found;
+    }
+    for ztoc in raw.layers.iter().flatten() {
+        let layer = ztoc.annotations.as_ref().and_then(|known| known.get(soci::LAYER_DIGEST));
+        let layer = layer.and_then(|text| digest::parse(text));
+        if let Some((layer, digest)) = layer.zip(ztoc.digest.parse().ok()) {
+            found.insert(layer, Pin::Soci { ztoc: digest, size: ztoc.size });
+        }
+    }
+    found
+}
+
 /// The layers of an image, by its manifest and its configuration.
 pub fn layers(
     manifest: &Manifest,
@@ -249,6 +289,8 @@ pub fn layers(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn ours() -> Platform {
@@ -347,5 +389,60 @@ mod tests {
         // an index that is a manifest as well
         let both = manifest(&[]).replace("\"layers\"", "\"manifests\": [], \"layers\"");
         assert!(matches!(read(&both, OCI_INDEX), DocumentError::Kind(_)));
+    }
+
+    /// Bytes put in the place of others, wherever.
+    fn mangled(text: &str, changes: &[(usize, char)], cut: usize) -> Vec<u8> {
+        let mut chars: Vec<char> = text.chars().collect();
+        for (at, to) in changes {
+            let at = at % chars.len();
+            chars[at] = *to;
+        }
+        chars.truncate(chars.len() - cut % chars.len());
+        String::from_iter(chars).into_bytes()
+    }
+
+    fn changes() -> impl Strategy<Value = Vec<(usize, char)>> {
+        let to = prop_oneof![
+            any::<char>(),
+            prop::sample::select("\"{}[],:0129-efnul".chars().collect::<Vec<_>>())
+        ];
+        prop::collection::vec((any::<usize>(), to), 0..8)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn mangled_documents(changes in changes(), of_config in changes(), cut in 0usize..30, kind in 0..3) {
+            let layer = "application/vnd.oci.image.layer.v1.tar+gzip";
+            let pinned = format!(
+                r#""annotations": {{"containerd.io/snapshot/stargz/toc.digest": "{}"}}, "size""#,
+                digest_of(9)
+            );
+            let document = match kind {
+                0 => index(&[r#"{"os": "linux", "architecture": "arm64"}"#, r#"{"os": "unknown"}"#]),
+                1 => manifest(&[layer, layer]),
+                _ => manifest(&[layer, layer]).replacen("\"size\"", &pinned, 2),
+            };
+            let bytes = mangled(&document, &changes, cut % 2 * cut);
+            let Ok(found) = read(&bytes, "application/json", &ours()) else { return Ok(()) };
+            let Document::Manifest(found) = found else { return Ok(()) };
+            prop_assert_eq!(found.pins.len(), found.layers.len());
+            let ids = [digest_of(1), digest_of(2)];
+            let config = format!(r#"{{"os": "linux", "architecture": "arm64", "rootfs": {{"diff_ids": {ids:?}}}}}"#);
+            let config = mangled(&config, &of_config, cut / 2);
+            if let Ok(layers) = layers(&found, &config, &ours()) {
+                prop_assert_eq!(layers.len(), found.layers.len());
+                for (layer, (descriptor, _)) in layers.iter().zip(&found.layers) {
+                    prop_assert!(layer.digest == descriptor.digest && layer.size == descriptor.size);
+                }
+            }
+        }
+
+        #[test]
+        fn bytes_that_are_nothing(bytes: Vec<u8>) {
+            prop_assert!(read(&bytes, OCI_MANIFEST, &ours()).is_err());
+        }
     }
 }

@@ -142,6 +142,8 @@ fn is_tag(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn whole(text: &str) -> String {
@@ -193,6 +195,18 @@ mod tests {
         }
         for text in ["x", "localhost.com/x", "10.0.0.1:5000/x", "127.0.0.1.org/x"] {
             assert!(!Reference::parse(text).unwrap().is_loopback(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_reads_the_same_again(
+            text in "([a-zA-Z0-9.:-]{1,20}/|)[a-z0-9._/-]{0,30}(:[A-Za-z0-9._-]{0,20}|)(@sha256:[0-9a-f]{63,65}|)|.{0,60}",
+        ) {
+            if let Ok(reference) = Reference::parse(&text) {
+                prop_assert_eq!(Reference::parse(&reference.to_string()), Ok(reference.clone()));
+                prop_assert!(!reference.repository.contains("..") && !reference.manifest().contains('/'));
+            }
         }
     }
 }

@@ -17,7 +17,9 @@ use self::auth::Auth;
 use super::digest;
 use super::document::{
     DOCKER_LIST, DOCKER_MANIFEST, Document, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST, layers, read,
+    ztocs,
 };
+use crate::layer::pinned::Pin;
 use crate::object::ObjectId;
 use crate::queue::wire::Limits;
 use crate::queue::wire::image::{Platform, Repository, Resolved};
@@ -29,6 +31,9 @@ const AGENT: &str = concat!("hydrant/", env!("CARGO_PKG_VERSION"));
 
 /// Blob stores are one hop away, sometimes two.
 const REDIRECTS: usize = 8;
+
+/// How long an index is waited for that an image can do without.
+const INDEX_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A repository at a registry. Requests run side by side.
 #[derive(Debug)]
@@ -80,13 +85,13 @@ impl Registry {
         self.base.join(&path).map_err(|e| refused(format!("{path:?} can't be asked for: {e}")))
     }
 
-    /// Finds an image: its manifest for a platform, and what that names. Everything is checked
-    /// against its digest but the answer to a tag, of which nothing is known before.
+    /// Finds an image: its manifest for a platform, what that names, and which indexes of its layers it pins.
+    /// Everything is checked against its digest but the answer to a tag, of which nothing is known before.
     pub async fn resolve(
         &self,
         reference: &str,
         platform: &Platform,
-    ) -> Result<Resolved, FetchError> {
+    ) -> Result<(Resolved, Vec<Option<Pin>>), FetchError> {
         let not_ours = |e: super::document::DocumentError| {
             refused(format!("{}:{reference} can't be used: {e}", self.name))
         };
@@ -115,7 +120,23 @@ impl Registry {
         let config = self.body(response).await?;
         check_digest("the configuration", &config, &manifest.config.digest)?;
         let layers = layers(&manifest, &config, platform).map_err(not_ours)?;
-        Ok(Resolved { manifest: digest, digest: first, config: manifest.config.digest, layers })
+        let (config, mut pins) = (manifest.config.digest, manifest.pins);
+        if let Some(index) = manifest.soci {
+            // nobody waits long for what one can do without
+            let text = digest::text(&index);
+            let found = self.manifest(&text, Some(index));
+            match tokio::time::timeout(INDEX_PATIENCE, found).await {
+                Ok(Ok((_, _, bytes))) => {
+                    let ztocs = ztocs(&bytes);
+                    for (pin, layer) in pins.iter_mut().zip(&layers) {
+                        *pin = pin.or_else(|| ztocs.get(&layer.digest).copied());
+                    }
+                }
+                Ok(Err(error)) => tracing::warn!(%error, "the image's SOCI index is not used"),
+                Err(_) => tracing::warn!("the image's SOCI index does not come, and is not used"),
+            }
+        }
+        Ok((Resolved { manifest: digest, digest: first, config, layers }, pins))
     }
 
     /// A manifest or index: its digest, its type and the bytes.

@@ -5,6 +5,7 @@ use std::io;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::builder::layer::LayerJob;
+use crate::builder::segment::ProveJob;
 use crate::builder::{Job, Line, Reply};
 use crate::sys::spawn::{Child, Role, Spawn};
 
@@ -38,6 +39,11 @@ impl Builder {
     /// Has a layer of a container image built.
     pub async fn build_layer(&mut self, job: LayerJob) -> io::Result<Reply> {
         self.work(&Line::Layer { layer: job }).await
+    }
+
+    /// Has a layer proved that has come piece by piece.
+    pub async fn prove(&mut self, job: ProveJob) -> io::Result<Reply> {
+        self.work(&Line::Prove { prove: job }).await
     }
 
     async fn work(&mut self, work: &Line) -> io::Result<Reply> {

@@ -120,7 +120,7 @@ impl<'a> Clone<'a> {
                 let message = format!("can't build the tree: {message}");
                 return Err(ApiError::new(ErrorCode::Origin, message));
             }
-            Ok(Reply::BuiltLayer(_)) => {
+            Ok(Reply::BuiltLayer(_) | Reply::Proved) => {
                 let message = "the builder has built something else";
                 return Err(ApiError::new(ErrorCode::Internal, message));
             }

@@ -18,7 +18,7 @@ use crate::builder::layer::LayerJob;
 use crate::builder::segment::SegmentJob;
 use crate::catalog::{NewSegment, NewTree, Pool, Tree};
 use crate::ids::{SegmentId, TreeId};
-use crate::queue::wire::image::{Layer, Shown};
+use crate::queue::wire::image::{Layer, PinnedFormat, Shown};
 use crate::segment::SegmentKind;
 
 /// The files of a layer that is being pulled. Those that are not kept are removed with it.
@@ -96,6 +96,7 @@ impl Pull<'_, '_> {
         layer: &Layer,
         mut files: LayerFiles,
         shown: Shown,
+        pinned: Option<PinnedFormat>,
     ) -> Result<Tree, ApiError> {
         let supervisor = self.supervisor;
         let mut builder =
@@ -108,6 +109,7 @@ impl Pull<'_, '_> {
                 data: files.data.0.clone(),
                 access: files.access.0.clone(),
                 diff_id: layer.diff_id,
+                pinned: pinned.is_some(),
             }),
         };
         let built = match builder.build_layer(job).await {
@@ -116,7 +118,9 @@ impl Pull<'_, '_> {
                 let message = format!("can't build a layer: {message}");
                 return Err(ApiError::new(ErrorCode::Origin, message));
             }
-            Ok(Reply::Built(_)) => return Err(ApiError::internal("the builder is out of step")),
+            Ok(Reply::Built(_) | Reply::Proved) => {
+                return Err(ApiError::internal("the builder is out of step"));
+            }
             Err(error) => return Err(internal("the builder failed", &error)),
         };
         let size = built.segments.iter().sum();
@@ -126,7 +130,8 @@ impl Pull<'_, '_> {
             pool: pool.id,
             commit: layer.diff_id,
             root: layer.digest,
-            revision: String::new(),
+            // how it was pulled, unless it was streamed
+            revision: pinned.map(|format| format.name().into()).unwrap_or_default(),
             image: format!("{id}.erofs"),
             segments: vec![files.segment],
             files: shown.files,
@@ -137,8 +142,10 @@ impl Pull<'_, '_> {
         let segment = NewSegment { id: files.segment, kind: SegmentKind::Data, size };
         supervisor.catalog.insert_tree(tree, vec![segment]).await.map_err(catalog)?;
         files.keep = true;
-        // the builder has read all of it and synced it
-        supervisor.catalog.set_complete(files.segment, true).await.map_err(catalog)?;
+        if pinned.is_none() {
+            // the builder has read all of it and synced it
+            supervisor.catalog.set_complete(files.segment, true).await.map_err(catalog)?;
+        }
         let tree = supervisor.catalog.tree(id).await.map_err(catalog)?;
         tree.ok_or_else(|| ApiError::internal("the catalog has lost the layer"))
     }

@@ -93,6 +93,7 @@ impl Supervisor {
         for (tree, _) in &trees {
             self.unmark_complete(tree).await?;
         }
+        self.fill_in_background(&trees).await;
         info!(mount = %id, image = image.reference, directory = %target.path.display(), "mounted");
         let (files, tree_bytes) = trees
             .iter()

@@ -15,7 +15,9 @@ use super::super::worker::{ENVIRONMENT, Exit, cut, explain, in_group};
 use super::RegistryAccess;
 use super::layer::LayerFiles;
 use crate::admin::ApiError;
-use crate::queue::wire::image::{FromPuller, Platform, Repository, Resolved, Shown, ToPuller};
+use crate::queue::wire::image::{
+    FromPuller, PinnedFormat, Platform, Repository, Resolved, Shown, ToPuller,
+};
 use crate::queue::wire::{self, Limits};
 use crate::source::oci::document::MAX_LAYERS;
 use crate::sys::cgroup::Cgroup;
@@ -37,7 +39,7 @@ pub enum Step {
     /// Bytes that have come of all of them.
     Progress(u64),
     /// It is in its files.
-    Layer { number: u32, shown: Shown },
+    Layer { number: u32, shown: Shown, pinned: Option<PinnedFormat> },
 }
 
 /// A puller at work.
@@ -158,10 +160,10 @@ impl Puller {
     pub async fn next(&mut self) -> Result<Step, ApiError> {
         match self.hear().await? {
             FromPuller::Progress { received } => Ok(Step::Progress(received)),
-            FromPuller::Layer { number, shown: Shown { files, bytes, implicit } } => {
+            FromPuller::Layer { number, shown: Shown { files, bytes, implicit }, pinned } => {
                 let [files, bytes, implicit] = [files, bytes, implicit].map(|n| n.min(MAX_SHOWN));
                 let shown = Shown { files, bytes, implicit };
-                Ok(Step::Layer { number, shown })
+                Ok(Step::Layer { number, shown, pinned })
             }
             _ => Err(ApiError::internal("the puller is out of step")),
         }

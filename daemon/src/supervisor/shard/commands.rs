@@ -12,7 +12,16 @@ use super::{Check, Command, GONE, Pool, Prefetch, Segment, Shard, Snapshot, Work
 use crate::ids::{PoolId, SegmentId};
 use crate::queue::broker::Pending;
 use crate::queue::wire::ToWorker;
+use crate::supervisor::images;
 use crate::supervisor::worker::Worker;
+
+/// Who says that a segment is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Said {
+    Worker,
+    /// What had to be proved was proved then.
+    Catalog,
+}
 
 impl Shard {
     pub(super) fn command(&mut self, command: Command) {
@@ -34,7 +43,7 @@ impl Shard {
                 reply.send(()).ok();
             }
             // the catalog may be wrong, and the file can't be
-            Command::Unmark { segment } => self.check_complete(segment),
+            Command::Unmark { segment } => self.check_complete(segment, Said::Catalog),
             Command::Prefetch { segment, first, count, reply } => {
                 let Some(pool) = self.segments.get(&segment).map(|segment| segment.pool) else {
                     reply.send(Err(GONE.into())).ok();
@@ -188,7 +197,7 @@ impl Shard {
 
     /// The worker or the catalog says that a segment is complete: look for ourselves, make it
     /// durable. Once at a time.
-    pub(super) fn check_complete(&mut self, id: SegmentId) {
+    pub(super) fn check_complete(&mut self, id: SegmentId, said: Said) {
         let Some(segment) = self.segments.get_mut(&id) else { return };
         if segment.check != Check::No {
             segment.check = Check::Again;
@@ -197,8 +206,14 @@ impl Shard {
         segment.check = Check::UnderWay;
         let (pool, size, attachment) = (segment.pool, segment.size, segment.attachment);
         let (store, own) = (Arc::clone(&self.store), self.own.clone());
-        tokio::task::spawn_blocking(move || {
-            let complete = store.sync_if_complete(pool, id, size);
+        tokio::spawn(async move {
+            let looking = Arc::clone(&store);
+            let look = move || looking.sync_if_complete(pool, id, size);
+            let complete = tokio::task::spawn_blocking(look).await;
+            let mut complete = complete.unwrap_or_else(|error| Err(io::Error::other(error)));
+            if matches!(complete, Ok(true)) && said == Said::Worker {
+                complete = images::prove(&store, pool, id).await.map(|()| true);
+            }
             if let Some(own) = own.upgrade() {
                 own.send(Command::Checked { segment: id, attachment, complete }).ok();
             }
@@ -217,9 +232,11 @@ impl Shard {
                 (self.hooks.on_complete)(id);
                 debug!(shard = %self.id, segment = %id, "complete");
             }
-            Ok(false) if again => self.check_complete(id),
+            Ok(false) if again => self.check_complete(id, Said::Worker),
             Ok(false) => warn!(shard = %self.id, segment = %id, "said to be complete, but is not"),
-            Err(error) => error!(shard = %self.id, segment = %id, %error, "can't make it durable"),
+            Err(error) => {
+                error!(shard = %self.id, segment = %id, %error, "can't count it as complete")
+            }
         }
     }
 

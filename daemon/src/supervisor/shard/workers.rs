@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, error, info, warn};
 
+use super::commands::Said;
 use super::{LastDeath, Pool, Prefetch, QUICK_DEATH, Shard, TOO_MANY_DEATHS};
 use crate::ids::{PoolId, SegmentId};
 use crate::queue::broker::{Death, MAX_STRIKES};
@@ -200,7 +201,7 @@ impl Shard {
                     control.answer(permit, ToWorker::Credential { request, result }, Vec::new());
                 });
             }
-            FromWorker::Complete { segment } => self.check_complete(segment),
+            FromWorker::Complete { segment } => self.check_complete(segment, Said::Worker),
             FromWorker::PrefetchDone { request, result } => {
                 if let Some(Prefetch { reply, .. }) = self.prefetches.remove(&request) {
                     reply.send(result.map_err(cut)).ok();

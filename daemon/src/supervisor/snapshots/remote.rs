@@ -4,7 +4,8 @@
 //! containerd asks for a snapshot to unpack a layer into, with the chain ID of what will come of it
 //! ([`REF`]). If the layer is here as a tree, it becomes that snapshot, and containerd is told that
 //! there is one already. The chain ID proves that it is the right one: it is a hash over the digests of all
-//! layers up to this.
+//! layers up to this. It proves nothing of a layer that was pulled by its index and is not complete: what is known of that
+//! is what *some* image pins, so containerd unpacks it.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use super::super::images::{self, LAYER};
 use super::super::{Supervisor, lock};
 use super::failed;
 use crate::admin::ProgressSender;
-use crate::catalog::{NewSnapshot, SnapshotKind};
+use crate::catalog::{NewSnapshot, SnapshotKind, Tree};
 use crate::ids::TreeId;
 use crate::object::ObjectId;
 use crate::snapshotter::{Error, IMAGE_REF, MANIFEST_DIGEST, REF};
@@ -120,6 +121,11 @@ impl Supervisor {
                 "unpacked, as directories of it are what lower layers say");
             return Ok(false);
         }
+        if !tree.revision.is_empty() && !self.is_complete(&tree).await? {
+            // what is in it is what some image says, and perhaps not this one
+            info!(layer = %tree.commit, "unpacked, as it is not proved yet to be that layer");
+            return Ok(false);
+        }
         self.mount_layers(&[id]).await?;
         let number = self.catalog.allocate_snapshot().await.map_err(failed)?;
         let mut new = NewSnapshot {
@@ -140,6 +146,13 @@ impl Supervisor {
             self.unmount_unused(&[id]).await;
         }
         Ok(made.is_ok())
+    }
+
+    /// All of it is there, and is what its digest says.
+    async fn is_complete(&self, tree: &Tree) -> Result<bool, Error> {
+        let segments = self.catalog.segments(tree.pool).await.map_err(failed)?;
+        let mut of_it = segments.iter().filter(|segment| tree.segments.contains(&segment.id));
+        Ok(of_it.all(|segment| segment.complete))
     }
 
     /// The layer that makes `target` on top of `below`.

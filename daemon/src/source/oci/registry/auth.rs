@@ -198,6 +198,8 @@ pub fn parse(header: &str) -> Option<Challenge> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -217,6 +219,14 @@ mod tests {
         assert_eq!((realm.as_str(), scope), ("a\"b", None));
         for wrong in ["", "Negotiate", "Bearer", "Bearer realm=\"x", "Bearer realm=\"x\\"] {
             assert_eq!(parse(wrong), None, "{wrong:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn challenges_of_any_kind(header in r#"(Bearer |basic |)[a-z="\\, é]{0,60}|.{0,40}"#) {
+            // read or not
+            let _ = parse(&header);
         }
     }
 }

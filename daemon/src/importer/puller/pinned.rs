@@ -1,0 +1,149 @@
+//! Layers whose index the image pins: the index is fetched, the content stays where it is.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::{ATTEMPTS, FIRST_WAIT, LAYER_FDS, write};
+use crate::layer::digest::Digest;
+use crate::layer::pinned::{self, Pin, Pinned, Unusable, estargz, soci, zstd_chunked};
+use crate::object::ObjectId;
+use crate::queue::wire::image::{Layer, PinnedFormat, Shown};
+use crate::range::ByteRange;
+use crate::source::FetchError;
+use crate::source::oci::registry::Registry;
+
+/// A smaller layer is streamed: that takes no longer than asking for parts of it.
+const SMALLEST: u64 = 128 << 10;
+/// What is fetched of an eStargz blob's end at first: mostly the whole table of contents.
+const END: u64 = 256 << 10;
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// Why there is no use in an index.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
+}
+
+/// Makes a layer's files out of its index. `None`: it has to be streamed, and nothing was written.
+pub async fn make(
+    registry: &Registry,
+    layer: &Layer,
+    pin: &Pin,
+    files: &[OwnedFd; LAYER_FDS],
+    received: &AtomicU64,
+) -> anyhow::Result<Option<(Shown, PinnedFormat)>> {
+    if layer.size < SMALLEST {
+        return Ok(None);
+    }
+    let mut attempt = 1;
+    let (pinned, format) = loop {
+        match read(registry, layer, pin, received).await {
+            Ok(read) => break read,
+            Err(Failure::Fetch(FetchError::Retry { message, .. })) if attempt < ATTEMPTS => {
+                tracing::debug!(message, "can't get a layer's index yet");
+                let wait = FIRST_WAIT * 2u32.pow(attempt - 1);
+                attempt += 1;
+                tokio::time::sleep(wait.min(LONGEST_WAIT)).await;
+            }
+            Err(error) => {
+                // whatever is wrong with the layer itself is found by streaming it
+                let digest = layer.digest;
+                tracing::warn!(%digest, %error, "a layer's index is not used");
+                return Ok(None);
+            }
+        }
+    };
+    let [segment, manifest, index] = files;
+    let [segment, manifest, index] =
+        [segment.try_clone()?, manifest.try_clone()?, index.try_clone()?];
+    let shown = tokio::task::spawn_blocking(move || {
+        if pinned.tree.is_opaque() {
+            return Ok(None);
+        }
+        let len = pinned.index.uncompressed_len();
+        File::from(segment).set_len(len).context("can't size the segment")?;
+        write(&pinned.tree, &pinned.index, manifest.into(), index.into()).map(Some)
+    });
+    let shown = shown.await.context("a thread ended")??;
+    Ok(shown.map(|shown| (shown, format)))
+}
+
+fn digest(id: &ObjectId) -> Result<Digest, Unusable> {
+    let bytes = id.as_bytes().try_into().map_err(|_| Unusable::Digest)?;
+    Ok(Digest::from_bytes(bytes))
+}
+
+async fn read(
+    registry: &Registry,
+    layer: &Layer,
+    pin: &Pin,
+    received: &AtomicU64,
+) -> Result<(Pinned, PinnedFormat), Failure> {
+    let size = layer.size;
+    let range = async |range: ByteRange| {
+        let count = |bytes: u64| {
+            received.fetch_add(bytes, Ordering::Relaxed);
+        };
+        registry.range(&layer.digest, size, range, count).await
+    };
+    let of =
+        pinned::Layer { digest: digest(&layer.digest)?, size, diff_id: digest(&layer.diff_id)? };
+    match *pin {
+        Pin::Estargz { toc } => {
+            let from = size.saturating_sub(END);
+            let mut end = range(ByteRange::between(from, size)).await?;
+            let toc_at = estargz::toc_at(&end, size)?;
+            if toc_at < from {
+                let mut start = range(ByteRange::between(toc_at, from)).await?;
+                start.extend_from_slice(&end);
+                end = start;
+            } else {
+                end.drain(..(toc_at - from) as usize);
+            }
+            let read = move || estargz::read(&end, toc_at, toc, &of);
+            Ok((parsed(read).await?, PinnedFormat::Estargz))
+        }
+        Pin::ZstdChunked(places) => {
+            let bytes = range(places.both(size)?).await?;
+            let read = move || zstd_chunked::read(&bytes, &places, &of);
+            Ok((parsed(read).await?, PinnedFormat::ZstdChunked))
+        }
+        Pin::Soci { ztoc, size: len } => {
+            if len == 0 || len > soci::MAX_ZTOC {
+                return Err(Unusable::Format("it has an impossible length").into());
+            }
+            let id = ObjectId::from_bytes(ztoc.as_bytes()).map_err(|_| Unusable::Digest)?;
+            let count = |bytes: u64| {
+                received.fetch_add(bytes, Ordering::Relaxed);
+            };
+            let bytes = registry.range(&id, len, ByteRange::new(0, len), count).await?;
+            let pinned = parsed(move || soci::read(&bytes, ztoc, &of)).await?;
+            for number in soci::samples(pinned.index.spans()) {
+                let span = pinned.index.spans().get(number).cloned();
+                let span = span.ok_or(Unusable::Format("it has no spans"))?;
+                let window = pinned.index.window(number).map_err(Unusable::Index)?;
+                let bytes = range(span.compressed).await?;
+                let decoded = tokio::task::spawn_blocking(move || span.decode(&bytes, &window));
+                if !matches!(decoded.await, Ok(Ok(_))) {
+                    return Err(Unusable::Format("a part of it that was tried is wrong").into());
+                }
+            }
+            Ok((pinned, PinnedFormat::Soci))
+        }
+    }
+}
+
+/// It may take its time.
+async fn parsed(
+    read: impl FnOnce() -> Result<Pinned, Unusable> + Send + 'static,
+) -> Result<Pinned, Unusable> {
+    let read = tokio::task::spawn_blocking(read).await;
+    read.unwrap_or(Err(Unusable::Format("a thread ended")))
+}
