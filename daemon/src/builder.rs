@@ -5,7 +5,7 @@
 //! come from the importer, which has parsed bytes from the origin.
 //!
 //! It reads a line of JSON, a [`Line`]: for a git tree a [`Job`], for which it makes new segments, the tree's
-//! image, the existence pack and the git index; for a layer of a container image a [`layer::LayerJob`]. It answers
+//! image, the existence pack with an image of its own, and the git index; for a layer of a container image a [`layer::LayerJob`]. It answers
 //! with a [`Reply`].
 //!
 //! All paths it is given have to be in directories that only root can write to. What it makes is
@@ -113,7 +113,8 @@ pub struct Built {
     pub commit: String,
     /// In hexadecimal digits.
     pub tree: String,
-    /// In the order of the image's devices.
+    /// In the order of the image's devices; behind them the existence pack, the one device of its own
+    /// [image](pack::image_path).
     pub segments: Vec<SegmentUse>,
     /// The first number that is still free.
     pub next_segment: SegmentId,
@@ -251,7 +252,7 @@ fn write_pack(
     Ok(made)
 }
 
-/// Writes the image and the git index; gives the numbers of the inodes and the image's size.
+/// Writes the images and the git index; gives the numbers of the inodes and the image's size.
 fn write_image(
     job: &Job,
     tree: &Tree,
@@ -259,9 +260,18 @@ fn write_image(
     plan: Option<&Plan>,
 ) -> Result<(Made, Vec<u64>, u64), BuildError> {
     let mut made = Made::default();
-    let image = image::make(tree, placed, plan.map(|plan| &plan.pack), job.owner)?;
+    let image = image::make(tree, placed, job.owner)?;
     let write = made.write(&job.image, 0o600, |out| image.layout.write(out));
     write.map_err(BuildError::io("write the tree's image"))?;
+    let beside = pack::image_path(&job.image);
+    let write = match plan {
+        Some(plan) => {
+            let layout = image::make_pack(tree, plan, job.owner)?;
+            made.write(&beside, 0o600, |out| layout.write(out))
+        }
+        None => files::remove(&beside),
+    };
+    write.map_err(BuildError::io("write the existence pack's image"))?;
     if let Some(wanted) = &job.index {
         write_index(wanted, tree, &image.nids, job.owner, &mut made)?;
     }

@@ -7,6 +7,7 @@
 //! **Segments are marked before [`mount`]**: whether an open file raises events is settled when the
 //! kernel opens it, which is then.
 
+mod pages;
 pub mod private;
 mod table;
 mod users;
@@ -40,6 +41,8 @@ pub struct TreeMount<'a> {
     /// everybody would: not through the private mount of [`private`], through which they would raise
     /// no events.
     pub devices: &'a [PathBuf],
+    /// One more with a git repository's existence pack, of which nothing is read ahead.
+    pub pack: Option<&'a Image>,
     /// More images below it, the highest first: the layers of a container image.
     pub below: &'a [Image],
     /// The tree is mounted for the first time: its root directory is to be as in the image.
@@ -105,6 +108,8 @@ pub struct DetachedMount {
 /// Files of the image have the inode number `2^63 | nid` in a tree with layers (`xino=on`; on ext4 as
 /// the upper file system), and keep it when their metadata is changed and across remounts of the same
 /// image: overlayfs finds them by the image's UUID and nid. In a tree without layers it is the nid.
+/// A pack does not change that, as long as it is above the tree: overlayfs numbers its file systems from 0 (`upper`),
+/// and shifts the number by as many bits less than 64 as it takes: 1 of 2 to bit 63, as 2 of 3.
 pub fn mount(tree: &TreeMount<'_>) -> Result<DetachedMount, MountError> {
     let restrict = |attributes| match tree.restricted {
         true => Attributes { nosuid: true, nodev: true, ..attributes },
@@ -125,6 +130,10 @@ pub fn mount(tree: &TreeMount<'_>) -> Result<DetachedMount, MountError> {
     if tree.fresh {
         adopt_root(&lower, layers.upper)
             .map_err(|source| MountError::Root { path: layers.upper.to_owned(), source })?;
+    }
+    if let Some(Image { image, devices }) = tree.pack {
+        let pack = pages::mount_by_pages(|| mount_image(image, devices, image_attributes))?;
+        lower.insert(0, pack);
     }
     let fd = mount_overlay(&lower, upper.as_fd(), work.as_fd(), restrict(attributes))
         .map_err(|source| MountError::Overlay { upper: layers.upper.to_owned(), source })?;

@@ -6,6 +6,7 @@
 mod generated;
 mod import;
 mod odd;
+mod pages;
 mod random;
 mod u_boot;
 
@@ -21,6 +22,7 @@ use crate::process::Run;
 pub use generated::generated;
 pub use import::{Change, Import};
 pub use odd::{OddOptions, odd};
+pub use pages::{page_path, pages};
 pub use random::Random;
 pub use u_boot::{CONFIGURE_FILES, u_boot_shape};
 

@@ -116,7 +116,7 @@ impl Drop for Made {
 }
 
 /// Removes a file that a job has left that did not end.
-fn remove(path: &Path) -> io::Result<()> {
+pub fn remove(path: &Path) -> io::Result<()> {
     match fs_err::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -1,14 +1,15 @@
-//! The EROFS image of a tree.
+//! The EROFS images of a tree: of its files, and of its existence pack.
 
 use crate::builder::Owner;
-use crate::builder::pack::Pack;
+use crate::builder::pack::Plan;
 use crate::builder::place::Placed;
 use crate::builder::tree::{Kind, Tree};
 use crate::erofs::{
     ErofsError, FileContent, ImageBuilder, ImageSpec, Layout, Meta, Node, NodeId, Timestamp,
 };
-use crate::object::HashKind;
+use crate::object::{HashKind, ObjectId};
 use crate::range::BLOCK;
+use crate::segment::SegmentKind;
 
 /// An image that is ready to be written.
 #[derive(Debug)]
@@ -20,19 +21,15 @@ pub struct Image {
 
 /// Makes the image. All files have the owner and the tree's modification time. Directories in which
 /// git would make no file are left out, as git leaves them out; converted files are left to git.
-pub fn make(
-    tree: &Tree,
-    placed: &Placed,
-    pack: Option<&Pack>,
-    owner: Owner,
-) -> Result<Image, ErofsError> {
+pub fn make(tree: &Tree, placed: &Placed, owner: Owner) -> Result<Image, ErofsError> {
     let mtime = Timestamp { secs: tree.header().mtime, nanos: 0 };
     let meta = |mode| Meta { mode, uid: owner.uid, gid: owner.gid, mtime, ..Meta::default() };
+    let data = placed.segments.iter().filter(|segment| segment.kind == SegmentKind::Data);
     let mut image = ImageBuilder::new(ImageSpec {
         block_bits: BLOCK.trailing_zeros() as u8,
-        uuid: uuid(tree, owner),
+        uuid: uuid(b"hydrant tree\0", tree.header().tree, owner),
         build_time: mtime,
-        devices: placed.segments.iter().map(|segment| segment.size.div_ceil(BLOCK)).collect(),
+        devices: data.map(|segment| segment.size.div_ceil(BLOCK)).collect(),
     })?;
     image.set_meta(image.root(), &meta(0o755))?;
 
@@ -51,19 +48,31 @@ pub fn make(
         let Some(parent) = nodes[tree.parent(number) as usize] else { continue };
         nodes[number as usize] = Some(image.add(parent, tree.name(number), &meta(mode), node)?);
     }
-    if let Some(pack) = pack {
-        let mut at = image.root();
-        for name in [&b".git"[..], b"objects", b"pack"] {
-            at = image.add(at, name, &meta(0o755), Node::Directory)?;
-        }
-        let content =
-            FileContent::Contiguous { device: device(pack.device), block: 0, size: pack.size };
-        let name = format!("{}.pack", pack.name);
-        image.add(at, name.as_bytes(), &meta(0o444), Node::File(content))?;
-    }
     let layout = image.layout()?;
     let nids = nodes.iter().map(|node| node.and_then(|node| layout.nid(node)).unwrap_or(0));
     Ok(Image { nids: nids.collect(), layout })
+}
+
+/// Makes the image with nothing but the existence pack, where git looks for it.
+pub fn make_pack(tree: &Tree, plan: &Plan, owner: Owner) -> Result<Layout, ErofsError> {
+    let pack = &plan.pack;
+    let mtime = Timestamp { secs: tree.header().mtime, nanos: 0 };
+    let meta = |mode| Meta { mode, uid: owner.uid, gid: owner.gid, mtime, ..Meta::default() };
+    let mut image = ImageBuilder::new(ImageSpec {
+        block_bits: BLOCK.trailing_zeros() as u8,
+        uuid: uuid(b"hydrant existence pack\0", plan.trailer(), owner),
+        build_time: mtime,
+        devices: vec![pack.size.div_ceil(BLOCK)],
+    })?;
+    let mut at = image.root();
+    image.set_meta(at, &meta(0o755))?;
+    for name in [&b".git"[..], b"objects", b"pack"] {
+        at = image.add(at, name, &meta(0o755), Node::Directory)?;
+    }
+    let content = FileContent::Contiguous { device: device(0), block: 0, size: pack.size };
+    let name = format!("{}.pack", pack.name);
+    image.add(at, name.as_bytes(), &meta(0o444), Node::File(content))?;
+    image.layout()
 }
 
 fn file(tree: &Tree, placed: &Placed, number: u32) -> Node {
@@ -94,11 +103,12 @@ fn used(tree: &Tree) -> Vec<bool> {
     used
 }
 
-/// The same for the same tree and owner: an overlay's upper directory refers to it.
-fn uuid(tree: &Tree, owner: Owner) -> [u8; 16] {
+/// The same for the same content and owner: an overlay's upper directory refers to it. Another one for
+/// each image of a mount: with two of one UUID overlayfs would not find files by it.
+fn uuid(kind: &[u8], id: ObjectId, owner: Owner) -> [u8; 16] {
     let mut hasher = HashKind::Sha256.hasher();
-    hasher.update(b"hydrant tree\0");
-    hasher.update(tree.header().tree.as_bytes());
+    hasher.update(kind);
+    hasher.update(id.as_bytes());
     hasher.update(&owner.uid.to_be_bytes());
     hasher.update(&owner.gid.to_be_bytes());
     let hash = hasher.finish();

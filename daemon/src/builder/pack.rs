@@ -2,8 +2,13 @@
 //!
 //! Git's `commit` and `switch` ask whether every blob of the index exists. In a partial clone each
 //! one that is missing is fetched, all of the tree. So there is a pack that has them: its index is
-//! a real file, and the pack itself a file of the image, a segment like others, whose content comes
-//! when something reads it. Whether an object exists is answered from the index alone.
+//! a real file, and the pack itself a segment like others, whose content comes when something reads it.
+//! Whether an object exists is answered from the index alone.
+//!
+//! The pack is the only file of an [image of its own](image_path), which is mounted beside the tree's: git maps
+//! the pack into its memory, and how much the kernel reads around a page that is missing there is
+//! set for a whole file system. An object's entry is of whole blocks, so that nothing but it is
+//! fetched for it.
 //!
 //! It has a `.keep` file, so that `gc` and `repack` neither read nor remove it, and no `.promisor` file:
 //! with that they would take all its objects into a pack of their own.
@@ -15,7 +20,7 @@
 use std::collections::HashSet;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -43,8 +48,14 @@ pub struct Pack {
     pub objects: u64,
     /// In bytes, a multiple of the block size.
     pub size: u64,
-    /// Which of the tree's segments it is.
+    /// Which of the tree's segments it is: the last.
     pub device: u32,
+}
+
+/// Where the image with the pack of a tree is, given where the tree's is.
+#[must_use]
+pub fn image_path(tree: &Path) -> PathBuf {
+    tree.with_extension("pack.erofs")
 }
 
 /// An existence pack that is laid out, and in no file yet.
@@ -56,6 +67,14 @@ pub struct Plan {
     extents: ExtentsWriter,
     /// Where each object's entry is; 0 for what is not in the pack.
     offsets: Vec<u64>,
+}
+
+impl Plan {
+    /// What stands in for the pack's checksum.
+    #[must_use]
+    pub fn trailer(&self) -> ObjectId {
+        self.frame.trailer
+    }
 }
 
 /// Lays out the pack of all files of the tree but those whose objects are `in_repository`; `segment` is
@@ -80,7 +99,7 @@ pub fn plan(
             continue;
         }
         let size = tree.size(*node);
-        let range = ByteRange::new(end, pack::entry_len(size));
+        let range = ByteRange::new(end, pack::padded_len(size));
         if range.end() > MAX_PACK {
             return Err(BuildError::Tree("its files are too large for one pack".into()));
         }
@@ -116,9 +135,8 @@ pub fn write(
     let Plan { pack, segment, frame, extents, offsets } = plan;
     write_segment(pool, *segment, extents, pack.size, made, |data| {
         data.write_all_at(&frame.head, 0)?;
-        // the block that the tail shares with the last entry is made when it is read
-        let from = frame.tail_at.next_multiple_of(BLOCK);
-        data.write_all_at(&frame.tail[(from - frame.tail_at) as usize..], from)
+        // it begins at a block: entries are whole blocks
+        data.write_all_at(&frame.tail, frame.tail_at)
     })?;
 
     let name = &pack.name;

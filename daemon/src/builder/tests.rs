@@ -273,7 +273,7 @@ fn the_pack_repeats_the_data() {
             Place::File { .. } => panic!("not in a pack"),
         })
         .collect();
-    let entry = |at, size| ByteRange::new(at, crate::segment::pack::entry_len(size));
+    let entry = |at, size| ByteRange::new(at, crate::segment::pack::padded_len(size));
     let second = FIRST_ENTRY + entry(0, 10).len();
     let third = second + entry(0, 1).len();
     assert_eq!(

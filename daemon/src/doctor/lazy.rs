@@ -119,6 +119,7 @@ impl Lazy {
         let tree = TreeMount {
             image: &path,
             devices,
+            pack: None,
             below: &[],
             fresh: false,
             layers,

@@ -12,7 +12,8 @@ use crate::segment::extents::Extents;
 use crate::segment::pack;
 
 /// Where the entry of the first object of the repository starts, in bytes: beyond what the kernel
-/// reads ahead when git looks at the header (16 KiB, `mm/readahead.c:get_init_ra_size`).
+/// reads ahead when git looks at the header (16 KiB, `mm/readahead.c:get_init_ra_size`), where it could
+/// not be told to read no more than it is asked for.
 pub const FIRST_ENTRY: u64 = 64 << 10;
 
 /// What the tail has besides the rest of the block in which the last entry ends.

@@ -3,7 +3,9 @@
 //! Laid out as gitformat-pack(5) has it: a header, one entry for each blob, a trailer. The content
 //! of an entry is a zlib stream (RFC 1950) of *stored* deflate blocks (RFC 1951, 3.2.4), so that
 //! the length of an entry follows from the size of its object, and any part of it can be made out
-//! of that object alone. The trailer of a real pack is the hash of all its bytes, which nobody
+//! of that object alone. An entry takes whole blocks: [padding](padded_len) is stored blocks of no
+//! content, so that no page of the pack needs more than one object, and the pack is one to every
+//! reader that there is, without gaps between its entries. The trailer of a real pack is the hash of all its bytes, which nobody
 //! knows here: [`trailer`] is a stand-in, which git compares with the index and nothing else unless
 //! it is asked to verify the pack.
 
@@ -11,7 +13,7 @@ use std::io;
 use std::iter;
 
 use crate::object::{HashKind, ObjectId};
-use crate::range::ByteRange;
+use crate::range::{BLOCK, ByteRange};
 
 /// The length in bytes of a pack's header, and so the offset of its first entry.
 pub const HEADER_LEN: u64 = 12;
@@ -23,6 +25,11 @@ const STORED_HEADER: u64 = 5;
 const ZLIB_HEADER: [u8; 2] = [0x78, 0x01];
 /// The Adler-32 checksum behind the last block.
 const ZLIB_TRAILER: u64 = 4;
+/// A stored block of no content.
+const EMPTY: [u8; 5] = [0, 0, 0, 0xff, 0xff];
+/// The same, before it a block of fixed codes (RFC 1951, 3.2.6) with nothing but its end: BFINAL 0, BTYPE 01,
+/// seven bits of 0. The stored block's BFINAL is bit 2 of the second byte.
+const LONG_EMPTY: [u8; 6] = [2, 0, 0, 0, 0xff, 0xff];
 /// Blobs are objects of type 3.
 const BLOB: u8 = 3;
 
@@ -71,15 +78,51 @@ pub fn entry_len(size: u64) -> u64 {
         + ZLIB_TRAILER
 }
 
-/// Makes the bytes `range` of the entry for a blob of `size` bytes. `range` is cut to the entry.
-/// `read` fills a buffer with the blob's content from an offset; where the range has a byte of the
-/// checksum, that is all of the content.
+/// The length in bytes of the entry for a blob of `size` bytes with what it takes to fill whole blocks.
+#[must_use]
+pub fn padded_len(size: u64) -> u64 {
+    let len = entry_len(size);
+    let padded = len.next_multiple_of(BLOCK);
+    if can_pad(padded - len) { padded } else { padded + BLOCK }
+}
+
+/// Whether some [`EMPTY`] and [`LONG_EMPTY`] together are of this length.
+fn can_pad(len: u64) -> bool {
+    len % EMPTY.len() as u64 * LONG_EMPTY.len() as u64 <= len
+}
+
+/// Deflate blocks of no content, `len` bytes together.
+fn padding(len: u64) -> Vec<u8> {
+    let long = len % EMPTY.len() as u64;
+    let short = len.saturating_sub(long * LONG_EMPTY.len() as u64) / EMPTY.len() as u64;
+    let mut out = Vec::new();
+    (0..long).for_each(|_| out.extend(LONG_EMPTY));
+    (0..short).for_each(|_| out.extend(EMPTY));
+    // BFINAL of the last block
+    let last = out.len();
+    if short > 0 {
+        out[last - EMPTY.len()] |= 1;
+    } else if long > 0 {
+        out[last - LONG_EMPTY.len() + 1] |= 1 << 2;
+    }
+    out
+}
+
+/// Makes the bytes `range` of an entry of `len` bytes for a blob of `size` bytes: [`entry_len`], or
+/// [`padded_len`]. `range` is cut to the entry. `read` fills a buffer with the blob's content from an
+/// offset; where the range has a byte of the checksum, that is all of the content.
 pub fn compose(
     size: u64,
+    len: u64,
     range: ByteRange,
     mut read: impl FnMut(u64, &mut [u8]) -> io::Result<()>,
 ) -> io::Result<Vec<u8>> {
-    let range = range.clamp(entry_len(size));
+    let range = range.clamp(len);
+    let padding = padding(len.saturating_sub(entry_len(size)));
+    let checksum_at = entry_len(size) - ZLIB_TRAILER + padding.len() as u64;
+    if checksum_at + ZLIB_TRAILER != len {
+        return Err(io::Error::other(format!("no entry of {size} bytes is {len} bytes long")));
+    }
     let len = usize::try_from(range.len()).map_err(io::Error::other)?;
     let mut out = vec![0; len];
     let mut at = 0;
@@ -111,7 +154,8 @@ pub fn compose(
         let content_len = (size - content).min(STORED_MAX);
         let len = content_len as u16;
         let [low, high] = len.to_le_bytes();
-        at = copy(at, &[u8::from(block == last_block), low, high, !low, !high]);
+        let is_final = block == last_block && padding.is_empty();
+        at = copy(at, &[u8::from(is_final), low, high, !low, !high]);
         let common = piece_of(range, at, content_len);
         if !common.is_empty() {
             let mut piece = vec![0; common.len() as usize];
@@ -120,7 +164,7 @@ pub fn compose(
         }
     }
 
-    let checksum_at = entry_len(size) - ZLIB_TRAILER;
+    copy(checksum_at - padding.len() as u64, &padding);
     if range.end() > checksum_at {
         copy(checksum_at, &adler32(size, &mut read)?.to_be_bytes());
     }
@@ -161,8 +205,8 @@ mod tests {
         (0..size).map(|_| next()).collect()
     }
 
-    fn part(content: &[u8], range: ByteRange) -> Vec<u8> {
-        compose(content.len() as u64, range, |at, buffer| {
+    fn part(content: &[u8], len: u64, range: ByteRange) -> Vec<u8> {
+        compose(content.len() as u64, len, range, |at, buffer| {
             let at = at as usize;
             buffer.copy_from_slice(&content[at..at + buffer.len()]);
             Ok(())
@@ -170,8 +214,20 @@ mod tests {
         .unwrap()
     }
 
-    fn entry(content: &[u8]) -> Vec<u8> {
-        part(content, ByteRange::new(0, u64::MAX))
+    fn entry(content: &[u8], len: u64) -> Vec<u8> {
+        part(content, len, ByteRange::new(0, u64::MAX))
+    }
+
+    fn assert_is_entry(content: &[u8], len: u64) {
+        let size = content.len() as u64;
+        let entry = entry(content, len);
+        assert_eq!(entry.len() as u64, len, "{size}");
+        let stream = &entry[entry_header(size).len()..];
+        let mut decoder = flate2::bufread::ZlibDecoder::new(stream);
+        let mut back = Vec::new();
+        decoder.read_to_end(&mut back).unwrap();
+        assert_eq!(back, content, "{size}");
+        assert!(decoder.into_inner().is_empty(), "{size}: nothing behind the stream");
     }
 
     const SIZES: [u64; 12] =
@@ -180,29 +236,40 @@ mod tests {
     #[test]
     fn an_entry_is_a_zlib_stream_of_the_length_foretold() {
         for size in SIZES {
-            let content = content(size);
-            let entry = entry(&content);
-            assert_eq!(entry.len() as u64, entry_len(size), "{size}");
-            let stream = &entry[entry_header(size).len()..];
-            let mut decoder = flate2::bufread::ZlibDecoder::new(stream);
-            let mut back = Vec::new();
-            decoder.read_to_end(&mut back).unwrap();
-            assert_eq!(back, content, "{size}");
-            assert!(decoder.into_inner().is_empty(), "{size}: nothing behind the stream");
+            assert_is_entry(&content(size), entry_len(size));
+        }
+    }
+
+    /// Whatever is left of the last block, also where it is too little for a block of no content.
+    #[test]
+    fn a_padded_entry_is_a_zlib_stream_of_whole_blocks() {
+        for size in (4000..4200).chain(0..60).chain(SIZES) {
+            let len = padded_len(size);
+            assert_eq!(len % BLOCK, 0);
+            assert!(len >= entry_len(size) && len < entry_len(size) + BLOCK + 20, "{size}");
+            assert_is_entry(&content(size), len);
+        }
+    }
+
+    #[test]
+    fn an_entry_of_another_length_is_none() {
+        for len in [entry_len(10) - 1, entry_len(10) + 1, entry_len(10) + 19] {
+            compose(10, len, ByteRange::new(0, 5), |_, _| Ok(())).unwrap_err();
         }
     }
 
     proptest! {
         #[test]
         fn a_part_is_that_part_of_the_whole(
-            size in 0..200_000u64, start in 0..210_000u64, len in 0..100_000u64,
+            size in 0..200_000u64, start in 0..210_000u64, len in 0..100_000u64, padded: bool,
         ) {
             let content = content(size);
             let range = ByteRange::new(start, len);
-            let cut = range.clamp(entry_len(size));
-            let whole = entry(&content);
+            let len = if padded { padded_len(size) } else { entry_len(size) };
+            let cut = range.clamp(len);
+            let whole = entry(&content, len);
             prop_assert_eq!(
-                part(&content, range),
+                part(&content, len, range),
                 &whole[cut.offset() as usize..cut.end() as usize]
             );
         }
@@ -212,7 +279,7 @@ mod tests {
     fn reads_no_more_content_than_a_part_needs() {
         let size = 10 << 20;
         let mut asked = Vec::new();
-        compose(size, ByteRange::new(5 << 20, 4096), |at, buffer| {
+        compose(size, padded_len(size), ByteRange::new(5 << 20, 4096), |at, buffer| {
             asked.push((at, buffer.len()));
             Ok(())
         })
@@ -228,7 +295,10 @@ mod tests {
         for kind in [HashKind::Sha1, HashKind::Sha256] {
             let contents: Vec<_> = SIZES.iter().map(|size| content(*size)).collect();
             let mut pack = header(contents.len() as u32).to_vec();
-            contents.iter().for_each(|content| pack.extend(entry(content)));
+            for (n, content) in contents.iter().enumerate() {
+                let len = [entry_len, padded_len][n % 2](content.len() as u64);
+                pack.extend(entry(content, len));
+            }
             let mut hasher = kind.hasher();
             hasher.update(&pack);
             pack.extend_from_slice(hasher.finish().as_bytes());

@@ -25,6 +25,7 @@ use super::store::Store;
 use super::target::{Target, canonical};
 use super::{Supervisor, blocking, internal, lock, require_owner, shard_of};
 use crate::admin::{ApiError, Caller};
+use crate::builder::pack;
 use crate::catalog::{Catalog, CatalogError, Mount, Pool, Tree};
 use crate::ids::{MountId, PoolId, SegmentId, ShardId, TreeId};
 use crate::mount::{self, DetachedMount, Layers, MountPoint, TreeMount, Unmount, UnmountError};
@@ -79,6 +80,16 @@ fn ours(upper: &Path) -> impl Fn(&MountPoint) -> bool + use<> {
 fn find(upper: &Path) -> Option<PathBuf> {
     let ours = ours(upper);
     mount::mounts().ok()?.into_iter().find(ours).map(|mount| mount.path)
+}
+
+/// The existence pack of a tree, where it has an image of its own: its segment is the tree's last. In
+/// trees that were made before it was so it is a file of the tree's image.
+fn own_pack(tree: &mut mount::Image) -> std::io::Result<Option<mount::Image>> {
+    let image = pack::image_path(&tree.image);
+    Ok(match image.try_exists()? {
+        true => tree.devices.pop().map(|segment| mount::Image { image, devices: vec![segment] }),
+        false => None,
+    })
 }
 
 pub(super) type Attached = tokio::sync::oneshot::Receiver<Result<(), String>>;
@@ -257,16 +268,19 @@ impl Supervisor {
             devices: tree.segments.iter().map(|id| store.data_path(pool.id, *id)).collect(),
         };
         let mut images = trees.iter().rev().map(image);
-        let top = images.next().ok_or_else(|| ApiError::internal("the mount has no tree"))?;
+        let mut top = images.next().ok_or_else(|| ApiError::internal("the mount has no tree"))?;
         let below: Vec<_> = images.collect();
+        let pack = own_pack(&mut top)
+            .map_err(|error| internal("can't look for the image of the existence pack", &error))?;
         let (upper, work) = (store.upper_dir(mount.id), directory.join("work"));
         let (read_only, restricted) = (mount.read_only, mount.owner.uid != 0);
         // mounting reads the image
         let made = tokio::task::spawn_blocking(move || {
             let layers = Some(Layers { upper: &upper, work: &work });
             let mount::Image { image, devices } = &top;
-            let below = &below;
-            let tree = TreeMount { image, devices, below, fresh, layers, read_only, restricted };
+            let (pack, below) = (pack.as_ref(), &below[..]);
+            let tree =
+                TreeMount { image, devices, pack, below, fresh, layers, read_only, restricted };
             mount::mount(&tree)
         })
         .await;
@@ -586,10 +600,12 @@ impl Supervisor {
         };
         for (_, image) in &garbage.trees {
             let image = self.store.root().join("trees").join(image);
-            if let Err(error) = fs::remove_file(&image)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                warn!(%error, file = %image.display(), "can't remove an image that is not used");
+            for image in [pack::image_path(&image), image] {
+                if let Err(error) = fs::remove_file(&image)
+                    && error.kind() != std::io::ErrorKind::NotFound
+                {
+                    warn!(%error, file = %image.display(), "can't remove an image that is not used");
+                }
             }
         }
         let pools: HashSet<PoolId> = garbage.segments.iter().map(|(pool, _)| *pool).collect();

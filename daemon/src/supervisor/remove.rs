@@ -206,7 +206,9 @@ impl Supervisor {
 /// Gives the repository a pack of its own for what the existence pack stands for: these objects.
 async fn own_objects(git: &Git, pack: &str, objects: &[ObjectId]) -> Result<(), GitError> {
     let ids: String = objects.iter().map(|id| format!("{id}\n")).collect();
-    git.output_of(&["pack-objects", "--quiet", ".git/objects/pack/pack"], ids.as_bytes()).await?;
+    // entries of the existence pack are not compressed
+    let args = ["pack-objects", "--quiet", "--no-reuse-object", ".git/objects/pack/pack"];
+    git.output_of(&args, ids.as_bytes()).await?;
     let io = |source| GitError::Start { source };
     let root = open_directory(&git.directory).map_err(io)?;
     let packs = beneath(&root, ".git/objects/pack", OFlag::O_DIRECTORY).map_err(io)?;

@@ -6,6 +6,7 @@
 //! STATE/pools/<pool>/<segment>.extents   which object lies where
 //! STATE/pools/<pool>/<segment>.access    of a layer: which parts of the blob make which of the segment
 //! STATE/trees/<tree>.erofs               metadata of a tree
+//! STATE/trees/<tree>.pack.erofs          the same of its existence pack
 //! STATE/mounts/<mount>/owner/upper       what the user wrote; `owner` is theirs alone
 //! STATE/mounts/<mount>/work              overlayfs' own
 //! STATE/layers/<tree>                    where the layers of containerd's snapshots are mounted

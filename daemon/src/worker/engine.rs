@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::ObjectNo;
 use super::pool::{NameIndex, Pool, PoolError};
-use super::readahead::{Catalog, Info, ReadAhead};
+use super::readahead::{Catalog, Info, Look, ReadAhead};
 use super::schedule::{self, Arrival, Lane, Now, Outcome, RequestId, Schedule, Waiter};
 use crate::fanotify::DenyErrno;
 use crate::ids::EventId;
@@ -121,35 +121,32 @@ impl Engine {
         }
     }
 
-    /// A reader waits for these objects, which are absent. `look`: it reads the files themselves,
-    /// from which can be seen what it will read next.
+    /// A reader waits for these objects, which are absent.
     pub fn event(
         &mut self,
         now: Now,
         event: EventId,
         absent: &[(ObjectNo, u64)],
-        look: bool,
+        look: Look,
         shelf: &mut impl Shelf,
     ) {
         self.schedule.demand(now, Waiter::Event(event), absent);
-        if look {
-            for (no, _) in absent {
-                self.look(now, *no, true, shelf);
-            }
+        for (no, _) in absent {
+            self.look(now, *no, true, look, shelf);
         }
     }
 
     /// A reader was given these objects, which were there.
-    pub fn touched(&mut self, now: Now, objects: &[ObjectNo], shelf: &mut impl Shelf) {
+    pub fn touched(&mut self, now: Now, objects: &[ObjectNo], look: Look, shelf: &mut impl Shelf) {
         for no in objects {
-            self.look(now, *no, false, shelf);
+            self.look(now, *no, false, look, shelf);
         }
     }
 
-    fn look(&mut self, now: Now, no: ObjectNo, absent: bool, shelf: &mut impl Shelf) {
+    fn look(&mut self, now: Now, no: ObjectNo, absent: bool, look: Look, shelf: &mut impl Shelf) {
         let Self { schedule, read_ahead, names, effects, .. } = self;
         let mut view = View { schedule, names, effects, shelf };
-        for batch in read_ahead.access(now, no, absent, &mut view) {
+        for batch in read_ahead.access(now, no, absent, look, &mut view) {
             self.schedule.ahead(&batch);
         }
     }

@@ -9,6 +9,9 @@
 //! - a walk: a reader that advances through the pool's order and leaves little out gets
 //!   windows that grow to thousands of objects, several under way before it.
 //!
+//! Of what git reads in the existence pack only walks are recognised: a commit, a merge or a switch reads
+//! old content of here and there, and what is beside it is of no use.
+//!
 //! Growth has to be earned: the next step comes when half of the last one has been used, which also
 //! is before the reader gets to its end. Where what was brought is not used, the next try is small,
 //! and it takes ever more misses to get one. So reading files at random brings little more than
@@ -35,6 +38,15 @@ const LARGE: u64 = 1 << 20;
 const GROUPS_MAX: usize = 8192;
 /// So many objects that came and were not looked at are kept in mind.
 const UNUSED_MAX: usize = 65_536;
+
+/// How a reader looks at an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// It reads the file.
+    File,
+    /// Git reads it in the existence pack.
+    Pack,
+}
 
 /// What the policy must know of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +127,7 @@ impl ReadAhead {
         now: Now,
         no: ObjectNo,
         absent: bool,
+        look: Look,
         catalog: &mut impl Catalog,
     ) -> Vec<Batch> {
         // The pages of one file come one after the other.
@@ -146,7 +159,7 @@ impl ReadAhead {
             Some((batch, Owner::Group(group))) => {
                 self.group_hit(now, group, batch, no, catalog, &mut batches);
             }
-            None if absent && !walking => {
+            None if absent && !walking && look == Look::File => {
                 for group in [Group::Directory(info.directory), Group::Name(info.name)] {
                     self.group_miss(now, group, no, catalog, &mut batches);
                 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::ObjectNo;
 use super::engine::{Effect, Engine, Shelf};
 use super::pool::NameIndex;
-use super::readahead::Info;
+use super::readahead::{Info, Look};
 use super::schedule::{Lane, Now, Outcome, RequestId};
 use crate::ids::EventId;
 use crate::queue::wire::Limits;
@@ -95,13 +95,13 @@ fn run_with(
                 };
                 let no = ObjectNo(*file);
                 if world.present.contains(&no) {
-                    engine.touched(now, &[no], &mut world);
+                    engine.touched(now, &[no], Look::File, &mut world);
                     steps.push(Reverse((now + think, Step::Read(reader))));
                 } else {
                     events += 1;
                     waiting.insert(EventId(events), reader);
                     let size = tree.files[*file as usize].size;
-                    engine.event(now, EventId(events), &[(no, size)], true, &mut world);
+                    engine.event(now, EventId(events), &[(no, size)], Look::File, &mut world);
                 }
             }
             Step::Arrive(request, no) => {

@@ -11,6 +11,7 @@ use super::project::Project;
 use crate::builder::IndexJob;
 use crate::importer::testing::run;
 use crate::object::HashKind;
+use crate::segment::SegmentKind;
 
 /// A mount that goes when this does.
 struct Mounted(PathBuf);
@@ -25,24 +26,35 @@ impl Mounted {
 
     /// What was built last, by itself.
     fn tree(project: &Project, name: &str) -> Self {
-        let devices = project.segments().iter().map(|s| {
+        Self::image(project, SegmentKind::Data, &project.path(&format!("{name}.erofs")))
+    }
+
+    /// The existence pack of what was built last.
+    fn pack(project: &Project, name: &str) -> Self {
+        let image = crate::builder::pack::image_path(&project.path(&format!("{name}.erofs")));
+        Self::image(project, SegmentKind::Pack, &image)
+    }
+
+    fn image(project: &Project, kind: SegmentKind, image: &Path) -> Self {
+        let segments = project.segments().iter().filter(|segment| segment.kind == kind);
+        let devices = segments.map(|s| {
             let path = project.data_path(s.segment);
             format!("device={}", path.display())
         });
         let devices = devices.collect::<Vec<_>>().join(",");
-        let at = project.path(&format!("{name}.lower"));
-        let image = project.path(&format!("{name}.erofs"));
-        Self::new(&image, at, "erofs", MsFlags::MS_RDONLY, &devices)
+        let at = image.with_extension("lower");
+        Self::new(image, at, "erofs", MsFlags::MS_RDONLY, &devices)
     }
 
     /// The same under an overlay whose upper directory has the `.git` of `clone`.
-    fn overlay(project: &Project, lower: &Self, clone: &Path) -> Self {
+    fn overlay(project: &Project, pack: &Self, lower: &Self, clone: &Path) -> Self {
         let (upper, work) = (clone.with_extension("upper"), clone.with_extension("work"));
         fs_err::create_dir(&upper).unwrap();
         fs_err::create_dir(&work).unwrap();
         fs_err::rename(clone.join(".git"), upper.join(".git")).unwrap();
         let options = format!(
-            "lowerdir={},upperdir={},workdir={},redirect_dir=on,metacopy=on",
+            "lowerdir={}:{},upperdir={},workdir={},redirect_dir=on,metacopy=on",
+            pack.0.display(),
             lower.0.display(),
             upper.display(),
             work.display()
@@ -141,7 +153,8 @@ fn root_git_works_on_the_mounted_tree() {
             project.fill();
         }
         let lower = Mounted::tree(&project, "clone");
-        let merged = Mounted::overlay(&project, &lower, &clone);
+        let pack = Mounted::pack(&project, "clone");
+        let merged = Mounted::overlay(&project, &pack, &lower, &clone);
         let dir = &merged.0;
         fs_err::rename(&project.origin.dir, project.path("away")).unwrap();
         // all of the stat data is right, without core.trustctime or core.checkStat
@@ -168,6 +181,6 @@ fn root_git_works_on_the_mounted_tree() {
             assert_equal_trees(dir, &project.path("away"));
             run(dir, &["fsck", "--connectivity-only"]);
         }
-        drop((merged, lower));
+        drop((merged, pack, lower));
     }
 }

@@ -181,7 +181,7 @@ impl Project {
                         let read = |at, buffer: &mut [u8]| {
                             data.read_exact_at(buffer, home.range.offset() + at)
                         };
-                        pack::compose(extent.size, whole, read).unwrap()
+                        pack::compose(extent.size, extent.range.len(), whole, read).unwrap()
                     }
                 };
                 assert_eq!(bytes.len() as u64, extent.range.len());

@@ -7,6 +7,9 @@ use crate::object::ObjectId;
 /// Nobody waits for the disk while git clones: see [`Synced`](crate::supervisor::durable::Synced).
 const NO_SYNC: [&str; 2] = ["-c", "core.fsync=none"];
 
+/// The commit with its parents: beside nothing, all that it has would be new, and `git show` would read it all.
+const DEPTH: &str = "--depth=2";
+
 /// What the clone found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
@@ -41,7 +44,7 @@ impl Git {
         ];
         args.extend(["--no-checkout", "--filter=blob:none", "--progress"]);
         if shallow {
-            args.extend(["--depth=1", "--no-tags"]);
+            args.extend([DEPTH, "--no-tags"]);
         }
         if let Some(revision) = revision {
             args.extend(["--branch", revision]);
@@ -98,7 +101,7 @@ impl Git {
             "--progress",
         ];
         if shallow {
-            args.extend(["--depth=1", "--no-tags"]);
+            args.extend([DEPTH, "--no-tags"]);
         }
         args.extend(["origin", id]);
         run_with_progress(self.command(&args)?, "fetch", &mut progress).await?;

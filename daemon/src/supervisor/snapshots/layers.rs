@@ -122,6 +122,7 @@ impl Supervisor {
             let tree = TreeMount {
                 image: &image,
                 devices: &devices,
+                pack: None,
                 below: &[],
                 fresh: false,
                 layers: None,

@@ -46,7 +46,7 @@ const MS: Duration = Duration::from_millis(1);
 /// Misses an object; what that brings.
 fn miss(policy: &mut ReadAhead, now: Now, no: u32, fake: &mut Fake) -> Vec<Vec<u32>> {
     fake.wanted.remove(&no);
-    let batches = policy.access(now, ObjectNo(no), true, fake);
+    let batches = policy.access(now, ObjectNo(no), true, Look::File, fake);
     let numbers = |batch: Batch| batch.into_iter().map(|(no, _)| no.0).collect();
     let batches: Vec<Vec<u32>> = batches.into_iter().map(numbers).collect();
     batches.iter().flatten().for_each(|no| assert!(fake.wanted.remove(no), "{no} twice"));
@@ -63,9 +63,9 @@ fn second_miss_in_a_directory_brings_what_follows() {
     assert_eq!(batches, [vec![396, 397, 398, 399, 394, 393, 392, 391]]);
     // half of that used brings more, before the rest is used
     for no in [396, 397, 398] {
-        assert!(policy.access(2 * MS, ObjectNo(no), false, &mut fake).is_empty());
+        assert!(policy.access(2 * MS, ObjectNo(no), false, Look::File, &mut fake).is_empty());
     }
-    let more = policy.access(2 * MS, ObjectNo(399), false, &mut fake);
+    let more = policy.access(2 * MS, ObjectNo(399), false, Look::File, &mut fake);
     assert_eq!(more[0].len(), 24, "four times of what has been looked at");
 }
 
@@ -84,6 +84,20 @@ fn third_miss_of_a_name_within_two_seconds() {
     assert_eq!(batches, [expected], "on from here, in order, and around");
 }
 
+/// A commit or a switch reads old content here and there; who reads all of it is seen.
+#[test]
+fn of_what_is_read_in_a_pack_only_walks_count() {
+    let mut fake = Fake::new(1000, 100, 10);
+    let mut policy = ReadAhead::new(true);
+    let mut miss = |no: u32| {
+        let brought = policy.access(MS, ObjectNo(no), true, Look::Pack, &mut fake);
+        brought.iter().map(Vec::len).sum::<usize>()
+    };
+    assert_eq!((0..40).map(|n| miss(n * 7 % 100)).sum::<usize>(), 0, "of one directory");
+    assert_eq!((0..10).map(|n| miss(n * 100 + 3)).sum::<usize>(), 0, "of one name");
+    assert!((550..750).map(miss).sum::<usize>() >= 64, "one after the other");
+}
+
 #[test]
 fn no_more_under_way_than_the_limits() {
     let mut fake = Fake::new(200_000, 10, 20_000);
@@ -93,7 +107,7 @@ fn no_more_under_way_than_the_limits() {
         if !asked.contains(&no) {
             asked.extend(miss(&mut policy, MS, no, &mut fake).concat());
         } else {
-            for (no, _) in policy.access(MS, ObjectNo(no), false, &mut fake).concat() {
+            for (no, _) in policy.access(MS, ObjectNo(no), false, Look::File, &mut fake).concat() {
                 assert!(fake.wanted.remove(&no.0));
                 asked.insert(no.0);
             }

@@ -14,7 +14,7 @@ use super::{chain, shortened};
 use crate::fanotify::DenyErrno;
 use crate::ids::{EventId, PoolId, SegmentId};
 use crate::queue::wire::{Counters, FromWorker, Limits};
-use crate::range::ByteRange;
+use crate::range::{BLOCK, ByteRange};
 use crate::segment::SegmentKind;
 use crate::segment::extents::Place;
 use crate::source::Fetch;
@@ -24,8 +24,12 @@ use crate::worker::control::Control;
 use crate::worker::engine::{Effect, Engine};
 use crate::worker::fill::{self, CacheDrop, Target};
 use crate::worker::pool::{NameIndex, Pool, PoolError};
+use crate::worker::readahead::Look;
 use crate::worker::request::{self, News, Note, Plan};
 use crate::worker::schedule::{Arrival, Lane, Now, Outcome, RequestId};
+
+/// So many bytes of an existence pack are made beyond those that are asked for, of the same object.
+const COMPOSED_AHEAD: u64 = 1 << 20;
 
 /// What all pools use.
 #[derive(Debug)]
@@ -154,9 +158,14 @@ impl<F: Fetch> PoolState<F> {
             return Ok(true);
         }
         let (absent, look) = match self.pool.segment(segment)?.kind {
-            SegmentKind::Data => (self.absent(segment, &holes)?, true),
-            SegmentKind::Pack => (self.absent_of_pack(segment, &holes)?, false),
+            SegmentKind::Data => (self.absent(segment, &holes)?, Look::File),
+            SegmentKind::Pack => (self.absent_of_pack(segment, &holes)?, Look::Pack),
         };
+        if look == Look::Pack && absent.is_empty() {
+            let entries = self.entries(segment, &holes)?;
+            let objects: Vec<_> = entries.into_iter().map(|(_, no, _)| no).collect();
+            self.engine.touched(now, &objects, look, &mut self.pool);
+        }
         self.engine.event(now, event, &absent, look, &mut self.pool);
         Ok(false)
     }
@@ -238,7 +247,7 @@ impl<F: Fetch> PoolState<F> {
             .overlapping(range)
             .filter_map(|record| self.pool.number(segment, u32::try_from(record).ok()?).ok())
             .collect();
-        self.engine.touched(now, &objects, &mut self.pool);
+        self.engine.touched(now, &objects, Look::File, &mut self.pool);
     }
 
     /// `Err`: nothing will come of it.
@@ -425,7 +434,16 @@ impl<F: Fetch> PoolState<F> {
                 true => Ok(Ready::Allow),
                 false => Ok(Ready::Surprise),
             },
-            SegmentKind::Pack => self.compose(event, segment, holes, shared),
+            SegmentKind::Pack => {
+                // The kernel asks page by page: the rest of the objects is next.
+                let whole = self.whole_objects(segment, range);
+                let end = whole.end().min(range.end() + COMPOSED_AHEAD);
+                // in packs of old a block may have a part of an object that is not here
+                let end = (end / BLOCK * BLOCK).max(range.end());
+                let more = ByteRange::between(range.offset(), end);
+                let holes = self.pool.holes(segment, more).map_err(failed)?;
+                self.compose(event, segment, holes, shared)
+            }
         }
     }
 

@@ -220,10 +220,10 @@ impl Setup {
         let mut expected = vec![0; FIRST_ENTRY as usize];
         for ((key, content), n) in self.keys.iter().zip(&self.contents).zip(0..) {
             let at = expected.len() as u64;
-            let range = ByteRange::new(at, pack::entry_len(content.len() as u64));
+            let range = ByteRange::new(at, pack::padded_len(content.len() as u64));
             writer.push_entry(range, content.len() as u64, *key, SegmentId(1), n);
             let whole = ByteRange::new(0, range.len());
-            let entry = pack::compose(content.len() as u64, whole, |at, buffer| {
+            let entry = pack::compose(content.len() as u64, range.len(), whole, |at, buffer| {
                 buffer.copy_from_slice(&content[at as usize..at as usize + buffer.len()]);
                 Ok(())
             });
