@@ -9,6 +9,7 @@ mod clone;
 mod durable;
 mod failed;
 mod git;
+mod history;
 mod images;
 mod import;
 mod kept;
@@ -73,6 +74,8 @@ pub struct Supervisor {
     live: Arc<Mutex<mounts::LiveMounts>>,
     /// Pools that a clone is adding to, or of which a tree is being mounted.
     cloning: Arc<Mutex<Vec<PoolId>>>,
+    /// Histories that are being fetched.
+    histories: Mutex<history::Fetches>,
     /// Held by the one pull that goes on.
     pulling: tokio::sync::Mutex<()>,
     /// Layers come into use with it, and are evicted by whoever has it alone.

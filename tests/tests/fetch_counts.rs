@@ -64,7 +64,7 @@ fn hardly_any_twice(wants: &[String]) -> Result<BTreeSet<&String>> {
 }
 
 /// All files of one directory: its blobs, in far fewer requests than files, and beyond it no more than the
-/// read-ahead that the README grants to a walk (20,000 files, 64 MiB).
+/// read-ahead that the README grants to a walk: twice what it has read, and 64 MiB.
 #[test]
 #[ignore = "needs root"]
 fn root_a_directory() -> Result<()> {
@@ -90,7 +90,9 @@ fn root_a_directory() -> Result<()> {
         .map(|(id, size)| (id, size.trim().parse().unwrap_or(0)))
         .collect();
     let bytes: u64 = beyond.values().sum();
-    ensure!(beyond.len() <= 20_000 && bytes <= 64 << 20, "{} files, {bytes} bytes", beyond.len());
+    println!("beyond it {} files, {bytes} bytes", beyond.len());
+    let enough = 2 * inside.len();
+    ensure!(beyond.len() <= enough && bytes <= 64 << 20, "{} files, {bytes} bytes", beyond.len());
     ensure!(fetches * 4 <= inside.len(), "{fetches} requests for {} files", inside.len());
     Ok(())
 }

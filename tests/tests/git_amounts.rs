@@ -193,3 +193,28 @@ fn root_the_last_commit_has_parents() -> Result<()> {
     }
     Ok(())
 }
+
+/// Another implementation of git, which has an own way of reading packs: libgit2, through the Debian package
+/// python3-pygit2. It takes the index and the existence pack as they are.
+#[test]
+#[ignore = "needs root"]
+fn root_libgit2() -> Result<()> {
+    const SCRIPT: &str = r#"/usr/bin/python3 - "$@" <<'END'
+import hashlib, sys
+import pygit2
+repository = pygit2.Repository(".")
+assert repository.status() == {}, repository.status()
+for path in sys.argv[1:]:
+    blob = repository.revparse_single("HEAD:" + path)
+    assert blob.size == 4096, blob.size
+    content = b"blob 4096\0" + blob.data
+    assert hashlib.sha1(content).hexdigest() == str(blob.id), path
+END"#;
+    let world = World::new("amounts-libgit2")?;
+    let repository = pages()?;
+    let mut tree = Counted::new(&world, &repository, &["--history=none"])?;
+    tree.fetches(&SCRIPT.replace("\"$@\"", ""), BTreeSet::new())?;
+    let some = tree.ids([110, 111, 560])?;
+    let paths = [110, 111, 560].map(page_path).join(" ");
+    tree.fetches(&SCRIPT.replace("\"$@\"", &paths), some)
+}

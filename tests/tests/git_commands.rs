@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hydrant_tests::process::Run;
-use hydrant_tests::repository::{MAIN, OddOptions, TOPIC, odd, u_boot_shape};
-use hydrant_tests::server::Offers;
+use hydrant_tests::proxy::{Proxy, Quality};
+use hydrant_tests::repository::{MAIN, OddOptions, Repository, TOPIC, odd, u_boot_shape};
+use hydrant_tests::server::{Offers, url_at};
 use hydrant_tests::tree;
 use hydrant_tests::world::World;
 
@@ -219,21 +220,78 @@ fn root_looking_fetches_nothing() -> Result<()> {
     Ok(())
 }
 
-/// The history that comes in the background is all there in the end: `git log` as in a plain clone.
+/// So far away that a fetch takes seconds, and one can look before it is done.
+const FAR: Quality = Quality { delay: Duration::from_millis(300), bytes_per_second: None };
+
+/// The commits of `HEAD`.
+const LOG: [&str; 2] = ["log", "--format=%H %s"];
+
+/// Waits for the history, and looks whether `git log` is as in a plain clone.
+fn has_history(world: &World, repository: &Repository, tree: &Path) -> Result<()> {
+    hydrant_tests::process::until("the history is complete", Duration::from_secs(60), || {
+        let mount = world.daemon.mount_of(tree).ok()?;
+        (mount.history == "complete").then_some(())
+    })
+    .with_context(|| world.daemon.log_tail(30))?;
+    let expected = repository.git(&[&LOG[..], &[MAIN]].concat())?;
+    let got = world.git(tree, &LOG).check()?;
+    ensure!(got.stdout == expected, "{}: {}", tree.display(), got.text());
+    let branches = world.git(tree, &["branch", "-r"]).check()?.text();
+    ensure!(branches.contains(&format!("origin/{MAIN}")), "{branches}");
+    let fsck = ["fsck", "--connectivity-only", "--no-dangling", "--no-progress"];
+    world.git(tree, &fsck).check()?;
+    Ok(())
+}
+
+/// The history that comes in the background is all there in the end, also for who has looked at what was
+/// there before. A read-only tree has what it was cloned with.
 #[test]
 #[ignore = "needs root"]
 fn root_history_in_the_background() -> Result<()> {
     let world = World::new("git-history")?;
     let repository = odd(OddOptions::default())?;
     world.serve(&repository, "repo")?;
-    let tree = world.clone_lazy("repo", "tree", &[])?;
-    hydrant_tests::process::until("the history is complete", Duration::from_secs(60), || {
-        let mount = world.daemon.mount_of(&tree).ok()?;
-        (mount.history == "complete").then_some(())
-    })?;
-    let log = ["log", "--format=%H %s"];
-    let expected = repository.git(&[&log[..], &[MAIN]].concat())?;
-    let got = world.git(&tree, &log).check()?;
-    ensure!(got.stdout == expected, "{}", got.text());
+    let proxy = Proxy::start(world.server.port(), FAR)?;
+    let url = url_at(proxy.port(), "repo");
+    let tree = world.path("tree");
+    world.clone_url(&url, &tree, &[])?;
+    world.git(&tree, &LOG).check()?;
+    world.git(&tree, &["branch", "-r"]).check()?;
+    world.git(&tree, &["status", "--porcelain"]).check()?;
+    // as a rule it is still there
+    let shallow = tree.join(".git/shallow");
+    shallow.try_exists()?;
+    has_history(&world, &repository, &tree)?;
+    ensure!(!shallow.exists(), "git has removed it");
+
+    let read_only = world.path("read-only");
+    world.clone_url(&url, &read_only, &["--read-only"])?;
+    let history = world.daemon.mount_of(&read_only)?.history;
+    ensure!(history == "shallow", "{history}");
+    world.git(&read_only, &LOG).check()?;
+    Ok(())
+}
+
+/// A fetch of history ends with its mount and with the daemon, leaves nothing behind, and goes on.
+#[test]
+#[ignore = "needs root"]
+fn root_history_goes_on() -> Result<()> {
+    let mut world = World::new("git-history-on")?;
+    let repository = odd(OddOptions::default())?;
+    world.serve(&repository, "repo")?;
+    let proxy = Proxy::start(world.server.port(), FAR)?;
+    let tree = world.path("tree");
+    world.clone_url(&url_at(proxy.port(), "repo"), &tree, &[])?;
+    let path = tree.to_string_lossy().into_owned();
+    for _ in 0..2 {
+        world.daemon.check(&["umount", &path])?;
+        world.daemon.check(&["mount", &path])?;
+    }
+    world.daemon.stop()?;
+    world.daemon.start()?;
+    world.daemon.kill_supervisor()?;
+    world.daemon.kill();
+    world.daemon.start()?;
+    has_history(&world, &repository, &tree)?;
     Ok(())
 }

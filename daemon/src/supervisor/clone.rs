@@ -21,7 +21,7 @@ use super::durable::{self, Synced};
 use super::git::{self, Git};
 use super::queue::milliseconds;
 use super::target::Target;
-use super::{Supervisor, internal, lock};
+use super::{Supervisor, history, internal, lock};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::builder::Built;
 use crate::catalog::{Mount, NewMount, Pool, Tree};
@@ -129,8 +129,8 @@ impl<'a> Clone<'a> {
         let supervisor = self.supervisor;
         let revision = tree.revision.clone();
         let history = match self.request.history {
-            History::None => "shallow",
-            History::Background => "fetching",
+            History::Background if !self.request.read_only => history::FETCHING,
+            History::None | History::Background => "shallow",
             History::Full => "complete",
         };
         let mount = NewMount {
@@ -165,7 +165,7 @@ impl<'a> Clone<'a> {
             mount::make_read_only(&target.path)
                 .map_err(|error| internal("can't make the tree read-only", &error))?;
         }
-        if self.request.history == History::Background {
+        if history::is_wanted(&mount) {
             supervisor.fetch_history(mount.id, self.git.clone());
         }
         info!(mount = %mount.id, url = git::for_display(&self.request.url), revision, directory = %target.path.display(),

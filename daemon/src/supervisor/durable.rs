@@ -115,7 +115,12 @@ impl Synced {
     /// Its owner may change the directory at any time, so links are not followed, and what goes meanwhile
     /// is no error.
     pub fn sync(&mut self, directory: &Path) -> io::Result<()> {
-        self.walk(File::open(directory)?)?;
+        self.sync_open(File::open(directory)?)
+    }
+
+    /// The same for a directory that is open.
+    pub fn sync_open(&mut self, directory: File) -> io::Result<()> {
+        self.walk(directory)?;
         self.settle()
     }
 

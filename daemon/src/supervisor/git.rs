@@ -23,7 +23,7 @@ pub use self::clone::Head;
 pub use self::configuration::Way;
 pub use self::remote::Remote;
 pub(super) use self::remote::for_display;
-pub(super) use self::run::{last_of, run};
+pub(super) use self::run::{Fetched, last_of, run};
 use crate::sys::user::{self, User};
 
 /// What a partial clone in a lazily filled tree needs (git-config(1)):

@@ -9,7 +9,7 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hydrant_api::{ErrorCode, UmountRequest, path_from_text};
 use tracing::{error, info, warn};
@@ -23,7 +23,7 @@ use super::shard::Command;
 use super::snapshots;
 use super::store::Store;
 use super::target::{Target, canonical};
-use super::{Supervisor, blocking, internal, lock, require_owner, shard_of};
+use super::{Supervisor, blocking, history, internal, lock, require_owner, shard_of};
 use crate::admin::{ApiError, Caller};
 use crate::builder::pack;
 use crate::catalog::{Catalog, CatalogError, Mount, Pool, Tree};
@@ -77,7 +77,7 @@ fn ours(upper: &Path) -> impl Fn(&MountPoint) -> bool + use<> {
 }
 
 /// Where the tree is mounted whose changes are in `upper`.
-fn find(upper: &Path) -> Option<PathBuf> {
+pub(super) fn find(upper: &Path) -> Option<PathBuf> {
     let ours = ours(upper);
     mount::mounts().ok()?.into_iter().find(ours).map(|mount| mount.path)
 }
@@ -105,6 +105,9 @@ pub(super) async fn all_attached(replies: Vec<Attached>) -> Result<(), ApiError>
     Ok(())
 }
 
+/// A git that fetched a tree's history ends with its supervisor, which takes a moment.
+const HISTORY_ENDS: Duration = Duration::from_secs(2);
+
 /// Unmounts what supervisors have left whose groups are gone.
 pub async fn clear_unguarded(
     catalog: &Catalog,
@@ -120,13 +123,15 @@ pub async fn clear_unguarded(
             return;
         }
     };
+    let until = Instant::now() + HISTORY_ENDS;
     for mount in mounts {
         let pools = pools_shown(catalog, &mount).await.unwrap_or_default();
         let is_guarded = |pool| shard_of(pool, shards).is_some_and(|s| guarded.contains(&s));
         if !pools.is_empty() && pools.into_iter().all(is_guarded) {
             continue;
         }
-        if let Err(error) = clear_leftover(&mount.directory, &store.upper_dir(mount.id)) {
+        let upper = store.upper_dir(mount.id);
+        if let Err(error) = clear_leftover(&mount.directory, &upper, until) {
             error!(mount = %mount.id, directory = %mount.directory.display(), %error,
                 "a tree that was left unguarded can't be unmounted: what is read there may be zeros");
         }
@@ -150,7 +155,7 @@ async fn pools_shown(catalog: &Catalog, mount: &Mount) -> Result<Vec<PoolId>, Ca
 
 /// A daemon that was killed, with all that could have kept its groups, has left its mount: nothing
 /// guarded it since, so what it shows can't be trusted.
-fn clear_leftover(directory: &Path, upper: &Path) -> Result<(), ApiError> {
+fn clear_leftover(directory: &Path, upper: &Path, until: Instant) -> Result<(), ApiError> {
     let ours = ours(upper);
     let found = mount::mounted_at(directory).ok().flatten();
     if !found.as_ref().is_some_and(&ours) {
@@ -158,7 +163,12 @@ fn clear_leftover(directory: &Path, upper: &Path) -> Result<(), ApiError> {
     }
     warn!(directory = %directory.display(), "nothing guarded this tree since the daemon was killed");
     let cant = |error| internal("can't unmount what a killed daemon left", &error);
-    match mount::unmount(directory, Unmount::Idle, &ours) {
+    let mut result = mount::unmount(directory, Unmount::Idle, &ours);
+    while matches!(result, Err(UnmountError::Busy { .. })) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+        result = mount::unmount(directory, Unmount::Idle, &ours);
+    }
+    match result {
         Err(UnmountError::Busy { users, .. }) => {
             let pids: Vec<_> = users.iter().map(|user| user.pid).collect();
             error!(directory = %directory.display(), ?pids,
@@ -178,7 +188,7 @@ fn clear_leftover(directory: &Path, upper: &Path) -> Result<(), ApiError> {
 
 /// Sees to it that a tree is mounted nowhere: two mounts of one tree would damage it.
 fn not_mounted(directory: &Path, layers: Layers<'_>) -> Result<(), ApiError> {
-    clear_leftover(directory, layers.upper)?;
+    clear_leftover(directory, layers.upper, Instant::now() + HISTORY_ENDS)?;
     if let Some(elsewhere) = find(layers.upper) {
         let message = format!("the tree is still mounted, at {}", elsewhere.display());
         return Err(ApiError::conflict(message).with_hint("unmount it there first"));
@@ -369,8 +379,16 @@ impl Supervisor {
         } else {
             let (directory, upper) = (mount.directory.clone(), self.store.upper_dir(mount.id));
             let work = self.store.mount_dir(mount.id).join("work");
-            blocking(move || not_mounted(&directory, Layers { upper: &upper, work: &work }))
-                .await?;
+            let place = self.store.mount_dir(mount.id);
+            let fetching = history::is_wanted(mount);
+            blocking(move || {
+                not_mounted(&directory, Layers { upper: &upper, work: &work })?;
+                if fetching && let Err(error) = history::restore(&place, &upper) {
+                    warn!(%error, upper = %upper.display(), "can't put .git/shallow back");
+                }
+                Ok(())
+            })
+            .await?;
             // marked by a removal that failed: from now on somebody may write into it again
             durable::keep(&self.store.mount_dir(mount.id))
                 .map_err(|error| internal("can't keep the tree", &error))?;
@@ -385,7 +403,7 @@ impl Supervisor {
             self.fill_in_background(&trees).await;
         }
         info!(mount = %mount.id, directory = %mount.directory.display(), "mounted");
-        if mount.history == "fetching"
+        if history::is_wanted(mount)
             && let Some((_, pool)) = trees.last()
         {
             self.fetch_history(mount.id, self.git_of(mount, pool)?);
@@ -514,9 +532,16 @@ impl Supervisor {
         // a directory above it may have been renamed
         let path = find(&upper).unwrap_or_else(|| mount.directory.clone());
         let ours = ours(&upper);
+        let fetching = self.stop_history(mount.id).await;
         // writes back what is dirty in `upper`
         let result =
             tokio::task::spawn_blocking(move || mount::unmount(&path, Unmount::Idle, ours)).await;
+        if !matches!(result, Ok(Ok(())))
+            && let Some(git) = fetching
+            && !lock(&self.live).stopping
+        {
+            self.fetch_history(mount.id, git);
+        }
         let shown = mount.directory.display();
         match result.map_err(|error| internal("can't unmount", &error))? {
             Ok(()) => {}
@@ -569,23 +594,6 @@ impl Supervisor {
     /// Readers are served from now on.
     fn serve_all(&self) {
         self.shards.iter().for_each(|shard| shard.send(Command::Serve));
-    }
-
-    /// Fetches the rest of the history in the background.
-    pub(super) fn fetch_history(&self, mount: MountId, git: Git) {
-        let catalog = self.catalog.clone();
-        tokio::spawn(async move {
-            let state = match git.fetch_history().await {
-                Ok(()) => "complete".to_owned(),
-                Err(error) => {
-                    warn!(%mount, %error, "can't fetch the history");
-                    format!("failed: {error}")
-                }
-            };
-            if let Err(error) = catalog.set_history(mount, state).await {
-                error!(%mount, %error, "can't note the state of the history");
-            }
-        });
     }
 
     /// Removes the files that no tree refers to any more. Pools in use are left for another time.

@@ -141,6 +141,8 @@ impl Supervisor {
         progress: &ProgressSender,
     ) -> Result<(), ApiError> {
         self.prefetch_below(mount, Path::new(""), progress).await?;
+        progress.step("history");
+        self.finish_history(mount.id).await;
         progress.step("copy");
         if let Some(pack) = &mount.pack {
             let objects = self.objects_of_pack(tree).await?;

@@ -115,6 +115,7 @@ pub async fn run(
         layers: tokio::sync::Mutex::default(),
         useless_pulls: Mutex::default(),
         live: Arc::default(),
+        histories: Mutex::default(),
         cloning: Arc::default(),
         end,
         instance: inflight::now(),

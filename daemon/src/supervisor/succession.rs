@@ -43,6 +43,7 @@ impl Supervisor {
     /// made. What is given must stay open until it has them.
     pub(super) async fn hand_over(&self) -> io::Result<Vec<(String, OwnedFd)>> {
         lock(&self.live).stopping = true;
+        self.stop_histories().await;
         let mut estate = Vec::new();
         for shard in &self.shards {
             estate.extend(shard.estate()?);

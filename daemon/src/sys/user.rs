@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
+use nix::sys::signal::SigSet;
 use nix::unistd::{Gid, Uid};
 
 /// A user as the system's user database has it.
@@ -67,11 +68,15 @@ pub fn command(
     let (uid, gid, groups) = (user.uid, user.gid, user.groups.clone());
     let hard = super::limits::open_files()?.hard;
     let files = libc::rlimit { rlim_cur: OPEN_FILES.min(hard), rlim_max: hard };
+    let none = SigSet::empty();
+    let none = *none.as_ref();
     let become_user = move || {
         // SAFETY: async-signal-safe system calls on plain numbers, and pointers into what the closure
         // owns; it allocates nothing.
         unsafe {
             check(libc::setsid())?;
+            // the daemon takes its signals from a file descriptor; a program has to be told to end
+            check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
             libc::umask(0o022);
             check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files))?;
             check(libc::fchdir(directory.as_raw_fd()))?;
@@ -87,6 +92,18 @@ pub fn command(
     // SAFETY: the closure keeps to what is allowed between fork and exec, as said there.
     unsafe { command.pre_exec(become_user) };
     Ok(command)
+}
+
+/// Has a [`command`] told to end (SIGTERM) with the thread that starts it (`PR_SET_PDEATHSIG`), which must be one
+/// that lives as long as we do, as those of tokio that run tasks.
+pub fn end_with_us(command: &mut tokio::process::Command) {
+    let ask = || {
+        // SAFETY: a system call on plain numbers.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) })
+    };
+    // After the one of `command`: a change of user takes the setting back.
+    // SAFETY: the closure makes one async-signal-safe call.
+    unsafe { command.pre_exec(ask) };
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
@@ -120,9 +137,13 @@ mod tests {
         let me = User::lookup(Uid::effective().as_raw(), Gid::effective().as_raw()).unwrap();
         let environment = [("PATH".into(), "/bin:/usr/bin".into()), ("A".into(), "b".into())];
         let mut command = command("sh", &me, &environment, directory("/usr".as_ref())).unwrap();
-        let script = "echo $A $HOME $(pwd) $(umask)";
+        let script =
+            "echo $A $HOME $(pwd) $(umask); sed -n 's/^SigBlk:[[:space:]]*//p' /proc/self/status";
+        let mut blocked = SigSet::empty();
+        blocked.add(nix::sys::signal::Signal::SIGTERM);
+        blocked.thread_block().unwrap();
         let output = command.args(["-c", script]).output().await.unwrap();
-        let expected = format!("b {} /usr 0022\n", me.home.display());
+        let expected = format!("b {} /usr 0022\n0000000000000000\n", me.home.display());
         assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
         if !Uid::effective().is_root() {
             let error = super::command("sh", &User { uid: 0, ..me }, &[], directory("/".as_ref()));

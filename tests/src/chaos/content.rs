@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::repository::{Change, Import, MAIN, Repository, cached};
 
 /// The files of a tree.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Content {
     pub seed: u64,
     pub files: u64,

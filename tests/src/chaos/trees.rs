@@ -25,10 +25,12 @@ const PATIENCE: Duration = Duration::from_secs(150);
 const RESTART: u64 = 20_000 * MS;
 
 /// What is known of the clone that is open.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Open {
     pub content: Content,
     pub pool: u64,
+    /// Of its opening. Goes up with each.
+    pub generation: u64,
 }
 
 /// What the rotation has done.
@@ -67,6 +69,12 @@ impl Rotation<'_> {
     #[must_use]
     pub fn open(&self, number: u64) -> Option<Open> {
         lock(&self.open).get(&number).copied()
+    }
+
+    /// All that are open.
+    #[must_use]
+    pub fn opened(&self) -> BTreeMap<u64, Open> {
+        lock(&self.open).clone()
     }
 
     #[must_use]
@@ -155,8 +163,10 @@ impl Rotation<'_> {
         let mount = crate::process::until("the tree is known", PATIENCE, || {
             self.world.daemon.mount_of(&path).ok()
         })?;
-        lock(&self.open).insert(number as u64, Open { content: *content, pool: mount.pool });
         let tree = &self.board.trees[number];
+        let generation = tree.generation.load(Ordering::SeqCst) + 1;
+        let open = Open { content: *content, pool: mount.pool, generation };
+        lock(&self.open).insert(number as u64, open);
         tree.seed.store(content.seed, Ordering::SeqCst);
         tree.files.store(content.files, Ordering::SeqCst);
         tree.cursor.store(0, Ordering::SeqCst);

@@ -45,9 +45,12 @@ pub struct Count {
     pub longest: usize,
     /// Sums of events that were given to another worker, over all supervisors.
     pub requeued: u64,
+    /// Events of trees that were being replaced meanwhile.
+    pub passed_over: u64,
     /// Supervisors whose counters were seen, and of these: events minus answers, which may not change.
-    pub balances: BTreeMap<i32, i64>,
-    counted: HashMap<i32, u64>,
+    /// By their instance: ten thousand kills use up all pids.
+    pub balances: BTreeMap<u64, i64>,
+    counted: HashMap<u64, u64>,
 }
 
 /// See the module.
@@ -61,7 +64,7 @@ pub struct Witness<'a> {
     /// A reader that is blocked for longer, in nanoseconds, is in the queue.
     listed_after: u64,
     /// Of the last supervisor that was asked for its counters: events minus answers.
-    balance: Option<(i32, i64)>,
+    balance: Option<(u64, i64)>,
     pub count: Count,
 }
 
@@ -104,6 +107,7 @@ impl<'a> Witness<'a> {
     /// Compares once. A supervisor that is dead or not up yet says nothing.
     pub fn sample(&mut self, by_command: bool) {
         let from = now();
+        let stood = self.rotation.opened();
         let before = self.announced();
         let Ok(events) = self.queue(by_command) else { return };
         let after = self.announced();
@@ -111,16 +115,21 @@ impl<'a> Witness<'a> {
         self.count.samples += 1;
         self.count.by_command += u64::from(by_command);
         self.count.longest = self.count.longest.max(events.len());
-        let mut listed = BTreeSet::new();
+        let (mut listed, mut found) = (BTreeSet::new(), Vec::new());
         for event in &events {
             self.count.events += 1;
             if let (Some(directory), Some(path)) = (&event.directory, &event.path) {
                 listed.insert((directory.clone(), path.clone()));
             }
             if let Err(why) = self.event(event, &before, &after, from) {
-                self.count.violations.push(format!("{why}: {event:?}"));
+                found.push(format!("{why}: {event:?}"));
             }
         }
+        // what a path meant is not known any more
+        if self.rotation.opened() == stood {
+            self.count.violations.append(&mut found);
+        }
+        self.count.passed_over += found.len() as u64;
         let mut missing = BTreeSet::new();
         for (slot, (before, after)) in before.iter().zip(&after).enumerate() {
             let (Some(before), Some(after)) = (before, after) else { continue };
@@ -157,7 +166,7 @@ impl<'a> Witness<'a> {
         before: &[Option<Announced>],
         after: &[Option<Announced>],
         from: u64,
-    ) -> Result<(), &'static str> {
+    ) -> Result<(), String> {
         let pid = u64::from(event.process.pid.unsigned_abs());
         let of_pid =
             |slot: &super::board::Slot| slot.pid.load(std::sync::atomic::Ordering::SeqCst) == pid;
@@ -175,7 +184,7 @@ impl<'a> Witness<'a> {
         let path = event.path.as_deref().ok_or("an event without a path")?;
         let directory = event.directory.as_deref().ok_or("an event without a tree")?;
         let mut why = "no access of this reader";
-        for access in accesses {
+        for access in &accesses {
             if Path::new(directory) != self.rotation.path(access.tree) {
                 continue;
             }
@@ -183,13 +192,13 @@ impl<'a> Witness<'a> {
             if path != open.content.path(access.file) {
                 continue;
             }
-            match self.overlaps(open.pool, event, path, &access) {
+            match self.overlaps(open.pool, event, path, access) {
                 Some(true) => return Ok(()),
                 Some(false) => why = "not the range that is read",
                 None => why = "not a file of this segment",
             }
         }
-        Err(why)
+        Err(format!("{why} (it has had {accesses:?})"))
     }
 
     /// Whether the event's range is in the file's extent and near what is read.
@@ -227,17 +236,17 @@ impl<'a> Witness<'a> {
     /// Looks whether the supervisor's counters add up.
     pub fn status(&mut self) {
         let Ok(status) = self.rotation.world.daemon.status() else { return };
-        let Status { pid, counters, .. } = status;
+        let Status { instance, pid, counters, .. } = status;
         let answered = counters.answered_present + counters.answered_fetched + counters.denied;
         // What a supervisor before it had read, it answers without having counted it as read.
         let balance = (answered + counters.waiting) as i64 - counters.events as i64;
-        let known = self.count.counted.insert(pid, counters.requeued).unwrap_or(0);
+        let known = self.count.counted.insert(instance, counters.requeued).unwrap_or(0);
         self.count.requeued += counters.requeued.saturating_sub(known);
         // With the kernel's queue the worker counts on while the supervisor looks. Look again: what is lost, stays so.
-        if self.balance.replace((pid, balance)) != Some((pid, balance)) {
+        if self.balance.replace((instance, balance)) != Some((instance, balance)) {
             return;
         }
-        let first = *self.count.balances.entry(pid).or_insert(balance);
+        let first = *self.count.balances.entry(instance).or_insert(balance);
         if balance != first || balance < 0 {
             let what = if balance > first { "answered twice" } else { "lost" };
             self.count.violations.push(format!(

@@ -11,7 +11,7 @@ use hydrant_api::Mount;
 use super::book::{Figures, Report, There, Tree, UserFile};
 use super::guest::{Guest, PATIENCE};
 use super::origins::{branch, is_converted, may_be_edited, truth};
-use crate::process::Run;
+use crate::process::{Run, until};
 use crate::repository::Random;
 use crate::tree::entries;
 
@@ -159,6 +159,11 @@ fn git(
         let run = Run::program("git", arguments).current_dir(&place).time_out(PATIENCE);
         run.env("GIT_OPTIONAL_LOCKS", "0").output()
     };
+    // git fsck takes what a fetch adds meanwhile for broken
+    until("the history is fetched", PATIENCE, || {
+        let mount = guest.daemon.mount_of(&place).ok()?;
+        (mount.history != "fetching").then_some(())
+    })?;
     let revision = branch(tree.revision);
     for arguments in [
         &["status", "--porcelain", "-z", "--untracked-files=all"][..],
@@ -167,8 +172,9 @@ fn git(
     ] {
         let output = git(arguments)?;
         if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            wrong(Path::new(".git"), format!("git {arguments:?} in {revision}: {text}"))?;
+            let text = String::from_utf8_lossy(&output.stderr).into_owned() + &output.text();
+            let status = output.status;
+            wrong(Path::new(".git"), format!("git {arguments:?} in {revision}: {status}: {text}"))?;
             continue;
         }
         match arguments[0] {

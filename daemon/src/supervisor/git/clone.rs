@@ -1,6 +1,8 @@
 //! Commits and trees from the origin.
 
-use super::run::run_with_progress;
+use tokio::sync::oneshot;
+
+use super::run::{Fetched, run_until, run_with_progress};
 use super::{CONFIG, Git, GitError, LOCAL_UPLOAD_PACK, Remote};
 use crate::object::ObjectId;
 
@@ -139,17 +141,20 @@ impl Git {
         }
     }
 
-    /// Fetches the rest of the history, without content.
-    pub async fn fetch_history(&self) -> Result<(), GitError> {
-        let shallow = self.line(&["rev-parse", "--is-shallow-repository"]).await? == "true";
-        // what this writes is not made durable by us: by default git leaves refs to a power cut
-        let mut args = vec!["-c", "core.fsync=committed"];
-        args.extend(["fetch", "--quiet", "--filter=blob:none", "--tags"]);
+    /// Fetches the rest of the history, without content, until `stopped` resolves.
+    pub async fn fetch_history(
+        &self,
+        stopped: &mut oneshot::Receiver<()>,
+    ) -> Result<Fetched, GitError> {
+        // a repository around the tree is none of ours
+        let here = "--git-dir=.git";
+        let shallow = self.line(&[here, "rev-parse", "--is-shallow-repository"]).await? == "true";
+        let mut args = vec![here, "-c", "core.fsync=all", "fetch", "--quiet"];
+        args.extend(["--filter=blob:none", "--tags"]);
         if shallow {
             args.push("--unshallow");
         }
         args.push("origin");
-        self.output(&args).await?;
-        Ok(())
+        run_until(self.command(&args)?, &args, stopped).await
     }
 }

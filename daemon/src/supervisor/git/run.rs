@@ -1,14 +1,73 @@
 //! Running a command to its end.
 
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::GitError;
+use crate::sys::user;
 
 /// So many bytes of what a command says are kept.
 const MESSAGES: usize = 8192;
+
+/// How long a command may take to end, and what it has started once it has been killed.
+const PATIENCE: Duration = Duration::from_secs(5);
+const REAPED: Duration = Duration::from_millis(300);
+/// How often to look whether all have.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// How a fetch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetched {
+    All,
+    /// It was told to.
+    Stopped,
+}
+
+/// Runs a command whose output is of no interest until it ends or `stopped` resolves. Then it is told to end,
+/// and nobody that it has started is left. It ends with us, too.
+pub(super) async fn run_until(
+    mut command: Command,
+    args: &[&str],
+    stopped: &mut oneshot::Receiver<()>,
+) -> Result<Fetched, GitError> {
+    let failed = |source| GitError::Start { source };
+    command.stdout(Stdio::null());
+    user::end_with_us(&mut command);
+    let mut child = command.spawn().map_err(failed)?;
+    // a session of its own: its pid is the number of its process group
+    let group = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
+    let errors = tokio::spawn(last_of(child.stderr.take()));
+    let ended = tokio::select! {
+        status = child.wait() => Some(status.map_err(failed)?),
+        _ = stopped => None,
+    };
+    match (ended, group) {
+        (Some(status), _) if status.success() => Ok(Fetched::All),
+        (Some(status), _) => Err(failure(args, &errors.await.unwrap_or_default(), status)),
+        (None, Some(group)) => {
+            // git removes its locks and what it has half written, then its children do
+            killpg(group, Signal::SIGTERM).ok();
+            if timeout(PATIENCE, child.wait()).await.is_err() {
+                killpg(group, Signal::SIGKILL).ok();
+                child.wait().await.map_err(failed)?;
+            }
+            // Nobody's children by now: whoever reaps them may take its time.
+            let begin = Instant::now();
+            while killpg(group, Signal::SIGKILL).is_ok() && begin.elapsed() < REAPED {
+                tokio::time::sleep(LOOK).await;
+            }
+            Ok(Fetched::Stopped)
+        }
+        (None, None) => Ok(Fetched::Stopped),
+    }
+}
 
 /// Runs a command, with this on its standard input, and gives what it printed. `args` are for errors.
 pub(in super::super) async fn run(
