@@ -21,6 +21,7 @@ mod records;
 mod runs;
 mod schema;
 mod sequence;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 mod trees;
@@ -39,6 +40,7 @@ pub use records::{
     Image, Mount, NewImage, NewMount, NewPool, NewSegment, NewTree, Pool, Segment, Tree,
 };
 pub use runs::LastRun;
+pub use snapshots::{Labels, NewSnapshot, Refused, Snapshot, SnapshotKind};
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 

@@ -39,6 +39,10 @@ id! {
     ImageId(u64)
 }
 id! {
+    /// A snapshot of containerd's.
+    SnapshotId(u64)
+}
+id! {
     /// A shard: a fanotify group with its queue and its worker.
     ShardId(u16)
 }

@@ -20,6 +20,7 @@ pub mod object;
 pub mod queue;
 pub mod range;
 pub mod segment;
+pub mod snapshotter;
 pub mod source;
 pub mod standalone;
 pub mod supervisor;

@@ -23,6 +23,7 @@ mod remove;
 mod run;
 mod service;
 pub(crate) mod shard;
+mod snapshots;
 mod status;
 pub(crate) mod store;
 mod succession;
@@ -30,7 +31,7 @@ mod target;
 mod worker;
 mod workers;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -79,6 +80,10 @@ pub struct Supervisor {
     pulling: tokio::sync::Mutex<()>,
     /// Layers come into use with it, and are evicted by whoever has it alone.
     eviction: tokio::sync::RwLock<()>,
+    /// Held by who mounts or unmounts layers for containerd.
+    layers: tokio::sync::Mutex<()>,
+    /// Pulls for containerd that were of no use, and when.
+    useless_pulls: Mutex<HashMap<String, Instant>>,
     end: watch::Sender<Option<manager::End>>,
     /// No other supervisor on this machine has, had or will have it until the next boot.
     instance: u64,

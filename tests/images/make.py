@@ -2,7 +2,8 @@
 """Makes container images and pushes them to a registry: make.py URL REPOSITORY TAG KIND [--keep DIR]
 
 KIND is `odd` (several layers with all that a tar archive can hold), `plain` (one small layer), `index` (the same for
-several platforms), `docker` (with Docker's media types), `big` (BYTES of noise in two layers), `foreign`, `schema1`,
+several platforms), `docker` (with Docker's media types), `big` (BYTES of noise in two layers), `app` (a shell below that),
+`implicit` (a layer with directories that only the layer below says something about), `foreign`, `schema1`,
 `wrong-diff` (a configuration that names another archive), `wrong-layer` (a manifest that names another blob).
 `odd-estargz`, `odd-chunked`, `odd-soci`, `big-estargz`: with layers that have an index (see `indexed.py`); `other-toc`: eStargz, but the
 manifest pins another table of contents; `wrong-chunk`: the table of contents has a wrong digest of the file d1/f03;
@@ -114,6 +115,11 @@ def plain(tar):
     directory(tar, "./")
     entry(tar, "hello", b"hello\n")
     entry(tar, "big", random.Random(3).randbytes(300_000))
+
+
+def implicit(tar):
+    entry(tar, "tmp/file", b"in a directory that the layer below has\n")
+    entry(tar, "home/new/file", b"and in one that it does not have\n")
 
 
 def noise(seed, size):
@@ -240,8 +246,12 @@ def main():
     if kind == "odd-soci":
         layers = [(archive(base), indexed.soci), (archive(middle), indexed.soci), (archive(top), "gzip")]
     size = int(os.environ.get("BYTES", 16 << 20))
-    if kind == "big":
+    if kind in ("big", "app"):
         layers = [(archive(noise(1, size)), "gzip"), (archive(noise(2, size)), "gzip")]
+    if kind == "app":
+        layers.insert(0, (archive(base), "gzip"))
+    if kind == "implicit":
+        layers = [(archive(base), "gzip"), (archive(implicit), "gzip")]
     if kind == "big-estargz":
         layers = [(archive(noise(1, size)), indexed.estargz), (archive(noise(2, size)), indexed.estargz)]
     if kind in ("other-toc", "wrong-chunk", "unproved"):

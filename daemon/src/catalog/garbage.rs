@@ -22,8 +22,8 @@ pub struct Garbage {
 }
 
 impl Catalog {
-    /// Takes off record the images that have neither name nor mount, the trees that no mount and no
-    /// image has, the segments that no tree has, and the pools
+    /// Takes off record the images that have neither name nor mount, and those of containerd of which it has no
+    /// snapshot; the trees that no mount, no image and no snapshot has, the segments that no tree has, and the pools
     /// that have neither. Pools that are `busy` stay as they are: clones into them are under way, which
     /// may refer to what is there without a record of it yet. `busy` is asked between the catalog's
     /// operations, so that who becomes busy and then asks the catalog is not shown what goes.
@@ -41,10 +41,13 @@ impl Catalog {
                      AND id NOT IN (SELECT image FROM mounts WHERE image IS NOT NULL)",
                 [],
             )?;
+            forget_images(t, &busy)?;
             let trees = select(
                 t,
-                "SELECT id, pool, image FROM trees WHERE id NOT IN (SELECT tree FROM mounts)
-                                                AND id NOT IN (SELECT tree FROM image_layers)",
+                "SELECT id, pool, image FROM trees
+                 WHERE id NOT IN (SELECT tree FROM mounts)
+                   AND id NOT IN (SELECT tree FROM image_layers)
+                   AND id NOT IN (SELECT tree FROM snapshots WHERE tree IS NOT NULL)",
                 |row| Ok((TreeId(unsigned(row, 0)?), PoolId(unsigned(row, 1)?), row.get(2)?)),
             )?;
             let trees: Vec<(TreeId, String)> = trees
@@ -123,6 +126,30 @@ impl Known {
         unknown.sort();
         Ok(unknown)
     }
+}
+
+/// Those that were pulled for containerd, which has no snapshot of them.
+fn forget_images(t: &Transaction<'_>, busy: &HashSet<PoolId>) -> rusqlite::Result<()> {
+    let images = select(
+        t,
+        "SELECT id FROM images
+         WHERE held = 0 AND id NOT IN (SELECT image FROM mounts WHERE image IS NOT NULL)
+           AND id NOT IN (SELECT image FROM image_layers JOIN snapshots USING (tree))",
+        |row| unsigned(row, 0),
+    )?;
+    let mut pools = t.prepare(
+        "SELECT pool FROM image_layers JOIN trees ON trees.id = image_layers.tree
+         WHERE image_layers.image = ?1",
+    )?;
+    for image in images {
+        let pools: Vec<_> = pools
+            .query_map([signed(image)?], |row| Ok(PoolId(unsigned(row, 0)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        if !pools.iter().any(|pool| busy.contains(pool)) {
+            delete(t, "DELETE FROM images WHERE id = ?1", [image].into_iter())?;
+        }
+    }
+    Ok(())
 }
 
 fn select<T>(

@@ -12,20 +12,21 @@ impl Catalog {
     /// stays for its mounts.
     pub async fn insert_image(&self, image: NewImage) -> Result<Image, CatalogError> {
         self.run("put an image on record", move |t| {
-            let NewImage { reference, digest, manifest, config, layers } = image;
+            let NewImage { reference, digest, manifest, config, layers, held } = image;
             t.execute("UPDATE images SET named = 0 WHERE reference = ?1", [&reference])?;
             let id: i64 = t.query_row(
-                "INSERT INTO images (reference, digest, manifest, config, pulled, named)
-                 VALUES (?1, ?2, ?3, ?4, ?5, 1)
+                "INSERT INTO images (reference, digest, manifest, config, pulled, named, held)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 1, ?6)
                  ON CONFLICT (reference, manifest)
-                     DO UPDATE SET digest = ?2, pulled = ?5, named = 1
+                     DO UPDATE SET digest = ?2, pulled = ?5, named = 1, held = max(held, ?6)
                  RETURNING id",
                 params![
                     reference,
                     digest.as_bytes(),
                     manifest.as_bytes(),
                     config.as_bytes(),
-                    now()
+                    now(),
+                    held
                 ],
                 |row| row.get(0),
             )?;

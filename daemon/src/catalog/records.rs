@@ -73,6 +73,8 @@ pub struct NewTree {
     pub segments: Vec<SegmentId>,
     pub files: u64,
     pub bytes: u64,
+    /// Directories of a layer that have no entry of their own in it.
+    pub implicit: u64,
     /// The owner of every file in the image.
     pub owner: Owner,
 }
@@ -88,6 +90,7 @@ pub struct Tree {
     pub segments: Vec<SegmentId>,
     pub files: u64,
     pub bytes: u64,
+    pub implicit: u64,
     pub owner: Owner,
     pub created: i64,
 }
@@ -135,6 +138,8 @@ pub struct NewImage {
     pub config: ObjectId,
     /// The trees of its layers, the lowest first, and how many bytes of each the registry has.
     pub layers: Vec<(TreeId, u64)>,
+    /// It stays until it is removed; otherwise, only as long as containerd has a snapshot of it.
+    pub held: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,8 +194,8 @@ impl Segment {
 }
 
 impl Tree {
-    pub(super) const COLUMNS: &str =
-        "id, pool, git_commit, root, revision, image, files, bytes, owner_uid, owner_gid, created";
+    pub(super) const COLUMNS: &str = "id, pool, git_commit, root, revision, image, files, bytes, owner_uid, owner_gid, created, \
+         implicit";
 
     /// Without its segments, which are rows of another table.
     pub(super) fn from_row(row: &Row<'_>) -> Result<Self> {
@@ -204,6 +209,7 @@ impl Tree {
             segments: Vec::new(),
             files: unsigned(row, 6)?,
             bytes: unsigned(row, 7)?,
+            implicit: unsigned(row, 11)?,
             owner: owner(row, 8)?,
             created: row.get(10)?,
         })

@@ -120,8 +120,33 @@ ALTER TABLE mounts ADD COLUMN image INTEGER REFERENCES images (id);
 CREATE INDEX mounts_of_image ON mounts (image);
 ";
 
+const SNAPSHOTS: &str = "
+-- containerd's snapshots.
+CREATE TABLE snapshots (
+    id       INTEGER PRIMARY KEY,
+    name     TEXT NOT NULL UNIQUE,
+    parent   INTEGER REFERENCES snapshots (id),
+    kind     TEXT NOT NULL,
+    tree     INTEGER REFERENCES trees (id),  -- a layer that is not unpacked
+    labels   TEXT NOT NULL,     -- JSON: {name: value, ...}
+    created  INTEGER NOT NULL,  -- nanoseconds since the epoch
+    updated  INTEGER NOT NULL,
+    size     INTEGER NOT NULL,  -- bytes on the disk, as of the commit
+    inodes   INTEGER NOT NULL
+) STRICT;
+CREATE INDEX snapshots_of_parent ON snapshots (parent);
+CREATE INDEX snapshots_of_tree ON snapshots (tree);
+INSERT INTO sequence (name, next) VALUES ('snapshot', 1);
+
+-- Directories that have no entry of their own in the layer: lower layers say what they are like.
+ALTER TABLE trees ADD COLUMN implicit INTEGER NOT NULL DEFAULT 0;
+
+-- 0: pulled for containerd, and goes with its snapshots.
+ALTER TABLE images ADD COLUMN held INTEGER NOT NULL DEFAULT 1;
+";
+
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST), M::up(FAILED_EVENTS), M::up(IMAGES)])
+    Migrations::new(vec![M::up(FIRST), M::up(FAILED_EVENTS), M::up(IMAGES), M::up(SNAPSHOTS)])
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use rusqlite::{Connection, Result, Transaction, params};
 
 use super::records::signed;
 use super::{Catalog, CatalogError};
-use crate::ids::{MountId, SegmentId, TreeId};
+use crate::ids::{MountId, SegmentId, SnapshotId, TreeId};
 
 impl Catalog {
     /// `count` new numbers for segments, in ascending order.
@@ -26,6 +26,11 @@ impl Catalog {
     /// A new number for a mount.
     pub async fn allocate_mount(&self) -> Result<MountId, CatalogError> {
         self.run("allocate a mount", |t| take(t, "mount", 1)).await.map(MountId)
+    }
+
+    /// A new number for a snapshot.
+    pub async fn allocate_snapshot(&self) -> Result<SnapshotId, CatalogError> {
+        self.run("allocate a snapshot", |t| take(t, "snapshot", 1)).await.map(SnapshotId)
     }
 }
 
@@ -46,6 +51,7 @@ pub(super) struct Used {
     segment: u64,
     tree: u64,
     mount: u64,
+    snapshot: u64,
 }
 
 impl Used {
@@ -57,6 +63,7 @@ impl Used {
             segment: 0,
             tree: highest(&numbered(&state.join("trees"))?).unwrap_or(0),
             mount: highest(&numbered(&state.join("mounts"))?).unwrap_or(0),
+            snapshot: highest(&numbered(&state.join("snapshots"))?).unwrap_or(0),
         };
         for (_, name) in pools {
             let segments = numbered(&state.join("pools").join(name))?;
@@ -72,6 +79,7 @@ impl Used {
             ("segment", self.segment),
             ("tree", self.tree),
             ("mount", self.mount),
+            ("snapshot", self.snapshot),
         ] {
             let next = signed(number)?.saturating_add(1);
             connection.execute(

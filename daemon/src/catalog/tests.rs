@@ -70,6 +70,7 @@ async fn add_tree(catalog: &Catalog, pool: PoolId, old: &[SegmentId], new: u64) 
         segments: fresh.iter().rev().chain(old).copied().collect(),
         files: 3,
         bytes: 1 << 40,
+        implicit: 0,
         owner: ALICE,
     };
     catalog.insert_tree(tree.clone(), segments).await.unwrap();
@@ -382,6 +383,7 @@ async fn images_keep_their_layers() {
             segments: Vec::new(),
             files: 1,
             bytes: 1,
+            implicit: 0,
             owner: Owner { uid: 0, gid: 0 },
         };
         layers.push((tree.id, u64::from(n)));
@@ -394,6 +396,7 @@ async fn images_keep_their_layers() {
         manifest: id(n),
         config: id(n),
         layers: layers.to_vec(),
+        held: true,
     };
     // one layer twice, one shared
     let first = [layers[0], layers[1], layers[0]];
@@ -417,4 +420,53 @@ async fn images_keep_their_layers() {
     assert_eq!(catalog.images().await.unwrap(), []);
     let garbage = catalog.take_garbage(HashSet::new).await.unwrap();
     assert_eq!(garbage.trees, [(layers[1].0, "2.erofs".into())]);
+}
+
+/// An image that was pulled for containerd stays as long as one of its layers is a snapshot's, or a pull goes on.
+#[tokio::test]
+async fn images_of_containerd_go_with_its_snapshots() {
+    let room = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(&room.path().join("catalog.sqlite")).unwrap();
+    let wanted = NewPool { url: "oci-layer:1".into(), ..pool_of(ALICE) };
+    let alice = catalog.pool_for(wanted).await.unwrap().id;
+    let tree = add_tree(&catalog, alice, &[], 1).await;
+    let image = |held| NewImage {
+        reference: "a".into(),
+        digest: commit("a"),
+        manifest: commit("a"),
+        config: commit("a"),
+        layers: vec![(tree.id, 1)],
+        held,
+    };
+    catalog.insert_image(image(false)).await.unwrap();
+    let garbage = catalog.take_garbage(move || HashSet::from([alice])).await.unwrap();
+    assert_eq!((garbage, catalog.images().await.unwrap().len()), (Garbage::default(), 1));
+    let snapshot = NewSnapshot {
+        id: catalog.allocate_snapshot().await.unwrap(),
+        name: "s".into(),
+        parent: None,
+        kind: SnapshotKind::Committed,
+        tree: Some(tree.id),
+        labels: Labels::new(),
+    };
+    catalog.insert_snapshot(snapshot).await.unwrap().unwrap();
+    assert_eq!(catalog.take_garbage(HashSet::new).await.unwrap(), Garbage::default());
+    assert_eq!(catalog.snapshot_trees().await.unwrap(), HashSet::from([tree.id]));
+    let layers = catalog.trees_by_commit("oci-layer:").await.unwrap();
+    assert_eq!(layers.get(&tree.commit), Some(&tree.id));
+    assert!(catalog.trees_by_commit("oci-layer:2").await.unwrap().is_empty());
+    // without a name, the layer stays nevertheless
+    let named = catalog.image_named("a").await.unwrap().unwrap();
+    catalog.forget_image(named.id).await.unwrap();
+    assert_eq!(catalog.take_garbage(HashSet::new).await.unwrap(), Garbage::default());
+    assert_eq!(catalog.image(named.id).await.unwrap(), None);
+    catalog.insert_image(image(false)).await.unwrap();
+    catalog.remove_snapshot("s".into()).await.unwrap().unwrap();
+    // by now somebody has pulled it by hand
+    catalog.insert_image(image(true)).await.unwrap();
+    catalog.insert_image(image(false)).await.unwrap();
+    assert_eq!(catalog.take_garbage(HashSet::new).await.unwrap(), Garbage::default());
+    let named = catalog.image_named("a").await.unwrap().unwrap();
+    catalog.forget_image(named.id).await.unwrap();
+    assert_eq!(catalog.take_garbage(HashSet::new).await.unwrap().trees.len(), 1);
 }

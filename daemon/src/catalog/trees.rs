@@ -22,8 +22,8 @@ impl Catalog {
             }
             t.execute(
                 "INSERT INTO trees (id, pool, git_commit, root, revision, image, files, bytes,
-                                    owner_uid, owner_gid, created)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                                    owner_uid, owner_gid, created, implicit)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
                 params![
                     signed(tree.id.0)?,
                     signed(tree.pool.0)?,
@@ -36,6 +36,7 @@ impl Catalog {
                     tree.owner.uid,
                     tree.owner.gid,
                     now(),
+                    signed(tree.implicit)?,
                 ],
             )?;
             let mut insert = t.prepare(

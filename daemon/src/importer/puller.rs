@@ -220,13 +220,14 @@ fn write(tree: &Tree, index: &Index, manifest: File, index_file: File) -> anyhow
     // overlayfs does not look for that at the root
     anyhow::ensure!(!tree.is_opaque(), "it hides all layers below it, which is not supported");
     let summary = tree.summary();
+    let implicit = tree.implicit().len() as u64;
     let mut out = tree.write(BufWriter::new(manifest), index.uncompressed_len())?;
     out.flush().context("can't write the manifest")?;
     let mut out = BufWriter::new(index_file);
     index.write(&mut out).context("can't write the index")?;
     out.flush().context("can't write the index")?;
     let shown = [summary.files, summary.directories, summary.symlinks, summary.special];
-    Ok(Shown { files: shown.iter().sum(), bytes: summary.bytes })
+    Ok(Shown { files: shown.iter().sum(), bytes: summary.bytes, implicit })
 }
 
 fn check(what: &str, found: &[u8], expected: &ObjectId) -> anyhow::Result<()> {

@@ -53,15 +53,15 @@ pub fn sync_file_system(path: &Path) -> io::Result<()> {
     Ok(nix::unistd::syncfs(File::open(path)?)?)
 }
 
-/// The mounts whose directories are marked as disposable.
-fn disposable(store: &Store) -> io::Result<Vec<(MountId, PathBuf)>> {
+/// The numbers of the directories below `parent` that are marked as disposable.
+pub(super) fn disposable(parent: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(store.root().join("mounts"))? {
+    for entry in fs::read_dir(parent)? {
         let entry = entry?;
         let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
         let Some(number) = number else { continue };
         if entry.path().join(DISPOSABLE).symlink_metadata().is_ok() {
-            found.push((MountId(number), entry.path()));
+            found.push((number, entry.path()));
         }
     }
     Ok(found)
@@ -70,7 +70,8 @@ fn disposable(store: &Store) -> io::Result<Vec<(MountId, PathBuf)>> {
 /// Ends what was begun before a crash or a power cut: clones that were not done, and removals. To be
 /// called at start, when none can be under way.
 pub async fn remove_disposable(catalog: &Catalog, store: &Store) -> Result<(), CatalogError> {
-    for (mount, directory) in disposable(store)? {
+    for (number, directory) in disposable(&store.root().join("mounts"))? {
+        let mount = MountId(number);
         catalog.remove_mount(mount).await?;
         match remove_tree(directory.clone()).await {
             Ok(()) => {
@@ -78,6 +79,18 @@ pub async fn remove_disposable(catalog: &Catalog, store: &Store) -> Result<(), C
             }
             Err(error) => warn!(%mount, directory = %directory.display(), %error,
                 "can't remove what a clone or a removal has left that was cut short"),
+        }
+    }
+    // of removals; their records, if they are there, stand for nothing any more
+    let snapshots = disposable(&store.snapshots_dir())?;
+    for snapshot in catalog.snapshots().await? {
+        if snapshots.iter().any(|(number, _)| *number == snapshot.id.0) {
+            catalog.remove_snapshot(snapshot.name).await?.ok();
+        }
+    }
+    for (_, directory) in snapshots {
+        if let Err(error) = remove_tree(directory.clone()).await {
+            warn!(directory = %directory.display(), %error, "can't remove what is left of a snapshot");
         }
     }
     Ok(())

@@ -38,13 +38,16 @@ use crate::source::oci::reference::Reference;
 use crate::sys::user::User;
 
 /// What the URLs of layers' pools begin with; a digest follows.
-const LAYER: &str = "oci-layer:";
+pub(super) const LAYER: &str = "oci-layer:";
 
 /// All layers belong to root: what is in them says whose the files are.
 pub(super) const ROOT: Owner = Owner { uid: 0, gid: 0 };
 
 /// Where the certificates of registries are that the system doesn't trust: as for Docker.
 const CERTIFICATES: &str = "/etc/docker/certs.d";
+
+/// When somebody else can pull an image as well, its registry has to say so soon what it is.
+const RESOLVE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How a layer's pool remembers its origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,13 +96,23 @@ fn catalog(error: CatalogError) -> ApiError {
 }
 
 /// A pull under way.
-struct Pull<'a> {
-    supervisor: &'a Supervisor,
+struct Pull<'s, 'a> {
+    supervisor: &'s Supervisor,
+    held: bool,
     repository: Repository,
     registry: String,
     user: Owner,
     environment: &'a [(String, String)],
     progress: &'a ProgressSender,
+}
+
+/// An image that was just pulled.
+pub(super) struct Pulled<'a> {
+    pub image: Image,
+    /// Bytes of layers that came from the registry.
+    pub received: u64,
+    /// As long as there are these, its layers are no garbage.
+    _in_use: Vec<Cloning<'a>>,
 }
 
 impl Supervisor {
@@ -137,19 +150,35 @@ impl Supervisor {
         environment: &[(String, String)],
         progress: &ProgressSender,
     ) -> Result<(Image, u64), ApiError> {
+        let manifest = reference.manifest();
+        let pulled = self.pull_as(reference, &manifest, user, environment, true, progress).await?;
+        Ok((pulled.image, pulled.received))
+    }
+
+    /// Pulls what `manifest`, a tag or digest, leads to, and names it `reference`. `held`: as in [`NewImage`].
+    pub(super) async fn pull_as(
+        &self,
+        reference: &Reference,
+        manifest: &str,
+        user: Owner,
+        environment: &[(String, String)],
+        held: bool,
+        progress: &ProgressSender,
+    ) -> Result<Pulled<'_>, ApiError> {
         // one after the other: two images may have a layer in common
         let _pulling = self.pulling.lock().await;
         let repository = self.repository(reference)?;
         let registry = reference.registry.clone();
-        let pull = Pull { supervisor: self, repository, registry, user, environment, progress };
-        let reference_text = reference.to_string();
-        let pulled = pull.run(&reference.manifest(), reference_text).await;
+        let pull =
+            Pull { supervisor: self, repository, registry, user, environment, held, progress };
+        let pulled = pull.run(manifest, reference.to_string()).await;
         // layers of a pull that failed, and of an image whose name this one has now
         self.collect_garbage().await;
-        let (image, received) = pulled?;
-        info!(image = image.reference, manifest = %image.manifest, layers = image.layers.len(),
-            received, "pulled");
-        Ok((image, received))
+        if let Ok(Pulled { image, received, .. }) = &pulled {
+            info!(image = image.reference, manifest = %image.manifest, layers = image.layers.len(),
+                received, "pulled");
+        }
+        pulled
     }
 
     /// How a registry is reached.
@@ -323,8 +352,8 @@ impl Supervisor {
     }
 }
 
-impl<'a> Pull<'a> {
-    async fn run(&self, manifest: &str, reference: String) -> Result<(Image, u64), ApiError> {
+impl<'s> Pull<'s, '_> {
+    async fn run(&self, manifest: &str, reference: String) -> Result<Pulled<'s>, ApiError> {
         let supervisor = self.supervisor;
         self.progress.step("metadata");
         let access = RegistryAccess {
@@ -336,11 +365,18 @@ impl<'a> Pull<'a> {
         };
         let mut puller = Puller::start(&supervisor.store, &supervisor.cgroups, access)?;
         let (repository, limits) = (self.repository.clone(), supervisor.limits());
-        let resolved = puller.resolve(repository, manifest, Platform::ours(), limits).await?;
+        let resolved = puller.resolve(repository, manifest, Platform::ours(), limits);
+        let resolved = match self.held {
+            true => resolved.await?,
+            // containerd may know better how to reach it
+            false => tokio::time::timeout(RESOLVE_PATIENCE, resolved).await.map_err(|_| {
+                ApiError::new(ErrorCode::Origin, format!("{} does not answer", self.registry))
+            })??,
+        };
 
         self.progress.step("layers");
         // one of each, and nothing of them is garbage meanwhile
-        let mut known: HashMap<_, (Pool, Cloning<'a>, Option<Tree>)> = HashMap::new();
+        let mut known: HashMap<_, (Pool, Cloning<'s>, Option<Tree>)> = HashMap::new();
         let mut wanted = HashMap::new();
         for (number, layer) in (0u32..).zip(&resolved.layers) {
             if known.contains_key(&layer.diff_id) {
@@ -393,9 +429,11 @@ impl<'a> Pull<'a> {
             return Err(ApiError::new(ErrorCode::Unsupported, message));
         }
         let (digest, manifest, config) = (resolved.digest, resolved.manifest, resolved.config);
-        let image = NewImage { reference, digest, manifest, config, layers };
+        let held = self.held;
+        let image = NewImage { reference, digest, manifest, config, layers, held };
         let image = supervisor.catalog.insert_image(image).await.map_err(catalog)?;
-        Ok((image, total))
+        let in_use = known.into_values().map(|(_, cloning, _)| cloning).collect();
+        Ok(Pulled { image, received: total, _in_use: in_use })
     }
 
     /// Whether a layer is what its `diff_id` says. What was pulled by an index is what the manifest says that pinned
@@ -420,7 +458,7 @@ impl<'a> Pull<'a> {
         &self,
         layer: &Layer,
         manifest: Option<&ObjectId>,
-    ) -> Result<(Pool, Cloning<'a>), ApiError> {
+    ) -> Result<(Pool, Cloning<'s>), ApiError> {
         let supervisor = self.supervisor;
         let mut origin = KnownOrigin {
             layer: LayerOrigin { repository: self.repository.clone(), layer: *layer },

@@ -20,6 +20,7 @@ use super::git::{Git, Remote};
 use super::images;
 use super::origins::{Access, GitAccess};
 use super::shard::Command;
+use super::snapshots;
 use super::store::Store;
 use super::target::{Target, canonical};
 use super::{Supervisor, blocking, history, internal, lock, require_owner, shard_of};
@@ -51,8 +52,18 @@ fn pools_of(trees: &[(Tree, Pool)]) -> Vec<PoolId> {
 #[derive(Debug, Default)]
 pub struct LiveMounts {
     pub mounts: HashMap<MountId, Live>,
+    /// Layers that are mounted for containerd, and their pools.
+    pub layers: HashMap<TreeId, PoolId>,
     /// The daemon is about to end: there are no new ones.
     pub stopping: bool,
+}
+
+impl LiveMounts {
+    /// The pools of all that is mounted.
+    pub fn pools(&self) -> impl Iterator<Item = PoolId> {
+        let mounts = self.mounts.values().flat_map(|live| live.pools.iter().copied());
+        mounts.chain(self.layers.values().copied())
+    }
 }
 
 /// What `st_ino` of a file of the image has besides its number there (`xino` of overlayfs).
@@ -81,9 +92,9 @@ fn own_pack(tree: &mut mount::Image) -> std::io::Result<Option<mount::Image>> {
     })
 }
 
-type Attached = tokio::sync::oneshot::Receiver<Result<(), String>>;
+pub(super) type Attached = tokio::sync::oneshot::Receiver<Result<(), String>>;
 
-async fn all_attached(replies: Vec<Attached>) -> Result<(), ApiError> {
+pub(super) async fn all_attached(replies: Vec<Attached>) -> Result<(), ApiError> {
     for answer in replies {
         match answer.await {
             Ok(Ok(())) => {}
@@ -104,6 +115,7 @@ pub async fn clear_unguarded(
     guarded: &HashSet<ShardId>,
     shards: u16,
 ) {
+    snapshots::clear_unguarded_layers(catalog, store, guarded, shards).await;
     let mounts = match catalog.mounts().await {
         Ok(mounts) => mounts,
         Err(error) => {
@@ -291,11 +303,11 @@ impl Supervisor {
     }
 
     /// Attaches all segments of a tree to its shard: marked, and in the worker's hands.
-    async fn serve(&self, trees: &[(Tree, Pool)]) -> Result<(), ApiError> {
+    pub(super) async fn serve(&self, trees: &[(Tree, Pool)]) -> Result<(), ApiError> {
         all_attached(self.attach_trees(trees)?).await
     }
 
-    fn attach_trees(&self, trees: &[(Tree, Pool)]) -> Result<Vec<Attached>, ApiError> {
+    pub(super) fn attach_trees(&self, trees: &[(Tree, Pool)]) -> Result<Vec<Attached>, ApiError> {
         let mut replies = Vec::new();
         for (tree, pool) in trees {
             replies.extend(self.attach_segments(tree, pool)?);
@@ -439,10 +451,7 @@ impl Supervisor {
             return Ok(());
         }
         if images::is_layer(pool) {
-            let access = images::access(pool)
-                .map_err(|error| internal("can't read the pool's origin", &error))?;
-            self.origins.insert(pool.id, Access::Registry(access));
-            return Ok(());
+            return self.introduce_layer(pool);
         }
         let git = self.git_of(mount, pool)?;
         let origin: GitOrigin = serde_json::from_value(pool.origin.clone())
@@ -459,6 +468,16 @@ impl Supervisor {
             Remote::Local(_) | Remote::Ssh { .. } => pool.url.clone(),
         };
         self.origins.insert(pool.id, Access::Git(GitAccess { url, remote, git }));
+        Ok(())
+    }
+
+    /// As [`introduce_origin`](Self::introduce_origin), for a layer.
+    pub(super) fn introduce_layer(&self, pool: &Pool) -> Result<(), ApiError> {
+        if !self.origins.knows(pool.id) {
+            let access = images::access(pool)
+                .map_err(|error| internal("can't read the pool's origin", &error))?;
+            self.origins.insert(pool.id, Access::Registry(access));
+        }
         Ok(())
     }
 
@@ -571,6 +590,7 @@ impl Supervisor {
                 return;
             }
         };
+        self.adopt_layers().await;
         let mut absent = Vec::new();
         for mount in mounts.into_iter().filter(|mount| mount.mounted) {
             let pools = pools_shown(&self.catalog, &mount).await.unwrap_or_default();
@@ -634,8 +654,7 @@ impl Supervisor {
     fn pools_in_use(&self) -> impl FnOnce() -> HashSet<PoolId> + Send + use<> {
         let (live, cloning) = (Arc::clone(&self.live), Arc::clone(&self.cloning));
         move || {
-            let mut pools: HashSet<_> =
-                lock(&live).mounts.values().flat_map(|live| &live.pools).copied().collect();
+            let mut pools: HashSet<_> = lock(&live).pools().collect();
             pools.extend(lock(&cloning).iter());
             pools
         }
@@ -649,10 +668,8 @@ impl Supervisor {
             // Who comes into use later is behind this in the shard's commands.
             let live = lock(&self.live);
             let cloning = lock(&self.cloning);
-            pools.retain(|pool| {
-                !cloning.contains(pool)
-                    && live.mounts.values().all(|live| !live.pools.contains(pool))
-            });
+            let used: HashSet<_> = live.pools().collect();
+            pools.retain(|pool| !cloning.contains(pool) && !used.contains(pool));
             for pool in pools.iter().copied() {
                 let (reply, answer) = tokio::sync::oneshot::channel();
                 if let Ok(shard) = self.shard(pool) {

@@ -118,6 +118,8 @@ pub async fn run(
         busy: Mutex::new(HashSet::new()),
         pulling: tokio::sync::Mutex::default(),
         eviction: tokio::sync::RwLock::default(),
+        layers: tokio::sync::Mutex::default(),
+        useless_pulls: Mutex::default(),
         live: Arc::default(),
         histories: Mutex::default(),
         cloning: Arc::default(),
@@ -134,9 +136,20 @@ pub async fn run(
     supervisor.restore().await;
     let (listener, file) = (socket.copy()?, socket.take_file());
     let (shut, mut shutting) = watch::channel(false);
-    let server = tokio::spawn(serve(socket, Arc::clone(&supervisor), async move {
+    let mut also_shutting = shut.subscribe();
+    // who hears from us can rely on it
+    let snapshotter = supervisor.listen_for_containerd(async move {
+        also_shutting.wait_for(|shut| *shut).await.ok();
+    });
+    let server = serve(socket, Arc::clone(&supervisor), async move {
         shutting.wait_for(|shut| *shut).await.ok();
-    }));
+    });
+    let server = tokio::spawn(async move {
+        server.await.ok();
+        if let Some(snapshotter) = snapshotter {
+            snapshotter.await.ok();
+        }
+    });
     notify("READY=1");
     tokio::spawn(manager::keep_watchdog_quiet(supervisor.shards.clone()));
     let end = tokio::select! {
@@ -362,6 +375,7 @@ impl Supervisor {
             }
             tokio::time::sleep(RETRY).await;
         }
+        self.unmount_layers().await;
         self.wait_for_other_namespaces().await;
         for shard in &self.shards {
             shard.ask(|reply| Command::Stop { reply }).await;

@@ -9,6 +9,8 @@
 //! STATE/trees/<tree>.pack.erofs          the same of its existence pack
 //! STATE/mounts/<mount>/owner/upper       what the user wrote; `owner` is theirs alone
 //! STATE/mounts/<mount>/work              overlayfs' own
+//! STATE/layers/<tree>                    where the layers of containerd's snapshots are mounted
+//! STATE/snapshots/<snapshot>/{fs,work}   of containerd's snapshots that are no layers
 //! STATE/spool/<shard>                    a worker's own scratch space
 //! ```
 //!
@@ -26,7 +28,7 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 
 use super::durable;
 use crate::fanotify::{Error, FileId, Group, mark};
-use crate::ids::{MountId, PoolId, SegmentId, ShardId, TreeId};
+use crate::ids::{MountId, PoolId, SegmentId, ShardId, SnapshotId, TreeId};
 use crate::mount::mounts;
 use crate::mount::private::PrivateMount;
 use crate::range::ByteRange;
@@ -83,7 +85,7 @@ impl Store {
         };
         make(root, 0o711)?;
         make(&root.join("mounts"), 0o711)?;
-        for private in ["pools", "trees", "spool"] {
+        for private in ["pools", "trees", "spool", "layers", "snapshots"] {
             make(&root.join(private), 0o700)?;
         }
         if !root.join("catalog.sqlite").exists() {
@@ -162,6 +164,27 @@ impl Store {
     #[must_use]
     pub fn upper_dir(&self, mount: MountId) -> PathBuf {
         self.owner_dir(mount).join("upper")
+    }
+
+    /// Below it, layers are mounted for containerd.
+    #[must_use]
+    pub fn layers_dir(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    #[must_use]
+    pub fn layer_dir(&self, tree: TreeId) -> PathBuf {
+        self.root.join(format!("layers/{tree}"))
+    }
+
+    #[must_use]
+    pub fn snapshots_dir(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
+    #[must_use]
+    pub fn snapshot_dir(&self, snapshot: SnapshotId) -> PathBuf {
+        self.root.join(format!("snapshots/{snapshot}"))
     }
 
     /// The scratch directory of a shard's worker, empty and the worker's own.

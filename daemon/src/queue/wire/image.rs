@@ -87,6 +87,8 @@ pub struct Shown {
     pub files: u64,
     /// Of all files, in bytes.
     pub bytes: u64,
+    /// Directories that have no entry of their own.
+    pub implicit: u64,
 }
 
 /// Formats of indexes that come with images.

@@ -196,6 +196,7 @@ impl<'a> Clone<'a> {
             segments: built.segments.iter().map(|segment| segment.segment).collect(),
             files: built.files + built.symlinks + built.converted,
             bytes: built.tree_bytes,
+            implicit: 0,
             owner: self.owner,
         };
         let id = tree.id;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tracing::{debug, info};
 
 use super::super::Supervisor;
-use super::super::mounts::Trees;
 use super::super::shard::{Command, GONE};
+use crate::catalog::{Pool, Tree};
 
 /// The wait after a fill that failed; it doubles.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -17,7 +17,7 @@ const ALL: u32 = u32::MAX;
 impl Supervisor {
     /// Begins to fetch what is missing of the layers of a mount that were never complete, one layer after the other,
     /// behind whoever reads. Ends with the mount.
-    pub(in super::super) async fn fill_in_background(&self, trees: &Trees) {
+    pub(in super::super) async fn fill_in_background(&self, trees: &[(Tree, Pool)]) {
         if !self.config.images.background_fill.unwrap_or(true) {
             return;
         }

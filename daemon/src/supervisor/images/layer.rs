@@ -77,7 +77,7 @@ impl Drop for LayerFiles {
     }
 }
 
-impl Pull<'_> {
+impl Pull<'_, '_> {
     pub(super) async fn begin_layer(&self, pool: &Pool) -> Result<LayerFiles, ApiError> {
         let supervisor = self.supervisor;
         let segments = supervisor.catalog.allocate_segments(1).await.map_err(catalog)?;
@@ -136,6 +136,7 @@ impl Pull<'_> {
             segments: vec![files.segment],
             files: shown.files,
             bytes: shown.bytes,
+            implicit: shown.implicit,
             owner: ROOT,
         };
         let segment = NewSegment { id: files.segment, kind: SegmentKind::Data, size };

@@ -160,8 +160,9 @@ impl Puller {
     pub async fn next(&mut self) -> Result<Step, ApiError> {
         match self.hear().await? {
             FromPuller::Progress { received } => Ok(Step::Progress(received)),
-            FromPuller::Layer { number, shown: Shown { files, bytes }, pinned } => {
-                let shown = Shown { files: files.min(MAX_SHOWN), bytes: bytes.min(MAX_SHOWN) };
+            FromPuller::Layer { number, shown: Shown { files, bytes, implicit }, pinned } => {
+                let [files, bytes, implicit] = [files, bytes, implicit].map(|n| n.min(MAX_SHOWN));
+                let shown = Shown { files, bytes, implicit };
                 Ok(Step::Layer { number, shown, pinned })
             }
             _ => Err(ApiError::internal("the puller is out of step")),

@@ -1,0 +1,418 @@
+//! A real containerd (Debian's, or that in `HYDRANT_TEST_CONTAINERD`) with Hydrant as a snapshotter.
+//!
+//! It has namespaces of its own for processes and mounts, so that all that it starts and mounts ends with the test, and a
+//! `/run` of its own. It sees mounts that are made in the state directory, as a containerd in the machine's
+//! namespace does.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use hydrant_daemon::queue::wire::image::Platform;
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use prost::Message;
+
+use crate::grpc;
+use crate::process::{Leashed, Run, alive, leash, require, until};
+
+/// A directory with other versions of the programs, if they are wanted.
+const PROGRAMS: &str = "HYDRANT_TEST_CONTAINERD";
+const PREFIX: &str = "hydrant-test-";
+/// How long a command may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// containerd, started anew when it ends.
+const INIT: &str = r#"
+mount -t tmpfs -o mode=755 tmpfs /run
+while :; do
+  containerd -c "$1/config.toml" >>"$1/log" 2>&1 </dev/null &
+  wait $! || :
+  sleep 0.1
+done
+"#;
+
+/// A running containerd. It, its containers and its mounts are gone when this is dropped.
+#[derive(Debug)]
+pub struct Containerd {
+    /// Of its version.
+    pub major: u32,
+    directory: PathBuf,
+    /// The first process of its namespaces.
+    init: Pid,
+    process: Leashed,
+    cgroup: String,
+}
+
+/// `runtime.v1.PullImageRequest` of the container runtime interface, as far as it is used.
+#[derive(Clone, PartialEq, Message)]
+struct PullImageRequest {
+    #[prost(message, optional, tag = "1")]
+    image: Option<ImageSpec>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ImageSpec {
+    #[prost(string, tag = "1")]
+    image: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PullImageResponse {
+    #[prost(string, tag = "1")]
+    image_ref: String,
+}
+
+/// Lets mounts below the state directory be seen in namespaces that are made later. To be called before the daemon is started.
+pub fn share_mounts(state: &Path) -> Result<()> {
+    let none: Option<&str> = None;
+    mount(Some(state), state, none, MsFlags::MS_BIND, none).context("can't bind a directory")?;
+    mount(none, state, none, MsFlags::MS_SHARED, none).context("can't share mounts")?;
+    Ok(())
+}
+
+impl Containerd {
+    /// Starts containerd in `directory` with the snapshotter `hydrant` on that socket.
+    pub fn start(directory: &Path, snapshotter: &Path) -> Result<Self> {
+        require(&[("nsenter", "util-linux"), ("unshare", "util-linux"), ("runc", "runc")])?;
+        if std::env::var_os(PROGRAMS).is_none() {
+            require(&[("containerd", "containerd"), ("ctr", "containerd")])?;
+        }
+        fs_err::create_dir_all(directory.join("cni"))?;
+        let major = major_version()?;
+        let configuration = configuration(major, directory, snapshotter);
+        fs_err::write(directory.join("config.toml"), configuration)?;
+        sweep();
+        let number = std::os::unix::fs::MetadataExt::ino(&fs_err::metadata(directory)?);
+        let cgroup = format!("{PREFIX}{}-{number}", std::process::id());
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "--propagation", "slave"]);
+        command.args(["--mount-proc", "sh", "-euc", INIT, "sh"]).arg(directory);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.env("PATH", path());
+        let process = leash(command)?;
+        let parent = process.pid();
+        let children = format!("/proc/{parent}/task/{parent}/children");
+        let init = until("its first process", Duration::from_secs(60), || {
+            let children = fs_err::read_to_string(&children).ok()?;
+            children.split_whitespace().next()?.parse().ok()
+        })?;
+        let init = Pid::from_raw(init);
+        let containerd = Self { major, directory: directory.to_owned(), init, process, cgroup };
+        containerd.wait_until_it_answers()?;
+        Ok(containerd)
+    }
+
+    fn wait_until_it_answers(&self) -> Result<()> {
+        let up = until("containerd answers", Duration::from_secs(60), || {
+            let said = self.ctr("default", &["plugins", "ls"]).output().ok()?;
+            said.text().contains("hydrant").then_some(())
+        });
+        up.with_context(|| self.log_tail())
+    }
+
+    fn address(&self) -> PathBuf {
+        self.directory.join("c.sock")
+    }
+
+    /// `ctr ARGUMENTS` in a namespace of containerd's.
+    #[must_use]
+    pub fn ctr(&self, namespace: &str, arguments: &[&str]) -> Run {
+        let address = self.address();
+        let address = address.to_string_lossy();
+        let ctr = ["ctr", "--address", &address, "--namespace", namespace];
+        self.inside(&[&ctr, arguments].concat())
+    }
+
+    /// `ctr ARGUMENTS`, which has to do it; gives what it says.
+    pub fn check(&self, namespace: &str, arguments: &[&str]) -> Result<String> {
+        let done = self.ctr(namespace, arguments).check();
+        Ok(done.with_context(|| self.log_tail())?.text())
+    }
+
+    /// Runs a command in a new container of an image that is there; gives its output.
+    pub fn run(
+        &self,
+        namespace: &str,
+        snapshotter: &str,
+        image: &str,
+        name: &str,
+        command: &[&str],
+    ) -> Result<String> {
+        let cgroup = format!("/{}/{name}", self.cgroup);
+        let run = ["run", "--rm", "--snapshotter", snapshotter, "--cgroup", &cgroup, image, name];
+        self.check(namespace, &[&run, command].concat())
+    }
+
+    /// As [`run`](Self::run), and goes on in the background.
+    pub fn run_detached(
+        &self,
+        namespace: &str,
+        image: &str,
+        name: &str,
+        command: &[&str],
+    ) -> Result<()> {
+        let cgroup = format!("/{}/{name}", self.cgroup);
+        let run = ["run", "--detach", "--snapshotter", "hydrant", "--cgroup", &cgroup, image, name];
+        self.check(namespace, &[&run, command].concat()).map(drop)
+    }
+
+    /// Runs a command in a container that runs; gives its output.
+    pub fn exec(&self, namespace: &str, name: &str, id: &str, command: &[&str]) -> Result<String> {
+        self.check(namespace, &[&["task", "exec", "--exec-id", id, name], command].concat())
+    }
+
+    /// Ends and removes a container.
+    pub fn end(&self, namespace: &str, name: &str) -> Result<()> {
+        self.check(namespace, &["task", "rm", "--force", name])?;
+        self.check(namespace, &["containers", "rm", name]).map(drop)
+    }
+
+    /// Has the image pulled as kubelets do, for the namespace `k8s.io`.
+    pub fn pull_by_cri(&self, image: &str) -> Result<()> {
+        let image = Some(ImageSpec { image: image.to_owned() });
+        let method = "/runtime.v1.ImageService/PullImage";
+        let answers: Vec<PullImageResponse> =
+            grpc::call(&self.address(), method, &PullImageRequest { image })
+                .with_context(|| self.log_tail())?;
+        ensure!(answers.len() == 1, "{} answers", answers.len());
+        Ok(())
+    }
+
+    /// Removes all images by all their names, and at once what only they had.
+    pub fn remove_images(&self, namespace: &str) -> Result<()> {
+        let images = self.check(namespace, &["images", "ls", "--quiet"])?;
+        let images: Vec<_> = images.lines().collect();
+        if images.is_empty() {
+            return Ok(());
+        }
+        self.check(namespace, &[&["images", "rm", "--sync"], &images[..]].concat()).map(drop)
+    }
+
+    /// A command in containerd's namespaces.
+    #[must_use]
+    pub fn inside(&self, command: &[&str]) -> Run {
+        let init = self.init.to_string();
+        let mut outer = Command::new("nsenter");
+        outer.args(["--target", &init, "--mount", "--pid", "--wd=/", "--"]).args(command);
+        outer.env("PATH", path());
+        Run::new(outer).time_out(PATIENCE)
+    }
+
+    /// The uppermost committed snapshots.
+    pub fn tops(&self, namespace: &str, snapshotter: &str) -> Result<Vec<String>> {
+        let listed = self.check(namespace, &["snapshots", "--snapshotter", snapshotter, "ls"])?;
+        let mut tops = Vec::new();
+        let mut parents = Vec::new();
+        for line in listed.lines() {
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                [key, parent, "Committed"] => {
+                    tops.push(key.to_owned());
+                    parents.push(parent.to_owned());
+                }
+                [key, "Committed"] => tops.push(key.to_owned()),
+                [_, parent, _] => parents.push(parent.to_owned()),
+                _ => {}
+            }
+        }
+        tops.retain(|key| !parents.contains(key));
+        Ok(tops)
+    }
+
+    /// The tree of the only image that a snapshotter has, as a view of it shows it.
+    pub fn look(&self, namespace: &str, snapshotter: &str) -> Result<View<'_>> {
+        let tops = self.tops(namespace, snapshotter)?;
+        ensure!(tops.len() == 1, "not one image: {tops:?}");
+        let (inside, key) = (self.directory.join("view").join(namespace), "view".to_owned());
+        let text = inside.to_str().context("not UTF-8")?.to_owned();
+        let view =
+            ["snapshots", "--snapshotter", snapshotter, "view", "--target", &text, &key, &tops[0]];
+        let mount = self.check(namespace, &view)?;
+        let path = PathBuf::from(format!("/proc/{}/root{text}", self.init));
+        let view = View {
+            containerd: self,
+            namespace: namespace.to_owned(),
+            snapshotter: snapshotter.to_owned(),
+            key,
+            inside: text,
+            path,
+        };
+        fs_err::create_dir_all(&inside)?;
+        // a bind mount is read-only by its second line only
+        self.inside(&["sh", "-euc", &mount]).check()?;
+        Ok(view)
+    }
+
+    /// Kills containerd, which is started again. Containers go on.
+    pub fn kill(&self) -> Result<()> {
+        let init = self.init;
+        let children = fs_err::read_to_string(format!("/proc/{init}/task/{init}/children"))?;
+        for child in children.split_whitespace() {
+            let comm = fs_err::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+            if comm.trim() == "containerd" {
+                let pid = Pid::from_raw(child.parse()?);
+                kill(pid, Signal::SIGKILL)?;
+                until("containerd ends", PATIENCE, || (!alive(pid)).then_some(()))?;
+            }
+        }
+        self.wait_until_it_answers()
+    }
+
+    /// The end of its log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        let log = fs_err::read_to_string(self.directory.join("log")).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if thread::panicking() || std::env::var_os("HYDRANT_TEST_LOG").is_some() {
+            eprintln!("{}", self.log_tail());
+        }
+        // and with it all others of its namespace
+        let _ = kill(self.init, Signal::SIGKILL);
+        let _ = self.process.wait(Duration::from_secs(60));
+        let end = Instant::now() + Duration::from_secs(20);
+        while !remove_cgroup(&self.cgroup) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// An image that is mounted to be looked at.
+#[derive(Debug)]
+pub struct View<'a> {
+    containerd: &'a Containerd,
+    namespace: String,
+    snapshotter: String,
+    key: String,
+    inside: String,
+    path: PathBuf,
+}
+
+impl View<'_> {
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for View<'_> {
+    fn drop(&mut self) {
+        let remove = ["snapshots", "--snapshotter", &self.snapshotter, "rm", &self.key];
+        if let Err(error) = self.containerd.inside(&["umount", &self.inside]).check() {
+            eprintln!("{error:#}");
+        }
+        // containerd may have removed it: nothing refers to it
+        let _ = self.containerd.ctr(&self.namespace, &remove).output();
+    }
+}
+
+fn path() -> String {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{path}:/usr/sbin:/sbin");
+    match std::env::var(PROGRAMS) {
+        Ok(directory) => format!("{directory}:{path}"),
+        Err(_) => path,
+    }
+}
+
+/// Of the program: 1 or 2.
+fn major_version() -> Result<u32> {
+    let said =
+        Run::shell("PATH=\"$1\" containerd --version", &[Path::new(&path())]).check()?.text();
+    let version = said.split_whitespace().nth(2).context("containerd has no version")?;
+    Ok(version.trim_start_matches('v').split('.').next().unwrap_or_default().parse()?)
+}
+
+fn configuration(major: u32, directory: &Path, snapshotter: &Path) -> String {
+    let directory = directory.display();
+    let snapshotter = snapshotter.display();
+    let version = if major >= 2 { 3 } else { 2 };
+    let common = format!(
+        r#"version = {version}
+root = "{directory}/root"
+state = "{directory}/state"
+disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.nri.v1.nri",
+  "io.containerd.internal.v1.opt", "io.containerd.tracing.processor.v1.otlp"]
+[grpc]
+  address = "{directory}/c.sock"
+[proxy_plugins.hydrant]
+  type = "snapshot"
+  address = "{snapshotter}"
+"#
+    );
+    let rest = if major >= 2 {
+        let unpack = |snapshotter| {
+            format!(
+                r#"[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/{}"
+  snapshotter = "{snapshotter}"
+  differ = "walking"
+"#,
+                Platform::ours().architecture
+            )
+        };
+        let unpack = unpack("hydrant") + &unpack("overlayfs");
+        format!(
+            r#"[proxy_plugins.hydrant.exports]
+  enable_remote_snapshot_annotations = "true"
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "hydrant"
+  disable_snapshot_annotations = false
+[plugins."io.containerd.cri.v1.runtime".cni]
+  conf_dir = "{directory}/cni"
+  bin_dirs = ["{directory}/cni"]
+{unpack}"#
+        )
+    } else {
+        format!(
+            r#"[plugins."io.containerd.grpc.v1.cri".cni]
+  conf_dir = "{directory}/cni"
+  bin_dir = "{directory}/cni"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+  snapshotter = "hydrant"
+  disable_snapshot_annotations = false
+"#
+        )
+    };
+    common + &rest
+}
+
+/// Removes a cgroup in all hierarchies; false where it has processes yet.
+fn remove_cgroup(name: &str) -> bool {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = fs_err::read_dir(root).into_iter().flatten().flatten();
+    let places = hierarchies.map(|entry| entry.path()).chain([root.to_owned()]);
+    places.map(|place| place.join(name)).filter(|place| place.is_dir()).all(|place| remove(&place))
+}
+
+fn remove(cgroup: &Path) -> bool {
+    let Ok(entries) = fs_err::read_dir(cgroup) else { return true };
+    for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+        remove(&entry.path());
+    }
+    std::fs::remove_dir(cgroup).is_ok()
+}
+
+/// What dead tests have left: they and all their processes are gone.
+fn sweep() {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = fs_err::read_dir(root).into_iter().flatten().flatten();
+    let places = hierarchies.map(|entry| entry.path()).chain([root.to_owned()]);
+    for entry in places.filter_map(|place| fs_err::read_dir(place).ok()).flatten().flatten() {
+        let name = entry.file_name();
+        let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+        let pid = rest.split('-').next().unwrap_or_default();
+        if !Path::new("/proc").join(pid).exists() {
+            remove(&entry.path());
+        }
+    }
+}

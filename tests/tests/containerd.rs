@@ -1,0 +1,310 @@
+//! containerd with Hydrant as its snapshotter: images as they are, containers that work, nothing left.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use hydrant_tests::containerd::{Containerd, share_mounts};
+use hydrant_tests::process::{Run, until};
+use hydrant_tests::proxy::{Proxy, Quality};
+use hydrant_tests::registry::{Registry, listed, same_list};
+use hydrant_tests::snapshots::Snapshots;
+use hydrant_tests::world::{Setting, World};
+use nix::sys::signal::{Signal, kill};
+
+/// Dropped in order.
+struct Host {
+    containerd: Containerd,
+    snapshots: Snapshots,
+    world: World,
+    registry: Registry,
+}
+
+/// The namespace that the container runtime interface uses.
+const CRI: &str = "k8s.io";
+const PATIENCE: Duration = Duration::from_secs(120);
+
+impl Host {
+    fn new(name: &str) -> Result<Self> {
+        let mut world = World::with(name, Setting { start: false, ..Setting::default() })?;
+        share_mounts(&world.daemon.directories().state)?;
+        world.daemon.start()?;
+        let registry = Registry::start(&world.path("registry"))?;
+        let snapshots = Snapshots::of(&world.daemon.directories().run);
+        let containerd = Containerd::start(&world.path("containerd"), snapshots.socket())
+            .with_context(|| world.daemon.log_tail(40))?;
+        Ok(Self { containerd, snapshots, world, registry })
+    }
+
+    fn push(&self, name: &str, kind: &str) -> Result<String> {
+        self.registry.push(name, "v1", kind)?;
+        Ok(format!("127.0.0.1:{}/{name}:v1", self.registry.port()))
+    }
+
+    fn count(&self, directory: &str) -> Result<usize> {
+        let path = self.world.daemon.directories().state.join(directory);
+        Ok(fs_err::read_dir(path)?.count())
+    }
+
+    /// What containerd's own snapshotter makes of an image.
+    fn unpacked(&self, image: &str) -> Result<String> {
+        let pull = ["images", "pull", "--plain-http", "--snapshotter", "overlayfs", image];
+        self.containerd.check("plain", &pull)?;
+        listed(self.containerd.look("plain", "overlayfs")?.path())
+    }
+
+    /// That the tree of the only image is as containerd's own snapshotter has it.
+    fn expect_as_unpacked(&self, namespace: &str, image: &str) -> Result<()> {
+        let expected = self.unpacked(image)?;
+        let view = self.containerd.look(namespace, "hydrant")?;
+        same_list(&expected, &listed(view.path())?)
+    }
+
+    /// Removes all images; then nothing of them is left.
+    fn expect_nothing_left(&self, namespace: &str) -> Result<()> {
+        self.containerd.remove_images(namespace)?;
+        self.wait_for("nothing is left", |host| {
+            let names = host.snapshots.names(&[])?;
+            let left = ["layers", "trees", "pools", "snapshots"].map(|name| host.count(name));
+            let left: usize = left.into_iter().sum::<Result<usize>>()?;
+            Ok(names.is_empty() && left == 0)
+        })
+    }
+
+    fn wait_for(&self, what: &str, mut is_so: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
+        let done = until(what, PATIENCE, || is_so(self).map(|so| so.then_some(())).transpose());
+        done.and_then(|done| done).with_context(|| {
+            let names = self.snapshots.names(&[]);
+            format!("{names:?}\n{}", self.world.daemon.log_tail(40))
+        })
+    }
+
+    fn hydrant(&self, arguments: &[&str]) -> Result<String> {
+        Ok(self.world.daemon.check(arguments)?.text())
+    }
+}
+
+/// Pulled as kubelets do it: no layer is unpacked, the tree is the same as unpacked by containerd, a container works.
+#[test]
+#[ignore = "needs root"]
+fn root_images_are_not_unpacked() -> Result<()> {
+    let host = Host::new("containerd-cri")?;
+    let image = host.push("odd", "index")?;
+    let containerd = &host.containerd;
+    containerd.pull_by_cri(&image)?;
+    ensure!(host.count("layers")? == 3, "{}", host.world.daemon.log_tail(40));
+    ensure!(host.count("snapshots")? == 0, "something was unpacked");
+    let shown = host.hydrant(&["image", "ls"])?;
+    ensure!(shown.contains(&image), "{shown}");
+    host.expect_as_unpacked(CRI, &image)?;
+
+    let cat = ["/bin/busybox", "cat", "/etc/passwd"];
+    let said = containerd.run(CRI, "hydrant", &image, "c1", &cat)?;
+    ensure!(said.contains("me:x:1:1"), "{said}");
+    // of an image that was pulled for containerd nothing stays; of one that was pulled by hand, all
+    host.hydrant(&["image", "pull", &image])?;
+    containerd.remove_images(CRI)?;
+    host.wait_for("containerd has nothing", |host| Ok(host.snapshots.list(&[])?.is_empty()))?;
+    host.wait_for("no layer is mounted", |host| Ok(host.count("layers")? == 0))?;
+    ensure!(host.count("trees")? == 3);
+    host.hydrant(&["image", "rm", &image])?;
+    host.expect_nothing_left(CRI)
+}
+
+/// Pulled by who says nothing of images (`ctr` of containerd 1): unpacked by containerd, as into its own snapshotter.
+#[test]
+#[ignore = "needs root"]
+fn root_ordinary_snapshots() -> Result<()> {
+    let host = Host::new("containerd-plain")?;
+    let image = host.push("odd", "odd")?;
+    let containerd = &host.containerd;
+    let pull = ["images", "pull", "--plain-http", "--snapshotter", "hydrant", &image];
+    containerd.check("default", &pull)?;
+    // containerd 2 says of which image the layers are, whoever asks
+    let layers = if containerd.major >= 2 { 3 } else { 0 };
+    ensure!(host.count("layers")? == layers && host.count("snapshots")? == 3 - layers);
+    host.expect_as_unpacked("default", &image)?;
+    let write =
+        ["/bin/sh", "-c", "echo a >/home/a && /bin/busybox rm -r /lib && /bin/busybox ls /"];
+    let said = containerd.run("default", "hydrant", &image, "c1", &write)?;
+    ensure!(said.contains("home") && !said.contains("lib"), "{said}");
+    // what it wrote went with it
+    let look = ["/bin/sh", "-c", "/bin/busybox ls /home /lib"];
+    let said = containerd.run("default", "hydrant", &image, "c2", &look)?;
+    ensure!(said.contains("007.so") && !said.lines().any(|line| line == "a"), "{said}");
+    host.expect_nothing_left("default")
+}
+
+/// A layer that leaves to the layers below what its directories are like is unpacked, on top of one that is not.
+#[test]
+#[ignore = "needs root"]
+fn root_a_layer_that_has_to_be_unpacked() -> Result<()> {
+    let host = Host::new("containerd-implicit")?;
+    let image = host.push("implicit", "implicit")?;
+    host.containerd.pull_by_cri(&image)?;
+    ensure!(host.count("layers")? == 1 && host.count("snapshots")? == 1);
+    host.expect_as_unpacked(CRI, &image)?;
+    let stat = ["/bin/busybox", "stat", "-c", "%a %u %n", "/tmp", "/home/new"];
+    let said = host.containerd.run(CRI, "hydrant", &image, "c1", &stat)?;
+    ensure!(said == "1777 0 /tmp\n755 0 /home/new", "{said}");
+    host.expect_nothing_left(CRI)
+}
+
+/// What is known of layers that were pulled by an index is what their image says: they are unpacked, and what is on
+/// top of them is not.
+#[test]
+#[ignore = "needs root"]
+fn root_layers_that_are_not_proved() -> Result<()> {
+    let host = Host::new("containerd-pinned")?;
+    let image = host.push("odd", "odd-estargz")?;
+    host.containerd.pull_by_cri(&image)?;
+    ensure!(host.count("layers")? == 1 && host.count("snapshots")? == 2);
+    host.expect_as_unpacked(CRI, &image)?;
+    host.expect_nothing_left(CRI)
+}
+
+/// A registry that Hydrant can't pull from, or an image that it does not take, is no reason not to run it.
+#[test]
+#[ignore = "needs root"]
+fn root_what_hydrant_cant_pull() -> Result<()> {
+    let host = Host::new("containerd-cant")?;
+    let image = host.push("app", "app")?;
+    // its puller does not start
+    let state = &host.world.daemon.directories().state;
+    fs_err::remove_dir_all(state.join("spool"))?;
+    fs_err::write(state.join("spool"), "in the way")?;
+    host.containerd.pull_by_cri(&image)?;
+    ensure!(host.count("layers")? == 0 && host.count("snapshots")? == 3);
+    let said =
+        host.containerd.run(CRI, "hydrant", &image, "c1", &["/bin/busybox", "echo", "hello"])?;
+    ensure!(said == "hello", "{said}");
+    Ok(())
+}
+
+/// What a container changes can be committed and is seen on top; what it changed can be told.
+#[test]
+#[ignore = "needs root"]
+fn root_builds_on_top_of_layers() -> Result<()> {
+    let host = Host::new("containerd-build")?;
+    let image = host.push("odd", "odd")?;
+    let containerd = &host.containerd;
+    containerd.pull_by_cri(&image)?;
+    let base = containerd.tops(CRI, "hydrant")?;
+    containerd.run_detached(CRI, &image, "c1", &["/bin/busybox", "sleep", "3600"])?;
+    let change = "echo new >/etc/new; echo more >>/etc/passwd; /bin/busybox rm /lib/007.so; \
+                  /bin/busybox mv /home/owned /home/moved; /bin/busybox chmod 700 /home";
+    containerd.exec(CRI, "c1", "e1", &["/bin/sh", "-c", change])?;
+    // a directory that is only in a layer below
+    let moved =
+        containerd.exec(CRI, "c1", "e2", &["/bin/sh", "-c", "/bin/busybox mv /lib /usrlib"])?;
+    ensure!(moved.is_empty(), "{moved}");
+    let tell = "ctr --address \"$1/c.sock\" -n k8s.io snapshots --snapshotter hydrant diff c1 >\"$1/diff\"; \
+                tar -tf \"$1/diff\"";
+    let directory = host.world.path("containerd");
+    let directory = directory.to_str().context("not UTF-8")?;
+    let diff = containerd.inside(&["sh", "-euc", tell, "sh", directory]).check()?.text();
+    for name in
+        ["etc/new", "etc/passwd", "home/.wh.owned", "home/moved", ".wh.lib", "usrlib/008.so"]
+    {
+        ensure!(diff.lines().any(|line| line == name), "no {name} in {diff}");
+    }
+    ensure!(!diff.contains("007.so") && !diff.contains("etc/link"), "{diff}");
+    containerd.end(CRI, "c1")?;
+    until("the container's snapshot goes", PATIENCE, || {
+        host.snapshots.list(&["kind==active"]).ok()?.is_empty().then_some(())
+    })?;
+
+    let prepare = ["snapshots", "--snapshotter", "hydrant", "prepare", "--target"];
+    let place = host.world.path("containerd/prepared");
+    let place = place.to_str().context("not UTF-8")?;
+    let mount = containerd.check(CRI, &[&prepare[..], &[place, "building", &base[0]]].concat())?;
+    let write = "mkdir \"$2\" && eval \"$1\" && echo built >\"$2/built\" && umount \"$2\"";
+    containerd.inside(&["sh", "-euc", write, "sh", &mount, place]).check()?;
+    let commit = ["snapshots", "--snapshotter", "hydrant", "commit", "built", "building"];
+    containerd.check(CRI, &commit)?;
+    {
+        let view = containerd.look(CRI, "hydrant")?;
+        ensure!(fs_err::read(view.path().join("built"))? == b"built\n");
+        ensure!(fs_err::read(view.path().join("gone"))? == b"back again");
+    }
+    containerd.check(CRI, &["snapshots", "--snapshotter", "hydrant", "rm", "built"])?;
+    host.expect_nothing_left(CRI)
+}
+
+/// The content of layers comes when a container reads it, whoever is killed meanwhile; once it is there, neither registry
+/// nor daemon is needed.
+#[test]
+#[ignore = "needs root"]
+fn root_a_container_outlives_everybody() -> Result<()> {
+    let mut host = Host::new("containerd-crash")?;
+    let slow = Quality { delay: Duration::from_millis(20), bytes_per_second: Some(8 << 20) };
+    let proxy = Proxy::start(host.registry.port(), slow)?;
+    host.push("app", "app")?;
+    let image = format!("127.0.0.1:{}/app:v1", proxy.port());
+    host.hydrant(&["image", "pull", &image])?;
+    host.hydrant(&["image", "evict", &image])?;
+    host.containerd.pull_by_cri(&image)?;
+    ensure!(host.count("layers")? == 3 && host.count("snapshots")? == 0);
+    let counters = host.world.daemon.status()?.counters;
+    ensure!(counters.received_bytes == 0, "containerd has read a layer: {counters:?}");
+
+    let read = "/bin/busybox sha256sum /d1/* /d2/* >/sums; echo $? >/done; /bin/busybox sleep 3600";
+    host.containerd.run_detached(CRI, &image, "c1", &["/bin/sh", "-c", read])?;
+    for worker in host.world.daemon.workers()? {
+        // it may have died a moment ago
+        let _ = kill(worker, Signal::SIGKILL);
+    }
+    host.containerd.kill()?;
+    let killed = host.world.daemon.kill_supervisor()?;
+    until("another supervisor answers", PATIENCE, || {
+        let status = host.world.daemon.status().ok()?;
+        (status.pid != killed.as_raw()).then_some(())
+    })?;
+    let mut tries = 0;
+    until("all is read", PATIENCE, || {
+        tries += 1;
+        let look = ["/bin/sh", "-c", "[ -e /done ] && /bin/busybox cat /done"];
+        let id = format!("look-{tries}");
+        host.containerd.exec(CRI, "c1", &id, &look).ok().filter(|said| said == "0")
+    })?;
+    let sums = host.containerd.exec(CRI, "c1", "sums", &["/bin/busybox", "cat", "/sums"])?;
+    host.registry.unpacked("app")?;
+    let truth = host.world.path("registry/unpacked/app");
+    ensure!(sums == sums_of(&truth)?, "{sums}");
+
+    // the rest of the layers, then nobody is needed any more
+    let rest = host.world.path("rest");
+    let rest = rest.to_str().context("not UTF-8")?;
+    host.hydrant(&["mount", &format!("oci://{image}"), rest])?;
+    host.hydrant(&["prefetch", rest])?;
+    until("all of it is here", PATIENCE, || {
+        let mount = host.world.daemon.mount_of(Path::new(rest)).ok()?;
+        (mount.complete_segments == 3).then_some(())
+    })?;
+    host.hydrant(&["rm", rest])?;
+    host.registry.stop();
+    drop(proxy);
+    host.world.daemon.stop()?;
+    let sums = host.containerd.exec(
+        CRI,
+        "c1",
+        "sums-2",
+        &["/bin/sh", "-c", "/bin/busybox sha256sum /d1/* /d2/*"],
+    )?;
+    ensure!(sums == sums_of(&truth)?, "{sums}");
+    ensure!(host.count("layers")? == 0, "layers are mounted though nobody guards them");
+    host.world.daemon.start()?;
+    let said = until("containerd reaches the snapshotter", PATIENCE, || {
+        host.containerd.run(CRI, "hydrant", &image, "c2", &["/bin/busybox", "echo", "hello"]).ok()
+    })?;
+    ensure!(said == "hello", "{said}");
+    host.containerd.end(CRI, "c1")?;
+    host.containerd.remove_images(CRI)
+}
+
+/// As the container's `sha256sum /d1/* /d2/*` says it.
+fn sums_of(tree: &Path) -> Result<String> {
+    let sums = Run::shell("cd \"$1\" && sha256sum d1/* d2/*", &[tree]).check()?.text();
+    let lines: Vec<_> = sums.lines().map(|line| line.replace("  d", "  /d")).collect();
+    Ok(lines.join("\n"))
+}
