@@ -66,6 +66,9 @@ pub trait Origin: Fetch {
         keys: &[ObjectId],
     ) -> impl Future<Output = Result<Vec<(ObjectId, u64)>, FetchError>> + Send;
 
+    /// Whether the origin gives a blob by its id: [`FetchError::Missing`] if not.
+    fn probe(&self, key: ObjectId) -> impl Future<Output = Result<(), FetchError>> + Send;
+
     /// Like [`Fetch::fetch`], and writes the pack as it came, whole and without any framing.
     fn fetch_pack(
         &self,
@@ -86,6 +89,17 @@ pub enum ImportError {
     Entry { path: String, what: &'static str },
     #[error("can't write {what}")]
     Io { what: &'static str, source: io::Error },
+}
+
+impl ImportError {
+    /// What the origin says, where it has told of an object that it has, and does not give it.
+    #[must_use]
+    pub fn withheld(&self) -> Option<&str> {
+        match self {
+            Self::Fetch { source: FetchError::Missing { message, .. }, .. } => Some(message),
+            _ => None,
+        }
+    }
 }
 
 /// Which revision the tree is.
@@ -168,7 +182,8 @@ impl<W: Write + Send> Importer<W> {
 
     /// Fetches what has to be there at once; the pack goes to `pack`, which is empty when there is
     /// nothing. Gives the contents of all `.gitattributes` files
-    /// (see [`attributes::needs_attributes`]).
+    /// (see [`attributes::needs_attributes`]). [`ImportError::withheld`], also where there is nothing to be fetched,
+    /// unless the origin gives blobs by their ids.
     pub async fn eager(
         &mut self,
         origin: &impl Origin,
@@ -192,6 +207,17 @@ impl<W: Write + Send> Importer<W> {
             }
         }
         let what = "symbolic links and attributes";
+        // which every git has
+        let empty = ObjectId::of_blob(self.listing.hash(), b"");
+        let is_file = |entry: &Listed<'_>| {
+            matches!(entry.kind, Kind::File | Kind::Executable) && entry.key != empty
+        };
+        if keys.is_empty()
+            && let Some((_, file)) = self.listing.iter().find(|(_, entry)| is_file(entry))
+            && let Err(source @ FetchError::Missing { .. }) = origin.probe(file.key).await
+        {
+            return Err(ImportError::Fetch { what: "any file by its id", source });
+        }
         let memory = self.fetch_into(origin, &keys, keep, pack, what).await?;
         let symlinks = self.listing.iter().filter(|(_, e)| e.kind == Kind::Symlink);
         for (number, entry) in symlinks {

@@ -59,8 +59,9 @@ pub enum FetchError {
     /// The origin says no, also after asking for credentials anew: 401, 403, 404.
     #[error("{message}")]
     Refused { message: String },
-    /// The origin says that it doesn't have the object, or named the object as not to be had.
-    #[error("the origin has no object {key}: {message}")]
+    /// The origin says that it doesn't have the object, or doesn't give it to those who ask for it by its id:
+    /// its words are the same.
+    #[error("the origin does not give object {key}: {message}")]
     Missing { key: ObjectId, message: String },
     /// What came is not what was asked for: a wrong object, a damaged pack. Worth one or two more
     /// tries, never data.

@@ -7,6 +7,7 @@
 mod http;
 mod link;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
@@ -20,6 +21,8 @@ use nix::poll::{PollFd, PollFlags, poll};
 
 pub(crate) use http::{Reader as HttpReader, plain};
 use link::Link;
+
+use crate::server::record;
 
 /// Something that goes wrong with a request or its response. Numbers of bytes count from the start
 /// of the response's body as the server meant it, without transfer encoding.
@@ -40,6 +43,9 @@ pub enum Fault {
     Rewrite { from: Vec<u8>, to: Vec<u8> },
     /// The request goes out only after this time.
     Late(Duration),
+    /// A request for objects by their ids, of which one is in the set, is answered as by a server whose settings are
+    /// against that; any other passes.
+    Withhold(Arc<HashSet<String>>),
 }
 
 impl Fault {
@@ -97,6 +103,8 @@ struct Shared {
     connections: AtomicU64,
     requests: AtomicU64,
     faults: AtomicU64,
+    /// Requests that were answered by [`Fault::Withhold`].
+    withheld: AtomicU64,
     /// Both sides of open connections, to cut them.
     open: Mutex<Vec<TcpStream>>,
 }
@@ -130,6 +138,7 @@ impl Proxy {
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             faults: AtomicU64::new(0),
+            withheld: AtomicU64::new(0),
             open: Mutex::default(),
         });
         let context = Arc::clone(&shared);
@@ -152,6 +161,12 @@ impl Proxy {
             requests: shared.requests.load(Ordering::Relaxed),
             faults: shared.faults.load(Ordering::Relaxed),
         }
+    }
+
+    /// How many requests were answered by [`Fault::Withhold`].
+    #[must_use]
+    pub fn withheld(&self) -> u64 {
+        self.shared.withheld.load(Ordering::Relaxed)
     }
 
     /// The next `count` `POST` requests meet `fault`.
@@ -309,6 +324,20 @@ fn requests(
                 continue;
             }
             Some(Fault::Rewrite { from, to }) => http::replace(&mut request, &from, &to),
+            Some(Fault::Withhold(ids)) => {
+                let wants = record::wants(&http::plain(&request).1);
+                if let Some(id) = wants.iter().find(|id| ids.contains(*id)) {
+                    shared.withheld.fetch_add(1, Ordering::Relaxed);
+                    let line = format!("ERR upload-pack: not our ref {id}");
+                    let body = format!("{:04x}{line}", line.len() + 4);
+                    let head = b"HTTP/1.1 200 OK\r\n\
+                        Content-Type: application/x-git-upload-pack-result\r\n\r\n";
+                    let answer = [http::with_length(head, body.len()), body.into_bytes()].concat();
+                    shared.down_bytes.fetch_add(answer.len() as u64, Ordering::Relaxed);
+                    down.send(answer);
+                    continue;
+                }
+            }
             Some(Fault::Late(time)) => thread::sleep(time),
             fault => *locked(&connection.response) = fault,
         }
@@ -359,7 +388,10 @@ fn responses(
         // A byte of the response is there, so the request has been seen, and its fault is known.
         let fault = locked(&connection.response).take();
         match fault {
-            None | Some(Fault::Status { .. } | Fault::Rewrite { .. } | Fault::Late(_)) => {
+            None
+            | Some(
+                Fault::Status { .. } | Fault::Rewrite { .. } | Fault::Late(_) | Fault::Withhold(_),
+            ) => {
                 reader.response(&mut |bytes| {
                     pass(bytes);
                     true

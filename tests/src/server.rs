@@ -1,7 +1,7 @@
 //! A real git server: nginx, fcgiwrap and `git http-backend`, private to a test, on a free port of
 //! 127.0.0.1. Its access log has the body of every request, so a test can ask what was fetched.
 
-mod record;
+pub(crate) mod record;
 
 use std::fmt::Write;
 use std::net::{TcpListener, TcpStream};

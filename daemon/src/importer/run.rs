@@ -13,7 +13,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Importer, Listing, Origin, Revision, Spool, attributes, process};
+use super::{ImportError, Importer, Listing, Origin, Revision, Spool, attributes, process};
 use crate::object::{HashKind, ObjectId};
 use crate::queue::wire::{self, Credential, FromImporter, GitOrigin, Imported, ToImporter};
 use crate::source::git::{Connector, Credentials, GitSource, Pipe, SizesQuery};
@@ -110,7 +110,10 @@ pub fn main(uid: u32, gid: u32, without_landlock: bool, fds: [OwnedFd; FDS]) -> 
         };
         let last = match outcome {
             Ok(imported) => FromImporter::Done(imported),
-            Err(error) => FromImporter::Failed { message: format!("{error:#}"), hint: None },
+            Err(error) => match error.downcast_ref().and_then(ImportError::withheld) {
+                Some(message) => FromImporter::Withheld { message: message.to_owned() },
+                None => FromImporter::Failed { message: format!("{error:#}"), hint: None },
+            },
         };
         supervisor.tell(&last).await
     })
@@ -134,7 +137,8 @@ async fn import(
     let meeting = source.clone();
     tokio::spawn(async move { meeting.meet().await });
 
-    let Some(ToImporter::Job { commit, tree, time, conversion }) = messages.recv().await else {
+    let Some(ToImporter::Job { commit, tree, time, conversion, whole }) = messages.recv().await
+    else {
         anyhow::bail!("the supervisor sent no job");
     };
     supervisor.begun.send_replace(true);
@@ -158,7 +162,7 @@ async fn import(
     }
     // in no pool, as it needs no place
     importer.know(&ObjectId::of_blob(hash, b""), 0);
-    let source = RepositoryOrigin::new(source.with_hash(hash), tree, blobs);
+    let source = RepositoryOrigin::new(source.with_hash(hash), tree, blobs, whole);
 
     let mut eager_pack = File::from(fds.eager_pack);
     let unknown = importer.unknown();
@@ -189,7 +193,8 @@ async fn import(
         importer.write_manifest(&revision, BufWriter::new(File::from(fds.manifest)))?;
     contents.flush().context("can't write what was fetched")?;
     let outcome = source.outcome();
-    let outcome = outcome.unwrap_or_else(|| ("known before".to_owned(), None));
+    let known = if whole { "content" } else { "known before" };
+    let outcome = outcome.unwrap_or_else(|| (known.to_owned(), None));
     Ok(Imported {
         names,
         fetched_files: sizes.fetched,
@@ -214,6 +219,8 @@ struct RepositoryOrigin {
     tree: ObjectId,
     /// All blobs of the tree, in the order of its listing.
     blobs: Vec<ObjectId>,
+    /// It is the repository itself, and all files are to be fetched.
+    whole: bool,
     /// How the sizes became known, and advice; nothing when they were not asked for.
     outcome: Mutex<Option<(String, Option<String>)>>,
     /// Sizes that were asked for already.
@@ -221,8 +228,8 @@ struct RepositoryOrigin {
 }
 
 impl RepositoryOrigin {
-    fn new(source: GitSource, tree: ObjectId, blobs: Vec<ObjectId>) -> Self {
-        Self { source, tree, blobs, outcome: Mutex::default(), told: Mutex::default() }
+    fn new(source: GitSource, tree: ObjectId, blobs: Vec<ObjectId>, whole: bool) -> Self {
+        Self { source, tree, blobs, whole, outcome: Mutex::default(), told: Mutex::default() }
     }
 
     fn outcome(self) -> Option<(String, Option<String>)> {
@@ -247,7 +254,7 @@ impl Fetch for RepositoryOrigin {
 
 impl Origin for RepositoryOrigin {
     async fn sizes(&self, keys: &[ObjectId]) -> Result<Vec<(ObjectId, u64)>, FetchError> {
-        if keys.is_empty() {
+        if keys.is_empty() || self.whole {
             return Ok(Vec::new());
         }
         if let Some(told) = self.told.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -260,12 +267,20 @@ impl Origin for RepositoryOrigin {
         Ok(outcome.known)
     }
 
+    async fn probe(&self, key: ObjectId) -> Result<(), FetchError> {
+        self.source.probe(key).await
+    }
+
     async fn fetch_pack(
         &self,
         keys: &[ObjectId],
         pack: &mut (dyn Write + Send),
         sink: &mut dyn Sink,
     ) -> Result<(), FetchError> {
+        if self.whole {
+            // the repository has them
+            return self.source.fetch(keys, sink).await;
+        }
         match self.source.raw_fetch(keys, sink).await? {
             Content::Memory(bytes) => pack.write_all(&bytes),
             Content::Spooled { mut file, .. } => {

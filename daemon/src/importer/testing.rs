@@ -92,12 +92,14 @@ pub struct TestOrigin {
     pub faults: Mutex<Vec<FetchError>>,
     /// All keys of all requests for objects.
     pub fetched: Mutex<Vec<ObjectId>>,
+    /// Those of all probes.
+    pub probed: Mutex<Vec<ObjectId>>,
 }
 
 impl TestOrigin {
     pub fn new(dir: &Path) -> Self {
-        let (faults, fetched) = (Mutex::default(), Mutex::default());
-        Self { dir: dir.to_owned(), object_info: true, faults, fetched }
+        let (faults, fetched, probed) = Default::default();
+        Self { dir: dir.to_owned(), object_info: true, faults, fetched, probed }
     }
 
     fn fault(&self) -> Result<(), FetchError> {
@@ -147,6 +149,11 @@ impl Origin for TestOrigin {
         let out = run_with(git(&self.dir).args(["cat-file", check]), &lines(keys));
         let sizes = std::str::from_utf8(&out).unwrap().lines();
         Ok(keys.iter().copied().zip(sizes.map(|size| size.parse().unwrap())).collect())
+    }
+
+    async fn probe(&self, key: ObjectId) -> Result<(), FetchError> {
+        self.probed.lock().unwrap().push(key);
+        self.fault()
     }
 
     async fn fetch_pack(

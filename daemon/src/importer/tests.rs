@@ -192,6 +192,37 @@ fn gives_up_in_the_end() {
     assert!(origin.faults.lock().unwrap().is_empty());
 }
 
+/// Who withholds files is known before there is a tree that can't be read, also where nothing has to be
+/// fetched for it.
+#[test]
+fn an_origin_that_withholds_files_is_recognised() {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = Repository::new(dir.path().join("plain"), HashKind::Sha1);
+    fs_err::write(plain.dir.join("a"), "").unwrap();
+    fs_err::write(plain.dir.join("b"), "content").unwrap();
+    plain.commit();
+    let with_eager_files = repository(&dir, HashKind::Sha1);
+    for (repository, fetches) in [(plain, false), (with_eager_files, true)] {
+        let origin = TestOrigin::new(&repository.dir);
+        let eager = || {
+            let mut pack = tempfile::tempfile().unwrap();
+            block_on(repository.importer().eager(&origin, &mut pack))
+        };
+        eager().unwrap();
+        let probed = std::mem::take(&mut *origin.probed.lock().unwrap());
+        let file = repository.id("HEAD:b");
+        assert_eq!(probed, if fetches { vec![] } else { vec![file] });
+        assert_ne!(origin.fetched.lock().unwrap().is_empty(), fetches);
+        let missing = FetchError::Missing { key: file, message: "not our ref".into() };
+        origin.faults.lock().unwrap().push(missing);
+        assert_eq!(eager().unwrap_err().withheld(), Some("not our ref"));
+        let broken = FetchError::Refused { message: "no".into() };
+        origin.faults.lock().unwrap().push(broken);
+        let error = eager().map_err(|error| error.withheld().is_none());
+        assert_eq!(error.map(drop), if fetches { Err(true) } else { Ok(()) });
+    }
+}
+
 #[test]
 fn a_link_that_can_t_be_made_is_named() {
     let dir = tempfile::tempdir().unwrap();

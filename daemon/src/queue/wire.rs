@@ -149,6 +149,9 @@ pub enum ToImporter {
         /// The committer's time, in seconds since the epoch.
         time: i64,
         conversion: attributes::Config,
+        /// The origin of content gives nothing by its id: what is asked instead is the repository itself, for all
+        /// files, and for no sizes.
+        whole: bool,
     },
     /// As [`ToWorker::Transport`].
     Transport { request: u64, result: Result<(), String> },
@@ -186,6 +189,10 @@ pub enum FromImporter {
     Failed {
         message: String,
         hint: Option<String>,
+    },
+    /// The same: the origin gives no files to those who ask for them by their ids. What it says.
+    Withheld {
+        message: String,
     },
 }
 

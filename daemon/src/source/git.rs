@@ -125,6 +125,12 @@ impl GitSource {
         self.inner.transport.capabilities(self.inner.hash).await
     }
 
+    /// Whether the server gives this blob by its id, without having it sent: [`FetchError::Missing`] if
+    /// not.
+    pub async fn probe(&self, key: ObjectId) -> Result<(), FetchError> {
+        fetch::probe(&self.inner.transport, self.inner.hash, key).await
+    }
+
     /// Fetches blobs as [`Fetch::fetch`] does, and gives the pack that they came in, whole and with
     /// the right checksum: no delta in it has a base outside. For `git index-pack --stdin`.
     pub async fn raw_fetch(

@@ -158,6 +158,7 @@ impl<'a> Clone<'a> {
         let synced = synced.map_err(|error| internal("can't make the tree durable", &error))?;
         supervisor.set_mounted(&mount, true).await?;
         supervisor.attach_mount(&mount, &trees, detached, target.fd.as_fd())?;
+        supervisor.unmark_complete(&tree).await?;
         if built.converted > 0 {
             self.write_converted(&target.path, built.converted, synced).await;
         }

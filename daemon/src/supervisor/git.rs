@@ -20,7 +20,7 @@ use std::process::Stdio;
 use thiserror::Error;
 use tokio::process::Command;
 
-pub use self::clone::Head;
+pub use self::clone::{Extent, Head};
 pub use self::configuration::Way;
 pub use self::remote::Remote;
 pub(super) use self::remote::for_display;

@@ -56,6 +56,9 @@ pub enum ImportError {
     /// What the importer says.
     #[error("{message}")]
     Origin { message: String, hint: Option<String> },
+    /// The origin gives no files by their ids; what it says.
+    #[error("the origin gives no files by their ids: {0}")]
+    Withheld(String),
     #[error("the importer ended without a result: {0}")]
     Ended(String),
 }
@@ -91,6 +94,8 @@ pub struct Job<'a> {
     /// What the pool has already.
     pub known: Known,
     pub conversion: attributes::Config,
+    /// All files are in the repository, and are to be taken out of it.
+    pub whole: bool,
 }
 
 /// An importer that waits for its job.
@@ -182,17 +187,20 @@ impl Waiting {
         tell(&self.control, &message, &[]).await
     }
 
-    /// Starts the gits that list what is in the repository.
-    pub fn list(self, git: &Git) -> Result<Listing, ImportError> {
+    /// Starts the gits that list what is in the repository, which need not be fetched to know its size. `whole`:
+    /// all of it is to be fetched.
+    pub fn list(self, git: &Git, whole: bool) -> Result<Listing, ImportError> {
         let mut gits = Gits { attributes: Some(self.attributes), ..Gits::default() };
         let mut command = git.command(&["ls-tree", "-r", "-t", "-z", "--full-tree", "HEAD"])?;
         command.stdout(Stdio::from(self.tree));
         gits.spawn("ls-tree", command)?;
-        let format = "--batch-check=%(objectname) %(objecttype) %(objectsize)";
-        let args = ["cat-file", "--batch-all-objects", "--unordered", format];
-        let mut command = git.command(&args)?;
-        command.stdout(Stdio::from(self.local)).env("GIT_NO_LAZY_FETCH", "1");
-        gits.spawn("cat-file", command)?;
+        if !whole {
+            let format = "--batch-check=%(objectname) %(objecttype) %(objectsize)";
+            let args = ["cat-file", "--batch-all-objects", "--unordered", format];
+            let mut command = git.command(&args)?;
+            command.stdout(Stdio::from(self.local)).env("GIT_NO_LAZY_FETCH", "1");
+            gits.spawn("cat-file", command)?;
+        }
         let Self { importer, cgroup, control, known, directory, .. } = self;
         Ok(Listing { importer, cgroup, control, known, directory, gits })
     }
@@ -308,6 +316,7 @@ pub async fn import(
         tree: job.head.tree,
         time: job.head.commit_time,
         conversion: job.conversion,
+        whole: job.whole,
     };
     tell(&control, &message, &[]).await?;
     let mut upcalls = 0;
@@ -353,6 +362,9 @@ pub async fn import(
             FromImporter::Failed { message, hint } => {
                 let (message, hint) = (cut(message), hint.map(cut));
                 return Err(ImportError::Origin { message, hint });
+            }
+            FromImporter::Withheld { message } => {
+                return Err(ImportError::Withheld(cut(message)));
             }
         }
     };

@@ -24,18 +24,21 @@ pub struct Known {
 }
 
 impl Supervisor {
-    /// What there is of an origin: the pool that a clone of it is going to get, if there is one.
+    /// What there is of an origin: the pool that a clone of it is going to get, if there is one. `whole`: no more
+    /// than what is there with its content.
     pub(super) async fn known(
         &self,
         url: &str,
         uid: u32,
         hash: HashKind,
+        whole: bool,
     ) -> Result<Known, ApiError> {
         let failed = |error| internal("can't read the catalog", &error);
         let pool = self.catalog.find_pool(url.to_owned(), uid, hash).await.map_err(failed)?;
         let Some(pool) = pool else { return Ok(Known::default()) };
         let segments = self.catalog.segments(pool.id).await.map_err(failed)?;
         let data = segments.iter().filter(|segment| segment.kind == SegmentKind::Data);
+        let data = data.filter(|segment| segment.complete || !whole);
         Ok(Known { segments: data.map(|segment| (pool.id, segment.id)).collect() })
     }
 }

@@ -92,7 +92,7 @@ impl PoolSource {
 impl Fetch for PoolSource {
     async fn fetch(&self, keys: &[ObjectId], sink: &mut dyn Sink) -> Result<(), FetchError> {
         match self {
-            Self::Git(source) => source.fetch(keys, sink).await,
+            Self::Git(source) => source.fetch(keys, sink).await.map_err(since_the_clone),
             Self::Layer(source) => source.fetch(keys, sink).await,
             Self::Unusable(message) => Err(FetchError::Refused { message: message.clone() }),
         }
@@ -102,6 +102,20 @@ impl Fetch for PoolSource {
         if let Self::Layer(source) = self {
             source.attach(extents, access);
         }
+    }
+}
+
+/// The origin had what it does not give now.
+fn since_the_clone(error: FetchError) -> FetchError {
+    match error {
+        FetchError::Missing { key, message } => {
+            let message = format!(
+                "{message}; since the clone it has dropped the object, or its settings are against \
+                 asking for objects by their ids"
+            );
+            FetchError::Missing { key, message }
+        }
+        error => error,
     }
 }
 

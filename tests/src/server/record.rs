@@ -25,6 +25,8 @@ pub enum GitCommand {
     Fetch {
         wants: Vec<String>,
         filter: Option<String>,
+        /// The pack is to be sent. Else it is only asked what both have.
+        done: bool,
     },
     ObjectInfo {
         ids: usize,
@@ -34,11 +36,11 @@ pub enum GitCommand {
 }
 
 impl Request {
-    /// Object ids after `want`.
+    /// Object ids after `want`, where they are to be sent.
     #[must_use]
     pub fn wants(&self) -> &[String] {
         match &self.command {
-            GitCommand::Fetch { wants, .. } => wants,
+            GitCommand::Fetch { wants, done: true, .. } => wants,
             _ => &[],
         }
     }
@@ -94,6 +96,14 @@ pub(super) fn parse(log: &[u8]) -> Result<Vec<Request>> {
     Ok(requests)
 }
 
+/// Object ids after `want` in the body of a request.
+pub(crate) fn wants(body: &[u8]) -> Vec<String> {
+    match command(body) {
+        Ok(GitCommand::Fetch { wants, .. }) => wants,
+        _ => Vec::new(),
+    }
+}
+
 fn command(body: &[u8]) -> Result<GitCommand> {
     let mut plain = Vec::new();
     if body.starts_with(&[0x1f, 0x8b]) {
@@ -108,9 +118,11 @@ fn command(body: &[u8]) -> Result<GitCommand> {
     };
     Ok(match lines.first().map(String::as_str) {
         Some("command=ls-refs") => GitCommand::LsRefs,
-        Some("command=fetch") => {
-            GitCommand::Fetch { wants: values("want "), filter: values("filter ").pop() }
-        }
+        Some("command=fetch") => GitCommand::Fetch {
+            wants: values("want "),
+            filter: values("filter ").pop(),
+            done: lines.iter().any(|line| line == "done"),
+        },
         Some("command=object-info") => GitCommand::ObjectInfo { ids: values("oid ").len() },
         _ => GitCommand::Other,
     })
@@ -150,7 +162,8 @@ mod tests {
         assert_eq!(requests.len(), 2);
         assert_eq!(requests[0].command, GitCommand::Other);
         let filter = Some("blob:x".to_owned());
-        assert_eq!(requests[1].command, GitCommand::Fetch { wants: vec!["a".into()], filter });
+        let command = GitCommand::Fetch { wants: vec!["a".into()], filter, done: true };
+        assert_eq!(requests[1].command, command);
         let totals: Totals = requests.iter().collect();
         assert_eq!((totals.received_bytes, totals.sent_bytes), (400, 120));
         assert!(parse(b"GET /a").is_err());

@@ -35,6 +35,26 @@ pub async fn fetch(
     result.map_err(|e| name_the_missing(e, &keys))
 }
 
+/// Whether the server gives this blob by its id: [`FetchError::Missing`] if not. It is asked for as by one who has
+/// not said yet all that he has. The answer to that is what both have, and no pack.
+pub async fn probe(transport: &Transport, hash: HashKind, key: ObjectId) -> Result<(), FetchError> {
+    let nothing = "0".repeat(hash.id_len() * 2);
+    let arguments = vec![format!("have {nothing}")];
+    let command = Command { name: "fetch", arguments, ids: ("want", vec![key]), last: None };
+    let ask = async {
+        let mut reply = transport.command(hash, &command, &mut 0).await?;
+        loop {
+            match reply.packet().await? {
+                Packet::Data(line) if matches!(&line[..], b"acknowledgments\n" | b"NAK\n") => {}
+                Packet::Flush => return Ok(reply.end().await),
+                // it goes on to send the blob
+                _ => return Ok(()),
+            }
+        }
+    };
+    ask.await.map_err(|error| name_the_missing(error, &[key]))
+}
+
 async fn request(
     transport: &Transport,
     hash: HashKind,
@@ -106,7 +126,7 @@ fn failed(message: &str) -> FetchError {
     retry(format!("the server failed: {}", message.trim_end()))
 }
 
-/// Servers say in words which object they don't have:
+/// Servers say in words which object they don't have, or don't give to those who ask for it by its id:
 /// `upload-pack: not our ref <id>` (C git), `want <id> not valid` (JGit).
 fn name_the_missing(error: FetchError, keys: &[ObjectId]) -> FetchError {
     let (FetchError::Retry { message, .. } | FetchError::Refused { message }) = &error else {

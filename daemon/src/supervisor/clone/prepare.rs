@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 
 use hydrant_api::{ErrorCode, History};
 use nix::fcntl::OFlag;
+use tracing::warn;
 
 use super::builder::Builder;
 use super::{Clone, Cloning, Prepared, beneath};
@@ -13,9 +14,9 @@ use crate::admin::{ApiError, ProgressSender};
 use crate::builder::{self, Built, IndexJob, Job, PackJob, Reply};
 use crate::catalog::{CatalogError, NewPool, NewSegment, NewTree, Pool, Tree};
 use crate::ids::{SegmentId, TreeId};
-use crate::queue::wire::GitOrigin;
+use crate::queue::wire::{GitOrigin, GitTransport};
 use crate::supervisor::durable::Synced;
-use crate::supervisor::git::{Git, GitError, Head, Remote, Revision, Way};
+use crate::supervisor::git::{self, Extent, Git, GitError, Head, Remote, Revision, Way};
 use crate::supervisor::import::{self, ImportError};
 use crate::supervisor::internal;
 use crate::supervisor::origins::{Access, GitAccess};
@@ -23,12 +24,47 @@ use crate::supervisor::origins::{Access, GitAccess};
 /// The most segments that one tree may bring: an EROFS image has at most 65,535 devices.
 const MAX_NEW_SEGMENTS: u64 = 65_535;
 
+/// What is to be said where the origin withholds files; its own words come after it.
+const WITHHELD: &str = "the server does not give files to those who ask for them by their ids, so all content is \
+    fetched at once, by git. `git config uploadpack.allowAnySHA1InWant true` in the server's repository (also of \
+    Gerrit and other servers with JGit) makes it give them";
+
 /// The git index's name, in `.git` and before it is there.
 const INDEX: &str = "index";
 
+/// Why a tree can't be prepared.
+enum Trouble {
+    /// The origin gives no files by their ids; what it says.
+    Withheld(String),
+    Other(ApiError),
+}
+
+impl From<ApiError> for Trouble {
+    fn from(error: ApiError) -> Self {
+        Self::Other(error)
+    }
+}
+
 impl<'a> Clone<'a> {
-    /// Metadata, manifest, image, segments: all but the mount.
+    /// Metadata, manifest, image, segments: all but the mount. Also all content, where the origin gives it no other
+    /// way.
     pub(super) async fn prepare(&self) -> Result<Prepared<'a>, ApiError> {
+        let message = match self.prepare_as(false).await {
+            Err(Trouble::Withheld(message)) => message,
+            Err(Trouble::Other(error)) => return Err(error),
+            Ok(prepared) => return Ok(prepared),
+        };
+        warn!(url = git::for_display(&self.request.url), message, "no files by their ids");
+        self.progress.note(format!("{WITHHELD} ({message})"));
+        self.git.remove_clone().await.map_err(origin)?;
+        self.prepare_as(true).await.map_err(|trouble| match trouble {
+            Trouble::Withheld(message) => imported(ImportError::Withheld(message)),
+            Trouble::Other(error) => error,
+        })
+    }
+
+    /// `whole`: git clones all content, and the segments are filled from that.
+    async fn prepare_as(&self, whole: bool) -> Result<Prepared<'a>, Trouble> {
         let supervisor = self.supervisor;
         let url = &self.request.url;
         let remote = Remote::parse(url).map_err(origin)?;
@@ -42,12 +78,14 @@ impl<'a> Clone<'a> {
         let shallow = self.request.history != History::Full;
         let asked = self.request.revision.as_deref().map(Revision::new);
         let revision = asked.and_then(|asked| asked.name);
+        let extent = Extent { revision, shallow, whole };
         let progress = |line: &str| git_progress(self.progress, line);
         let (cloned, way, numbers) = tokio::join!(
-            self.git.clone_metadata(url, &remote, revision, shallow, progress),
+            self.git.clone_metadata(url, &remote, extent, progress),
             async {
                 let way = beside.way(url).await?;
-                importer.introduce(&way.transport, supervisor.limits()).await?;
+                let transport = if whole { &GitTransport::Pipe } else { &way.transport };
+                importer.introduce(transport, supervisor.limits()).await?;
                 Ok(way)
             },
             self.numbers(),
@@ -71,33 +109,38 @@ impl<'a> Clone<'a> {
         });
 
         self.progress.step("sizes");
-        let listing = importer.list(&self.git).map_err(imported)?;
+        let listing = importer.list(&self.git, whole).map_err(imported)?;
         let (head, revision, conversion) =
             tokio::join!(self.git.head(), self.git.revision(), self.git.conversion());
         let head = head.map_err(origin)?;
         let revision = revision.map_err(origin)?;
         let access = GitAccess { url, remote, git: self.git.clone() };
         let spec = GitOrigin { hash: head.commit.kind(), transport };
-        let known = supervisor.known(&self.request.url, self.owner.uid, spec.hash).await?;
+        let known = supervisor.known(&self.request.url, self.owner.uid, spec.hash, whole).await?;
+        let own = GitAccess { remote: Remote::Local(".git".into()), ..access.clone() };
         let job = import::Job {
             store: &supervisor.store,
-            access: &access,
+            access: if whole { &own } else { &access },
             head: &head,
             known,
             conversion: conversion.map_err(origin)?,
+            whole,
         };
         let progress = |_: &str, done, total| self.progress.count(done, Some(total), "objects");
         let (import, pool, tracked) =
             tokio::join!(import::import(listing, job, progress), self.pool(&spec), async {
                 if shallow { self.git.track_all_branches().await } else { Ok(()) }
             },);
-        let import = import.map_err(imported)?;
+        let import = import.map_err(|error| match error {
+            ImportError::Withheld(message) => Trouble::Withheld(message),
+            error => imported(error).into(),
+        })?;
         let (pool, cloning) = pool?;
         tracked.map_err(origin)?;
         if let Some(advice) = &import.imported.advice {
             self.progress.note(advice.clone());
         }
-        if import.imported.fetched_files > 0 {
+        if import.imported.fetched_files > 0 && !whole {
             self.progress.note(format!(
                 "{} files had to be fetched for their sizes; they are kept",
                 import.imported.fetched_files
@@ -105,7 +148,9 @@ impl<'a> Clone<'a> {
         }
 
         self.progress.step("tree");
-        let segments = supervisor.catalog.segments(pool.id).await.map_err(catalog)?;
+        let mut segments = supervisor.catalog.segments(pool.id).await.map_err(catalog)?;
+        // what others lack can't be had
+        segments.retain(|segment| segment.complete || !whole);
         let job = Job {
             manifest: import.manifest.clone(),
             contents: Some(import.contents.clone()),
@@ -114,7 +159,7 @@ impl<'a> Clone<'a> {
             first_segment,
             image: supervisor.store.image_path(tree),
             owner: builder::Owner { uid: self.owner.uid, gid: self.owner.gid },
-            pack: Some(PackJob {
+            pack: (!whole).then(|| PackJob {
                 dir: self.directory.join("pack"),
                 in_repository: Some(import.in_repository.clone()),
             }),
@@ -127,17 +172,24 @@ impl<'a> Clone<'a> {
             Ok(Reply::Built(built)) => *built,
             Ok(Reply::Failed(message)) => {
                 let message = format!("can't build the tree: {message}");
-                return Err(ApiError::new(ErrorCode::Origin, message));
+                return Err(ApiError::new(ErrorCode::Origin, message).into());
             }
             Ok(Reply::BuiltLayer(_) | Reply::Proved) => {
                 let message = "the builder has built something else";
-                return Err(ApiError::new(ErrorCode::Internal, message));
+                return Err(ApiError::new(ErrorCode::Internal, message).into());
             }
-            Err(error) => return Err(internal("the builder failed", &error)),
+            Err(error) => return Err(internal("the builder failed", &error).into()),
         };
         self.install(&built).map_err(|e| internal("can't install the tree's indexes", &e))?;
         import.remove_files();
         let tree = self.enter(&pool, tree, &built, &head, revision).await?;
+        if whole {
+            // once a part of them is lost it can't be had again
+            for segment in built.segments.iter().filter(|segment| segment.new) {
+                let complete = supervisor.catalog.set_complete(segment.segment, true);
+                complete.await.map_err(catalog)?;
+            }
+        }
         supervisor.origins.insert(pool.id, Access::Git(access));
         Ok(Prepared { pool, tree, built, synced, _cloning: cloning })
     }

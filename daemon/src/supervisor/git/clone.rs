@@ -1,9 +1,11 @@
 //! Commits and trees from the origin.
 
+use std::process::Stdio;
+
 use tokio::sync::oneshot;
 
-use super::run::{Fetched, run_until, run_with_progress};
-use super::{CONFIG, Git, GitError, LOCAL_UPLOAD_PACK, Remote};
+use super::run::{Fetched, run, run_until, run_with_progress};
+use super::{CONFIG, Git, GitError, LOCAL_UPLOAD_PACK, Remote, program};
 use crate::object::ObjectId;
 
 /// Nobody waits for the disk while git clones: see [`Synced`](crate::supervisor::durable::Synced).
@@ -11,6 +13,20 @@ const NO_SYNC: [&str; 2] = ["-c", "core.fsync=none"];
 
 /// The commit with its parents: beside nothing, all that it has would be new, and `git show` would read it all.
 const DEPTH: &str = "--depth=2";
+
+/// Commits and trees alone.
+const NO_BLOBS: &str = "--filter=blob:none";
+
+/// How much is cloned.
+#[derive(Debug, Clone, Copy)]
+pub struct Extent<'a> {
+    /// A branch, a tag or the id of a commit.
+    pub revision: Option<&'a str>,
+    /// Without the history.
+    pub shallow: bool,
+    /// With all content.
+    pub whole: bool,
+}
 
 /// What the clone found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,18 +38,17 @@ pub struct Head {
 }
 
 impl Git {
-    /// Clones commits and trees, no blobs and no files, into [`directory`](Self::directory), which
-    /// is empty. `progress` gets git's progress lines.
+    /// Clones commits and trees into [`directory`](Self::directory), which is empty; no files, and no blobs
+    /// unless it is to be `whole`. `progress` gets git's progress lines.
     pub async fn clone_metadata(
         &self,
         url: &str,
         remote: &Remote,
-        revision: Option<&str>,
-        shallow: bool,
+        Extent { revision, shallow, whole }: Extent<'_>,
         mut progress: impl FnMut(&str),
     ) -> Result<(), GitError> {
         if let Some(id) = revision.filter(|r| ObjectId::from_hex(r.as_bytes()).is_ok()) {
-            return self.fetch_commit(url, remote, id, shallow, progress).await;
+            return self.fetch_commit(url, remote, id, [shallow, whole], progress).await;
         }
         let mut args: Vec<&str> = vec![
             "-c",
@@ -44,7 +59,10 @@ impl Git {
             NO_SYNC[1],
             "clone",
         ];
-        args.extend(["--no-checkout", "--filter=blob:none", "--progress"]);
+        args.extend(["--no-checkout", "--progress"]);
+        if !whole {
+            args.push(NO_BLOBS);
+        }
         if shallow {
             args.extend([DEPTH, "--no-tags"]);
         }
@@ -77,15 +95,17 @@ impl Git {
         url: &str,
         remote: &Remote,
         id: &str,
-        shallow: bool,
+        [shallow, whole]: [bool; 2],
         mut progress: impl FnMut(&str),
     ) -> Result<(), GitError> {
         let format = if id.len() == 64 { "sha256" } else { "sha1" };
         self.output(&["init", "--quiet", &format!("--object-format={format}")]).await?;
         self.output(&["remote", "add", "origin", "--", url]).await?;
         let mut settings: Vec<String> = CONFIG.iter().map(|s| (*s).to_owned()).collect();
-        settings.push("remote.origin.promisor=true".into());
-        settings.push("remote.origin.partialCloneFilter=blob:none".into());
+        if !whole {
+            settings.push("remote.origin.promisor=true".into());
+            settings.push("remote.origin.partialCloneFilter=blob:none".into());
+        }
         if matches!(remote, Remote::Local(_)) {
             settings.push(format!("remote.origin.uploadpack={LOCAL_UPLOAD_PACK}"));
         }
@@ -93,15 +113,11 @@ impl Git {
             let (name, value) = setting.split_once('=').unwrap_or((setting, "true"));
             self.output(&["config", name, value]).await?;
         }
-        let mut args = vec![
-            "-c",
-            "protocol.version=2",
-            NO_SYNC[0],
-            NO_SYNC[1],
-            "fetch",
-            "--filter=blob:none",
-            "--progress",
-        ];
+        let mut args =
+            vec!["-c", "protocol.version=2", NO_SYNC[0], NO_SYNC[1], "fetch", "--progress"];
+        if !whole {
+            args.push(NO_BLOBS);
+        }
         if shallow {
             args.extend([DEPTH, "--no-tags"]);
         }
@@ -141,7 +157,15 @@ impl Git {
         }
     }
 
-    /// Fetches the rest of the history, without content, until `stopped` resolves.
+    /// Takes a clone back: the directory is empty again. As the user, to whom all of it belongs.
+    pub async fn remove_clone(&self) -> Result<(), GitError> {
+        let mut command = program(self, "rm")?;
+        command.args(["-rf", "--", ".git"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        run(command, &["clone"], None).await.map(drop)
+    }
+
+    /// Fetches the rest of the history until `stopped` resolves; without content, where the clone is without.
     pub async fn fetch_history(
         &self,
         stopped: &mut oneshot::Receiver<()>,
@@ -150,7 +174,7 @@ impl Git {
         let here = "--git-dir=.git";
         let shallow = self.line(&[here, "rev-parse", "--is-shallow-repository"]).await? == "true";
         let mut args = vec![here, "-c", "core.fsync=all", "fetch", "--quiet"];
-        args.extend(["--filter=blob:none", "--tags"]);
+        args.push("--tags");
         if shallow {
             args.push("--unshallow");
         }

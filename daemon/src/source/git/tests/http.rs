@@ -220,6 +220,35 @@ async fn an_object_that_is_not_there_is_named() {
 }
 
 #[tokio::test]
+async fn whether_a_blob_is_given_is_asked_without_having_it_sent() {
+    for hash in [HashKind::Sha1, HashKind::Sha256] {
+        let repo = Repo::new(hash);
+        let there = repo.add_blob(&vec![b'x'; 1 << 20]);
+        let server = Server::new(repo.dir.path()).await;
+        let source = plain(hash, server.url());
+        source.probe(there).await.unwrap();
+        source.probe(there).await.unwrap();
+        // each answer had its end
+        assert_eq!(server.connections.load(Ordering::Relaxed), 1);
+        let withheld = |result| match result {
+            Err(FetchError::Missing { key, message }) => (key, message),
+            other => panic!("{other:?}"),
+        };
+        let missing = repo.blob(b"not there");
+        assert_eq!(withheld(source.probe(missing).await).0, missing);
+        // as JGit says it
+        let line = format!("ERR want {there} not valid");
+        let body = format!("{:04x}{line}", line.len() + 4).into_bytes();
+        server.posts([Fault::Body("application/x-git-upload-pack-result", body)]);
+        let (key, message) = withheld(source.probe(there).await);
+        assert!(key == there && message.contains("not valid"), "{message}");
+        server.posts([Fault::Status(500, vec![])]);
+        let result = source.probe(there).await;
+        assert!(matches!(result, Err(FetchError::Retry { .. })), "{result:?}");
+    }
+}
+
+#[tokio::test]
 async fn no_git_server_of_version_2() {
     let repo = Repo::new(HashKind::Sha1);
     let server = Server::new(repo.dir.path()).await;

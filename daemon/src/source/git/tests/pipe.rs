@@ -130,6 +130,11 @@ async fn missing_among_many_is_named() {
     keys.insert(0, missing);
     let upload_pack = UploadPack::new(repo, "version=2");
     let source = pipe_source(&upload_pack, LIMITS);
+    source.probe(ids[0]).await.unwrap();
+    match source.probe(missing).await {
+        Err(FetchError::Missing { key, .. }) => assert_eq!(key, missing),
+        other => panic!("{other:?}"),
+    }
     match collect(&source, &keys).await.1 {
         Err(FetchError::Missing { key, .. }) => assert_eq!(key, missing),
         other => panic!("{other:?}"),
