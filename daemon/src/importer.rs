@@ -58,6 +58,11 @@ const BATCH: usize = 5000;
 /// How old files are at least: git looks at the content of those that are as new as its index.
 const MIN_AGE_SECS: i64 = 2;
 
+/// What is said of an origin that gives nothing by its id, and to its administrator.
+const WITHHELD: &str = "the server does not give files to those who ask for them by their ids";
+const REMEDY: &str = "`git config uploadpack.allowAnySHA1InWant true` in the server's repository makes it \
+    give them, also with Gerrit and other servers with JGit";
+
 /// An origin of git objects, as the importer needs it.
 pub trait Origin: Fetch {
     /// The sizes of blobs in bytes, as many as the origin can tell; others are left out.
@@ -92,11 +97,15 @@ pub enum ImportError {
 }
 
 impl ImportError {
-    /// What the origin says, where it has told of an object that it has, and does not give it.
+    /// Why nothing can be had by its id of an origin that has told of objects, and what would help.
     #[must_use]
-    pub fn withheld(&self) -> Option<&str> {
-        match self {
-            Self::Fetch { source: FetchError::Missing { message, .. }, .. } => Some(message),
+    pub fn withheld(&self) -> Option<String> {
+        let Self::Fetch { source, .. } = self else { return None };
+        match source {
+            FetchError::Missing { message, .. } => {
+                Some(format!("{WITHHELD} ({message}). {REMEDY}"))
+            }
+            FetchError::Unable { message } => Some(message.clone()),
             _ => None,
         }
     }
@@ -214,7 +223,8 @@ impl<W: Write + Send> Importer<W> {
         };
         if keys.is_empty()
             && let Some((_, file)) = self.listing.iter().find(|(_, entry)| is_file(entry))
-            && let Err(source @ FetchError::Missing { .. }) = origin.probe(file.key).await
+            && let Err(source @ (FetchError::Missing { .. } | FetchError::Unable { .. })) =
+                origin.probe(file.key).await
         {
             return Err(ImportError::Fetch { what: "any file by its id", source });
         }

@@ -59,6 +59,9 @@ pub enum FetchError {
     /// The origin says no, also after asking for credentials anew: 401, 403, 404.
     #[error("{message}")]
     Refused { message: String },
+    /// Nothing of the origin's can be asked for by its id: its protocol is too old for that.
+    #[error("{message}")]
+    Unable { message: String },
     /// The origin says that it doesn't have the object, or doesn't give it to those who ask for it by its id:
     /// its words are the same.
     #[error("the origin does not give object {key}: {message}")]

@@ -8,7 +8,7 @@ mod cgroups;
 mod clone;
 mod durable;
 mod failed;
-mod git;
+pub(crate) mod git;
 mod history;
 mod images;
 mod import;

@@ -18,6 +18,9 @@ use crate::repository::Repository;
 
 pub use record::{GitCommand, Request, Totals};
 
+/// Repositories whose names begin like this are served in version 0 of git's protocol.
+pub const OLD: &str = "old-";
+
 /// As many requests are served at the same time.
 const FCGIWRAPS: usize = 8;
 
@@ -210,6 +213,7 @@ http {{
     client_body_buffer_size 64m;
     client_body_in_single_buffer on;
     keepalive_requests 1000000;
+    map $uri $git_protocol {{ ~^/{OLD} ''; default $http_git_protocol; }}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
         location = /settled {{ access_log off; return 204; }}
@@ -222,7 +226,7 @@ http {{
             fastcgi_param SCRIPT_FILENAME {backend};
             fastcgi_param GIT_PROJECT_ROOT {directory}/repositories;
             fastcgi_param GIT_HTTP_EXPORT_ALL 1;
-            fastcgi_param GIT_PROTOCOL $http_git_protocol;
+            fastcgi_param GIT_PROTOCOL $git_protocol;
             fastcgi_param PATH_INFO $uri;
             fastcgi_param QUERY_STRING $query_string;
             fastcgi_param REQUEST_METHOD $request_method;

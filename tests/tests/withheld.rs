@@ -12,6 +12,7 @@ use hydrant_tests::process::until;
 use hydrant_tests::proxy::{Fault, Quality};
 use hydrant_tests::reader::{End, access, expect_right};
 use hydrant_tests::repository::{MAIN, OddOptions, Repository, lonely, lonely_path, odd};
+use hydrant_tests::server::OLD;
 use hydrant_tests::tree;
 use hydrant_tests::world::{Setting, World};
 
@@ -30,15 +31,28 @@ fn withhold(world: &World, repository: &Repository) -> Result<()> {
     Ok(())
 }
 
-/// Clones what is served as `name`, which says that it had to fetch everything, and what would help.
-fn clone(world: &World, name: &str, directory: &str, arguments: &[&str]) -> Result<PathBuf> {
+/// Clones what is served as `name`, which says that it had to fetch everything, and why.
+fn clone_whole(
+    world: &World,
+    name: &str,
+    directory: &str,
+    arguments: &[&str],
+    why: &[&str],
+) -> Result<PathBuf> {
     let path = world.path(directory);
-    let asked = world.proxy()?.withheld();
     let output = world.clone_url(&world.url(name), &path, arguments)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    for words in ["note: the server does not give files", "allowAnySHA1InWant", "not our ref"] {
+    for words in [&["note: all content is fetched at once"], why].concat() {
         ensure!(said.contains(words), "{words:?} is not in {said}");
     }
+    Ok(path)
+}
+
+/// The same of a server that withholds files, which is found out by one request.
+fn clone(world: &World, name: &str, directory: &str, arguments: &[&str]) -> Result<PathBuf> {
+    let asked = world.proxy()?.withheld();
+    let why = ["allowAnySHA1InWant", "not our ref"];
+    let path = clone_whole(world, name, directory, arguments, &why)?;
     let asked = world.proxy()?.withheld() - asked;
     ensure!(asked == 1, "it has asked {asked} times");
     Ok(path)
@@ -106,6 +120,20 @@ fn root_a_server_that_gives_nothing_by_id() -> Result<()> {
         world.proxy()?.heal();
     }
     Ok(())
+}
+
+/// A server that speaks version 0 of the protocol alone.
+#[test]
+#[ignore = "needs root"]
+fn root_a_server_of_old() -> Result<()> {
+    let world = world("withheld-old")?;
+    let repository = odd(OddOptions::default())?;
+    let name = &format!("{OLD}repo");
+    world.serve(&repository, name)?;
+    let plain = world.clone_plain(name, "plain", &[])?;
+    let lazy = clone_whole(&world, name, "lazy", &["--history=none"], &["version 0"])?;
+    world.proxy()?.refuse();
+    is_whole(&world, &plain, &lazy)
 }
 
 /// Settings that change after the clone: readers are told so, and a new clone works.

@@ -111,7 +111,7 @@ pub fn main(uid: u32, gid: u32, without_landlock: bool, fds: [OwnedFd; FDS]) -> 
         let last = match outcome {
             Ok(imported) => FromImporter::Done(imported),
             Err(error) => match error.downcast_ref().and_then(ImportError::withheld) {
-                Some(message) => FromImporter::Withheld { message: message.to_owned() },
+                Some(message) => FromImporter::Withheld { message },
                 None => FromImporter::Failed { message: format!("{error:#}"), hint: None },
             },
         };

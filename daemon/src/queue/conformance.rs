@@ -45,6 +45,7 @@ mod brokered;
 mod checks;
 mod crowd;
 mod holder;
+mod intruder;
 mod kernel;
 mod line;
 mod programs;

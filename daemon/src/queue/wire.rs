@@ -190,7 +190,7 @@ pub enum FromImporter {
         message: String,
         hint: Option<String>,
     },
-    /// The same: the origin gives no files to those who ask for them by their ids. What it says.
+    /// The same: no files can be had of the origin by their ids. Why, and what would help.
     Withheld {
         message: String,
     },

@@ -56,8 +56,8 @@ pub enum ImportError {
     /// What the importer says.
     #[error("{message}")]
     Origin { message: String, hint: Option<String> },
-    /// The origin gives no files by their ids; what it says.
-    #[error("the origin gives no files by their ids: {0}")]
+    /// No files can be had of the origin by their ids; why, and what would help.
+    #[error("{0}")]
     Withheld(String),
     #[error("the importer ended without a result: {0}")]
     Ended(String),

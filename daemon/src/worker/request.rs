@@ -114,7 +114,9 @@ impl Filler {
         match result {
             Ok(()) => Outcome::Done,
             Err(FetchError::Retry { message, after }) => Outcome::Retry { reason: message, after },
-            Err(FetchError::Refused { message }) => Outcome::Refused { reason: message },
+            Err(FetchError::Refused { message } | FetchError::Unable { message }) => {
+                Outcome::Refused { reason: message }
+            }
             Err(error @ FetchError::Missing { key, .. }) => {
                 let reason = error.to_string();
                 match self.plan.targets.get(&key) {

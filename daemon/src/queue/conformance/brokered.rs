@@ -16,6 +16,7 @@ use crate::ids::{PoolId, SegmentId, ShardId};
 use crate::object::HashKind;
 use crate::queue::wire::{GitOrigin, GitTransport, Limits, OriginSpec};
 use crate::supervisor::KeptShard;
+use crate::supervisor::origins::Origins;
 use crate::supervisor::shard::{Command, Hooks, Rules, Shard, ShardHandle};
 use crate::supervisor::store::{Store, WorkerUser};
 use crate::sys::limits;
@@ -27,7 +28,7 @@ pub(super) const ROLE: &str = "supervisor";
 pub(super) const DIRECTORY: &str = "HYDRANT_CONFORMANCE_DIRECTORY";
 const HOLDERS: &str = "holders";
 
-const POOL: PoolId = PoolId(1);
+pub(super) const POOL: PoolId = PoolId(1);
 const SEGMENT: SegmentId = SegmentId(1);
 
 /// A supervisor, which is the control side: a process of its own, because all its fds are its shard's, and
@@ -84,18 +85,22 @@ impl System for BrokeredSystem {
 pub(super) fn supervise() {
     let mut line = Line::connect();
     limits::raise_open_files().unwrap();
-    let _shard = guard(None, worker);
+    let _shard = guard(None, Arc::default(), worker);
     line.send(&());
     let _: Option<()> = line.recv();
 }
 
 /// What a supervisor's life is about, for the one segment. `worker`: who is in the worker's place.
-pub(super) fn guard(kept: Option<KeptShard>, worker: fn() -> Spawn) -> (Runtime, ShardHandle) {
+pub(super) fn guard(
+    kept: Option<KeptShard>,
+    origins: Arc<Origins>,
+    worker: fn() -> Spawn,
+) -> (Runtime, ShardHandle) {
     STAND_IN.set(worker).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let shard = runtime.block_on(async {
         let user = WorkerUser { uid: 0, gid: 0, without_landlock: true };
-        let (store, origins) = (Arc::new(Store::open(&state(), user).unwrap()), Arc::default());
+        let store = Arc::new(Store::open(&state(), user).unwrap());
         let hooks = Hooks {
             on_complete: Arc::new(|_| ()),
             on_given_up: Arc::new(|given_up| panic!("{given_up:?}")),
@@ -121,7 +126,7 @@ pub(super) fn guard(kept: Option<KeptShard>, worker: fn() -> Spawn) -> (Runtime,
 }
 
 /// Where a supervisor has its state.
-fn state() -> PathBuf {
+pub(super) fn state() -> PathBuf {
     PathBuf::from(std::env::var_os(DIRECTORY).unwrap())
 }
 

@@ -1,7 +1,7 @@
 //! The programs that a check is made of, besides the test itself: this test program, started again in
 //! another role. They end with the test, whose end of the line is closed then.
 
-use super::{brokered, crowd, holder, line, takeover};
+use super::{brokered, crowd, holder, intruder, line, takeover};
 
 /// No test, but where those programs begin.
 #[test]
@@ -13,6 +13,8 @@ fn program() {
         holder::BROKERED => holder::hold_brokered_queue(),
         crowd::ROLE => crowd::read(),
         brokered::ROLE => brokered::supervise(),
+        intruder::ROLE => intruder::supervise(),
+        intruder::INTRUDER => intruder::intrude(),
         takeover::PARENT => takeover::parent(),
         takeover::RESPONDER => takeover::respond(),
         takeover::READERS => takeover::read(),

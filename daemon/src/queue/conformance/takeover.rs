@@ -117,7 +117,7 @@ pub(super) fn parent() {
         return;
     }
     let mut kept = Kept::take_back().unwrap();
-    let _shard = guard(kept.take(ShardId(0)), worker);
+    let _shard = guard(kept.take(ShardId(0)), Arc::default(), worker);
     fdstore::notify("READY=1").unwrap();
     let mut line = Line::connect();
     line.send(&Hello { pid: std::process::id().cast_signed() });

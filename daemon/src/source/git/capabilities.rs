@@ -5,6 +5,7 @@ use thiserror::Error;
 
 use super::pktline::{Packet, text};
 use crate::object::HashKind;
+use crate::source::FetchError;
 
 /// More lines than this are no advertisement.
 const MAX_LINES: usize = 1000;
@@ -66,6 +67,17 @@ pub enum NotVersion2 {
     NoFetch,
     #[error("it does not answer as a git server does ({0})")]
     Other(String),
+}
+
+impl NotVersion2 {
+    /// That means that this repository can't be used.
+    pub fn of(&self, repository: &str) -> FetchError {
+        let message = format!("can't use {repository}: {self}");
+        match self {
+            Self::Version(_) => FetchError::Unable { message },
+            _ => FetchError::Refused { message },
+        }
+    }
 }
 
 /// Reads an advertisement, packet by packet.

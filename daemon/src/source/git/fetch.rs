@@ -29,7 +29,9 @@ pub async fn fetch(
         return Ok(keep_raw.then(|| Content::Memory(empty_pack(hash))));
     }
     let result = request(transport, hash, &keys, keep_raw, sink).await;
-    if let Err(FetchError::Wrong { .. } | FetchError::Refused { .. }) = result {
+    if let Err(FetchError::Wrong { .. } | FetchError::Refused { .. } | FetchError::Unable { .. }) =
+        result
+    {
         transport.forget();
     }
     result.map_err(|e| name_the_missing(e, &keys))

@@ -201,8 +201,7 @@ impl Http {
             return Err(refused(format!("{at} answers with a web page, not as a git server")));
         }
         if kind != "application/x-git-upload-pack-advertisement" {
-            let (at, why) = (shown(&base), super::capabilities::NotVersion2::Dumb);
-            return Err(refused(format!("can't use {at}: {why}")));
+            return Err(super::capabilities::NotVersion2::Dumb.of(&shown(&base)));
         }
         let mut reply = Reply::new(Body::Http(Box::new(response)), self.stall);
         let capabilities = Arc::new(reply.advertisement(&shown(&base)).await?);

@@ -215,7 +215,7 @@ impl Reply {
                 Err(super::capabilities::NotVersion2::Error(message)) => {
                     return Err(said_no(&message));
                 }
-                Err(e) => return Err(refused(format!("can't use {from}: {e}"))),
+                Err(e) => return Err(e.of(from)),
             }
         }
     }

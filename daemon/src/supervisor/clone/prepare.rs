@@ -24,17 +24,12 @@ use crate::supervisor::origins::{Access, GitAccess};
 /// The most segments that one tree may bring: an EROFS image has at most 65,535 devices.
 const MAX_NEW_SEGMENTS: u64 = 65_535;
 
-/// What is to be said where the origin withholds files; its own words come after it.
-const WITHHELD: &str = "the server does not give files to those who ask for them by their ids, so all content is \
-    fetched at once, by git. `git config uploadpack.allowAnySHA1InWant true` in the server's repository (also of \
-    Gerrit and other servers with JGit) makes it give them";
-
 /// The git index's name, in `.git` and before it is there.
 const INDEX: &str = "index";
 
 /// Why a tree can't be prepared.
 enum Trouble {
-    /// The origin gives no files by their ids; what it says.
+    /// No files can be had of the origin by their ids; why, and what would help.
     Withheld(String),
     Other(ApiError),
 }
@@ -54,8 +49,8 @@ impl<'a> Clone<'a> {
             Err(Trouble::Other(error)) => return Err(error),
             Ok(prepared) => return Ok(prepared),
         };
-        warn!(url = git::for_display(&self.request.url), message, "no files by their ids");
-        self.progress.note(format!("{WITHHELD} ({message})"));
+        warn!(url = git::for_display(&self.request.url), message, "fetching all content");
+        self.progress.note(format!("all content is fetched at once, by git: {message}"));
         self.git.remove_clone().await.map_err(origin)?;
         self.prepare_as(true).await.map_err(|trouble| match trouble {
             Trouble::Withheld(message) => imported(ImportError::Withheld(message)),
