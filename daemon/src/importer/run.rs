@@ -124,7 +124,7 @@ async fn import(
     mut messages: mpsc::UnboundedReceiver<ToImporter>,
     fds: Fds,
 ) -> anyhow::Result<Imported> {
-    let Some(ToImporter::Origin { version, transport, limits }) = messages.recv().await else {
+    let Some(ToImporter::Origin { version, transport, web, limits }) = messages.recv().await else {
         anyhow::bail!("the supervisor sent no origin");
     };
     anyhow::ensure!(version == wire::VERSION, "the supervisor is of another version");
@@ -132,7 +132,10 @@ async fn import(
     let connector: Arc<dyn Connector> = Arc::clone(supervisor) as _;
     // the hash function is not known yet
     let origin = GitOrigin { hash: HashKind::Sha1, transport: *transport };
-    let source = GitSource::new(origin, limits, credentials, connector)?;
+    let mut source = GitSource::new(origin, limits, credentials, connector)?;
+    if let Some(web) = web {
+        source = source.with_web(*web, limits);
+    }
     // while git is still busy
     let meeting = source.clone();
     tokio::spawn(async move { meeting.meet().await });

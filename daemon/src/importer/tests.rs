@@ -202,7 +202,8 @@ fn an_origin_that_withholds_files_is_recognised() {
     fs_err::write(plain.dir.join("b"), "content").unwrap();
     plain.commit();
     let with_eager_files = repository(&dir, HashKind::Sha1);
-    for (repository, fetches) in [(plain, false), (with_eager_files, true)] {
+    let cases = [(plain, "HEAD:b", false), (with_eager_files, "HEAD:a.c", true)];
+    for (repository, file, fetches) in cases {
         let origin = TestOrigin::new(&repository.dir);
         let eager = || {
             let mut pack = tempfile::tempfile().unwrap();
@@ -210,7 +211,7 @@ fn an_origin_that_withholds_files_is_recognised() {
         };
         eager().unwrap();
         let probed = std::mem::take(&mut *origin.probed.lock().unwrap());
-        let file = repository.id("HEAD:b");
+        let file = repository.id(file);
         assert_eq!(probed, if fetches { vec![] } else { vec![file] });
         assert_ne!(origin.fetched.lock().unwrap().is_empty(), fetches);
         let missing = FetchError::Missing { key: file, message: "not our ref".into() };

@@ -140,8 +140,14 @@ pub enum FromQueue {
 /// From the supervisor to an importer, on its control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToImporter {
-    /// The first message: where the repository is.
-    Origin { version: u32, transport: Box<GitTransport>, limits: Limits },
+    /// The first message: where the repository is. `web`: where a forge has it for everybody, too, if it
+    /// is one that is reached over a pipe.
+    Origin {
+        version: u32,
+        transport: Box<GitTransport>,
+        web: Option<Box<HttpTransport>>,
+        limits: Limits,
+    },
     /// The second, which may take its time: what is to be imported.
     Job {
         commit: ObjectId,

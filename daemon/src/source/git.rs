@@ -17,6 +17,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+
 pub use self::capabilities::{Capabilities, ObjectInfo};
 pub use self::http::{Credentials, load_system_roots};
 pub(in crate::source) use self::http::{Origin, broken, check_status, client, redirected, shown};
@@ -27,7 +29,7 @@ pub use self::sizes::{SizesOutcome, SizesQuery};
 use self::transport::Transport;
 use super::{Content, Fetch, FetchError, Sink};
 use crate::object::{HashKind, ObjectId};
-use crate::queue::wire::{GitOrigin, GitTransport, Limits};
+use crate::queue::wire::{Credential, GitOrigin, GitTransport, HttpTransport, Limits};
 
 /// How we name ourselves to git servers, in the protocol.
 const AGENT: &str = concat!("hydrant/", env!("CARGO_PKG_VERSION"));
@@ -39,11 +41,32 @@ pub struct GitSource {
     inner: Arc<Inner>,
 }
 
+#[derive(Clone)]
 struct Inner {
     hash: HashKind,
     transport: Transport,
+    /// See [`GitSource::with_web`].
+    web: Option<Arc<http::Http>>,
     forge: Option<Forge>,
     connections: usize,
+}
+
+/// Who has no name to give.
+struct Nobody;
+
+impl Credentials for Nobody {
+    fn get<'a>(
+        &'a self,
+        _: &'a str,
+        _: Option<Credential>,
+    ) -> BoxFuture<'a, Result<Option<Credential>, String>> {
+        Box::pin(async { Ok(None) })
+    }
+}
+
+/// How long a silence may be, and how many connections there are.
+fn bounds(limits: Limits) -> (Duration, usize) {
+    (Duration::from_secs(limits.stall_secs.max(1)), limits.connections.clamp(1, 64) as usize)
 }
 
 impl fmt::Debug for GitSource {
@@ -63,8 +86,7 @@ impl GitSource {
         credentials: Arc<dyn Credentials>,
         connector: Arc<dyn Connector>,
     ) -> Result<Self, FetchError> {
-        let stall = Duration::from_secs(limits.stall_secs.max(1));
-        let connections = limits.connections.clamp(1, 64) as usize;
+        let (stall, connections) = bounds(limits);
         let transport = match origin.transport {
             GitTransport::Http(settings) => Transport::Http(Arc::new(http::Http::new(
                 settings,
@@ -76,17 +98,36 @@ impl GitSource {
                 Transport::Pipe(Arc::new(pipe::Pipes::new(connector, connections, stall)))
             }
         };
-        let forge = None;
-        Ok(Self { inner: Arc::new(Inner { hash: origin.hash, transport, forge, connections }) })
+        let (web, forge) = (None, None);
+        Ok(Self {
+            inner: Arc::new(Inner { hash: origin.hash, transport, web, forge, connections }),
+        })
+    }
+
+    /// Where the forge of a repository behind a pipe may have it for everybody, to be asked for what `git upload-pack`
+    /// does not tell. It is not told who asks, and what is wrong with it is no matter.
+    #[must_use]
+    pub fn with_web(self, settings: HttpTransport, limits: Limits) -> Self {
+        let (stall, connections) = bounds(limits);
+        match http::Http::new(settings, stall, connections, Arc::new(Nobody)) {
+            Ok(web) => self.with(|inner| inner.web = Some(Arc::new(web))),
+            Err(error) => {
+                tracing::debug!(%error, "can't ask the origin's forge");
+                self
+            }
+        }
+    }
+
+    fn with(self, change: impl FnOnce(&mut Inner)) -> Self {
+        let mut inner = Inner::clone(&self.inner);
+        change(&mut inner);
+        Self { inner: Arc::new(inner) }
     }
 
     /// The same repository, now that the hash function of its objects is known.
     #[must_use]
     pub fn with_hash(self, hash: HashKind) -> Self {
-        let inner = &self.inner;
-        let (transport, forge) = (inner.transport.clone(), inner.forge.clone());
-        let connections = inner.connections;
-        Self { inner: Arc::new(Inner { hash, transport, forge, connections }) }
+        self.with(|inner| inner.hash = hash)
     }
 
     /// With what another process knows of the server, if it does, so that the first question needs no other
@@ -114,10 +155,7 @@ impl GitSource {
     /// Uses this forge's API for sizes instead of the one that the URL suggests.
     #[must_use]
     pub fn with_forge(self, forge: Forge) -> Self {
-        let inner = &self.inner;
-        let (hash, transport) = (inner.hash, inner.transport.clone());
-        let connections = inner.connections;
-        Self { inner: Arc::new(Inner { hash, transport, forge: Some(forge), connections }) }
+        self.with(|inner| inner.forge = Some(forge))
     }
 
     /// What the server can do; asks it unless that is known.

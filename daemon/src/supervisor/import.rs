@@ -32,7 +32,9 @@ use super::store::Store;
 use super::worker::{ENVIRONMENT, Exit, cut, explain, in_group};
 use crate::ids::ShardId;
 use crate::importer::{self, Fds, attributes};
-use crate::queue::wire::{self, FromImporter, GitTransport, Imported, Limits, ToImporter};
+use crate::queue::wire::{
+    self, FromImporter, GitTransport, HttpTransport, Imported, Limits, ToImporter,
+};
 use crate::sys::cgroup::Cgroup;
 use crate::sys::seqpacket::{self, Seqpacket};
 use crate::sys::spawn::{Child as Importer, Role, Spawn};
@@ -180,10 +182,11 @@ impl Waiting {
     pub async fn introduce(
         &self,
         transport: &GitTransport,
+        web: Option<HttpTransport>,
         limits: Limits,
     ) -> Result<(), ImportError> {
-        let transport = Box::new(transport.clone());
-        let message = ToImporter::Origin { version: wire::VERSION, transport, limits };
+        let (transport, web) = (Box::new(transport.clone()), web.map(Box::new));
+        let message = ToImporter::Origin { version: wire::VERSION, transport, web, limits };
         tell(&self.control, &message, &[]).await
     }
 

@@ -9,9 +9,11 @@ mod info;
 pub mod sidecar;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use self::forge::Forge;
 use super::Inner;
+use super::http::Http;
 use super::transport::Transport;
 use crate::object::ObjectId;
 use crate::source::FetchError;
@@ -75,8 +77,13 @@ pub(super) async fn sizes(
                 }
             }
         }
-        if let (Transport::Http(http), Some(forge)) =
-            (&inner.transport, forge(inner, &capabilities))
+        let http = match &inner.transport {
+            Transport::Http(http) => Some(http),
+            Transport::Pipe(_) => inner.web.as_ref(),
+        };
+        let guess = |http: &Arc<Http>| Forge::guess(http.home(), &capabilities);
+        if let Some(http) = http
+            && let Some(forge) = inner.forge.clone().or_else(|| guess(http))
         {
             let known = forge.sizes(http, tree, wanted).await;
             if let Some(reason) = known.trouble {
@@ -91,14 +98,6 @@ pub(super) async fn sizes(
         }
     }
     Ok(outcome("nobody", wanted, Vec::new(), Some(advice)))
-}
-
-fn forge(inner: &Inner, capabilities: &super::Capabilities) -> Option<Forge> {
-    match (&inner.forge, &inner.transport) {
-        (Some(forge), _) => Some(forge.clone()),
-        (None, Transport::Http(http)) => Forge::guess(http.home(), capabilities),
-        (None, Transport::Pipe(_)) => None,
-    }
 }
 
 fn outcome(

@@ -78,9 +78,10 @@ impl<'a> Clone<'a> {
         let (cloned, way, numbers) = tokio::join!(
             self.git.clone_metadata(url, &remote, extent, progress),
             async {
-                let way = beside.way(url).await?;
+                let mut way = beside.way(url).await?;
+                let web = way.web.take();
                 let transport = if whole { &GitTransport::Pipe } else { &way.transport };
-                importer.introduce(transport, supervisor.limits()).await?;
+                importer.introduce(transport, web, supervisor.limits()).await?;
                 Ok(way)
             },
             self.numbers(),
@@ -94,7 +95,7 @@ impl<'a> Clone<'a> {
         if let Some(asked) = asked {
             asked.check(&self.git).await.map_err(origin)?;
         }
-        let (Way { url, remote, transport }, (first_segment, tree)) =
+        let (Way { url, remote, transport, .. }, (first_segment, tree)) =
             (way.map_err(imported)?, numbers?);
         // while the rest goes on: it waits for the disk
         let owner = supervisor.store.owner_dir(self.mount);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{Git, GitError, Remote};
 use crate::importer::attributes;
-use crate::queue::wire::GitTransport;
+use crate::queue::wire::{GitTransport, HttpTransport};
 
 /// How an origin is reached.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub struct Way {
     pub url: String,
     pub remote: Remote,
     pub transport: GitTransport,
+    /// Where a forge has it for everybody, too, if it is one that is reached over ssh.
+    pub web: Option<HttpTransport>,
 }
 
 impl Git {
@@ -35,7 +37,12 @@ impl Git {
             Remote::Http(_) => GitTransport::Http(git.http(&url, &origin).await?),
             _ => GitTransport::Pipe,
         };
-        Ok(Way { url, remote, transport })
+        let web = match remote.web() {
+            // it is not needed
+            Some(web) => git.http(&web, &origin).await.ok(),
+            None => None,
+        };
+        Ok(Way { url, remote, transport, web })
     }
 
     /// What the configuration says of conversions between repository and files.

@@ -53,6 +53,16 @@ impl Remote {
         }
     }
 
+    /// Where a forge that is reached over ssh has the same repository for everybody, if it is one.
+    pub(super) fn web(&self) -> Option<String> {
+        let Self::Ssh { destination, path, .. } = self else { return None };
+        let host = destination.rsplit_once('@').map_or(&destination[..], |(_, host)| host);
+        let path = path.trim_start_matches('/');
+        // without a dot it is likely to be a name that only ssh's configuration knows
+        let likely = host.contains('.') && !path.is_empty() && !path.starts_with('~');
+        likely.then(|| format!("https://{host}/{path}"))
+    }
+
     fn ssh(destination: String, port: Option<u16>, path: String) -> Result<Self, GitError> {
         // as git: what looks like an option could make ssh run a command
         if destination.is_empty() || destination.starts_with('-') || path.starts_with('-') {
@@ -177,6 +187,22 @@ mod tests {
         }
         for url in ["git://h/x", "-oProxyCommand=x:y", "ssh://-oX/y", "relative/path"] {
             assert!(Remote::parse(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn forges_have_a_web_address() {
+        for (url, web) in [
+            ("git@github.com:a/b.git", Some("https://github.com/a/b.git")),
+            ("github.com:/a/b", Some("https://github.com/a/b")),
+            ("ssh://git@codeberg.org:2222/a/b.git", Some("https://codeberg.org/a/b.git")),
+            ("ssh://h.example.org/~me/x", None),
+            ("alias:a/b", None),
+            ("ssh://[::1]/x", None),
+            ("/srv/x.git", None),
+            ("https://github.com/a/b", None),
+        ] {
+            assert_eq!(Remote::parse(url).unwrap().web().as_deref(), web, "{url}");
         }
     }
 

@@ -46,8 +46,8 @@ impl ForgeKind {
     fn remedy(self) -> &'static str {
         match self {
             Self::GitHub => {
-                " (without a token GitHub answers 60 requests an hour; a token that git knows for \
-                 the repository is used)"
+                " (without a token GitHub answers 60 requests an hour, about public repositories; a \
+                 token that git knows for the repository is used, if it is cloned over https)"
             }
             Self::Gitea | Self::Gitiles => "",
         }

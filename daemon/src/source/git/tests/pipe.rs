@@ -11,16 +11,16 @@ use super::*;
 use crate::source::git::SizesQuery;
 
 /// Runs `git upload-pack` as the supervisor does for a local path.
-struct UploadPack {
-    repo: Repo,
+pub struct UploadPack {
+    repo: Arc<Repo>,
     children: Mutex<Vec<Child>>,
     started: AtomicUsize,
     version: &'static str,
 }
 
 impl UploadPack {
-    fn new(repo: Repo, version: &'static str) -> Arc<Self> {
-        let started = AtomicUsize::new(0);
+    pub fn new(repo: impl Into<Arc<Repo>>, version: &'static str) -> Arc<Self> {
+        let (repo, started) = (repo.into(), AtomicUsize::new(0));
         Arc::new(Self { repo, children: Mutex::default(), started, version })
     }
 
@@ -147,7 +147,7 @@ async fn not_version_2_or_not_there() {
     let (repo, _) = repo(HashKind::Sha1, 1);
     let upload_pack = UploadPack::new(repo, "version=0");
     let error = pipe_source(&upload_pack, LIMITS).capabilities().await.unwrap_err();
-    assert!(matches!(&error, FetchError::Refused { message } if message.contains("version 0")));
+    assert!(matches!(&error, FetchError::Unable { message } if message.contains("version 0")));
     let origin = GitOrigin { hash: HashKind::Sha1, transport: GitTransport::Pipe };
     let source = GitSource::new(origin, LIMITS, Keyring::new(&[]), Arc::new(NoPipes)).unwrap();
     let error = source.capabilities().await.unwrap_err();

@@ -5,6 +5,7 @@ use axum::http::{Method, Response};
 use reqwest::Url;
 use serde_json::json;
 
+use super::pipe::UploadPack;
 use super::repo::Repo;
 use super::server::{Fault, Server};
 use super::*;
@@ -211,6 +212,34 @@ async fn github() {
     .await;
     all_right(&sizes(&source, &repo).await, &repo, "GitHub's API");
     assert_eq!(server.seen().iter().filter(|s| s.path.starts_with("/api")).count(), 1);
+}
+
+/// Behind a pipe, the forge is asked at its address for everybody, and not told who asks.
+#[tokio::test]
+async fn github_of_a_repository_behind_a_pipe() {
+    let (repo, server, over_http) = forge(repo(), ForgeKind::GitHub, |repo, id, query| {
+        let tree = listing(repo, id, query == "recursive=1");
+        answer(&json!({"sha": id, "tree": tree, "truncated": false}))
+    })
+    .await;
+    let forge = over_http.inner.forge.clone().unwrap();
+    let keyring = Keyring::new(&[credential("me", "secret")]);
+    let pipe = || {
+        let origin = GitOrigin { hash: HashKind::Sha1, transport: GitTransport::Pipe };
+        let connector = UploadPack::new(repo.clone(), "version=2");
+        let source = GitSource::new(origin, LIMITS, keyring.clone(), connector);
+        source.unwrap().with_forge(forge.clone())
+    };
+    assert_eq!(sizes(&pipe(), &repo).await.how, "nobody");
+    let source = pipe().with_web(at(server.url()), LIMITS);
+    all_right(&sizes(&source, &repo).await, &repo, "GitHub's API");
+    // who wants to know who asks is not told
+    server.needs(Some("Basic bWU6c2VjcmV0"));
+    let outcome = sizes(&source, &repo).await;
+    assert_eq!(outcome.how, "nobody");
+    assert!(outcome.advice.unwrap().contains("GitHub's API"));
+    assert!(server.seen().iter().all(|seen| !seen.headers.contains_key("authorization")));
+    assert!(keyring.asked().is_empty());
 }
 
 #[tokio::test]

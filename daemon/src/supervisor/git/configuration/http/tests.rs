@@ -28,6 +28,22 @@ async fn way(git: &Git, url: &str) -> Result<HttpTransport, GitError> {
     }
 }
 
+/// Of what is configured, a forge that is reached over ssh gets what is meant for its https address.
+#[tokio::test]
+async fn the_web_address_of_a_repository_behind_ssh() {
+    let home = TempDir::new().unwrap();
+    let configuration = "[http \"https://github.com\"]\nextraHeader = X-Ours: 1\n\
+        [http \"https://other.org\"]\nextraHeader = X-Others: 1\nproxy = http://p:1\n";
+    let git = git(home.path(), configuration);
+    let way = git.way("git@github.com:a/b.git").await.unwrap();
+    assert_eq!(way.transport, GitTransport::Pipe);
+    let web = way.web.unwrap();
+    assert_eq!((&web.url[..], web.proxy), ("https://github.com/a/b.git", None));
+    assert_eq!((web.extra_headers, web.credential), (vec!["X-Ours: 1".to_owned()], None));
+    assert_eq!(git.way("/srv/x.git").await.unwrap().web, None);
+    assert_eq!(git.way("https://github.com/a/b.git").await.unwrap().web, None);
+}
+
 /// The extra headers for a URL when each of these names (`""`: `http.extraHeader`) has its own name as
 /// a header.
 async fn headers(names: &[&str], url: &str) -> Vec<String> {
