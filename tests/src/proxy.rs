@@ -325,7 +325,7 @@ fn requests(
             }
             Some(Fault::Rewrite { from, to }) => http::replace(&mut request, &from, &to),
             Some(Fault::Withhold(ids)) => {
-                let wants = record::wants(&http::plain(&request).1);
+                let wants = record::wants(&plain(&request).1);
                 if let Some(id) = wants.iter().find(|id| ids.contains(*id)) {
                     shared.withheld.fetch_add(1, Ordering::Relaxed);
                     let line = format!("ERR upload-pack: not our ref {id}");

@@ -123,7 +123,7 @@ async fn refusals_become_errnos() {
     setup.source.fault(Fault::Missing(1));
     s.event(3, 1, ByteRange::new(BLOCK, BLOCK)).await;
     assert_eq!(s.answer().await, (3, EIO));
-    assert!(s.reason.contains("has no object"), "{}", s.reason);
+    assert!(s.reason.contains("does not give object"), "{}", s.reason);
     for _ in 0..3 {
         setup.source.fault(Fault::Wrong);
     }
