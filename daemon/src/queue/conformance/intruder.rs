@@ -1,7 +1,6 @@
 //! A worker that was taken over, and asks for what is not its own.
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::unistd::{getgid, getuid};

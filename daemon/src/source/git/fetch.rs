@@ -48,11 +48,12 @@ pub async fn probe(transport: &Transport, hash: HashKind, key: ObjectId) -> Resu
         loop {
             match reply.packet().await? {
                 Packet::Data(line) if matches!(&line[..], b"acknowledgments\n" | b"NAK\n") => {}
-                Packet::Flush => return Ok(reply.end().await),
+                Packet::Flush => break reply.end().await,
                 // it goes on to send the blob
-                _ => return Ok(()),
+                _ => break,
             }
         }
+        Ok(())
     };
     ask.await.map_err(|error| name_the_missing(error, &[key]))
 }

@@ -130,7 +130,10 @@ async fn missing_among_many_is_named() {
     keys.insert(0, missing);
     let upload_pack = UploadPack::new(repo, "version=2");
     let source = pipe_source(&upload_pack, LIMITS);
+    // answered without the blob, after which the connection could not be used again
     source.probe(ids[0]).await.unwrap();
+    source.probe(ids[0]).await.unwrap();
+    assert_eq!(upload_pack.started.load(Ordering::Relaxed), 1);
     match source.probe(missing).await {
         Err(FetchError::Missing { key, .. }) => assert_eq!(key, missing),
         other => panic!("{other:?}"),
