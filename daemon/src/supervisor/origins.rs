@@ -282,7 +282,7 @@ mod tests {
             command.args(["-c", script]);
             let [_stream, why] = connect(command, None).unwrap();
             let why = UnixStream::from(why);
-            let said = tokio::task::spawn_blocking(|| std::io::read_to_string(why)).await;
+            let said = tokio::task::spawn_blocking(|| io::read_to_string(why)).await;
             let said = said.unwrap().unwrap();
             assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{said:?}");
         }
