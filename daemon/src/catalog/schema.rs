@@ -145,8 +145,19 @@ ALTER TABLE trees ADD COLUMN implicit INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE images ADD COLUMN held INTEGER NOT NULL DEFAULT 1;
 ";
 
+const ORIGINS_OF_LAYERS: &str = "
+-- How a registry is reached is looked up when it is to be asked.
+UPDATE pools SET origin = json_object(
+    'registry', json_extract(origin, '$.registry'),
+    'repository', json_extract(origin, '$.layer.repository.name'),
+    'layer', json_extract(origin, '$.layer.layer'),
+    'user', json_extract(origin, '$.user'))
+WHERE url LIKE 'oci-layer:%';
+";
+
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST), M::up(FAILED_EVENTS), M::up(IMAGES), M::up(SNAPSHOTS)])
+    let all = [FIRST, FAILED_EVENTS, IMAGES, SNAPSHOTS, ORIGINS_OF_LAYERS];
+    Migrations::new(all.into_iter().map(M::up).collect())
 }
 
 #[cfg(test)]
