@@ -166,4 +166,24 @@ mod tests {
     fn the_migrations_are_sound() {
         super::migrations().validate().unwrap();
     }
+
+    #[test]
+    fn origins_of_layers_are_kept() {
+        let mut connection = rusqlite::Connection::open_in_memory().unwrap();
+        super::migrations().to_version(&mut connection, 4).unwrap();
+        let old = r#"{"layer":{"repository":{"registry":{"url":"https://h/"},"name":"a/b"},
+            "layer":{"digest":"d","size":1}},"registry":"h","user":{"uid":1,"gid":2}}"#;
+        for (id, url, origin) in [(1, "oci-layer:sha256:x", old), (2, "https://x", "{\"git\":1}")] {
+            let insert = "INSERT INTO pools VALUES (?1, ?2, 0, 0, 'sha256', ?3, '[]', 0)";
+            connection.execute(insert, rusqlite::params![id, url, origin]).unwrap();
+        }
+        super::migrations().to_latest(&mut connection).unwrap();
+        let origin = |id: i64| {
+            let select = "SELECT origin FROM pools WHERE id = ?1";
+            connection.query_row(select, [id], |row| row.get::<_, String>(0)).unwrap()
+        };
+        let new = r#"{"registry":"h","repository":"a/b","layer":{"digest":"d","size":1},"user":{"uid":1,"gid":2}}"#;
+        assert_eq!(origin(1), new);
+        assert_eq!(origin(2), "{\"git\":1}");
+    }
 }

@@ -374,7 +374,10 @@ impl<'s> Pull<'s, '_> {
             true => resolved.await?,
             // containerd may know better how to reach it
             false => tokio::time::timeout(RESOLVE_PATIENCE, resolved).await.map_err(|_| {
-                ApiError::new(ErrorCode::Origin, format!("{} does not answer", self.repository.registry))
+                ApiError::new(
+                    ErrorCode::Origin,
+                    format!("{} does not answer", self.repository.registry),
+                )
             })??,
         };
 

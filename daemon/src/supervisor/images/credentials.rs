@@ -92,11 +92,7 @@ enum Found {
 
 impl RegistryAccess {
     #[must_use]
-    pub fn new(
-        repository: &Repository,
-        user: User,
-        environment: Vec<(String, String)>,
-    ) -> Self {
+    pub fn new(repository: &Repository, user: User, environment: Vec<(String, String)>) -> Self {
         let registry = repository.registry.clone();
         let name = |host: &Host| match Url::parse(&host.http.url) {
             Ok(url) if host.mirror => authority(&url),

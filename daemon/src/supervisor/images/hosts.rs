@@ -188,7 +188,8 @@ fn parse(text: &str, directory: &Path, itself: Host) -> Result<Vec<Host>, HostsE
         http.ca_pem = joined(ca.collect::<Result<_, _>>()?);
         // which of several fits is not known before the server has asked
         let client = table.client.map(Many::list).unwrap_or_default().into_iter().next();
-        http.client_certificate = client.map(|pair| client_certificate(directory, pair)).transpose()?;
+        http.client_certificate =
+            client.map(|pair| client_certificate(directory, pair)).transpose()?;
         for (name, values) in table.header {
             http.extra_headers.extend(values.list().into_iter().map(|v| format!("{name}: {v}")));
         }
@@ -250,10 +251,7 @@ fn certificates(path: &Path) -> Result<String, HostsError> {
     }
 }
 
-fn client_certificate(
-    directory: &Path,
-    pair: Pair,
-) -> Result<Box<ClientCertificate>, HostsError> {
+fn client_certificate(directory: &Path, pair: Pair) -> Result<Box<ClientCertificate>, HostsError> {
     let (certificate, key) = match &pair {
         Pair::Together(file) => (file, file),
         Pair::Apart(certificate, key) => (certificate, key),

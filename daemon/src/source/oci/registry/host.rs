@@ -16,8 +16,8 @@ use super::auth::Auth;
 use super::choices::{Need, rest};
 use super::{refused, retry, wrong};
 use crate::object::ObjectId;
-use crate::queue::wire::image::{self as wire, Repository};
 use crate::queue::wire::Limits;
+use crate::queue::wire::image::{self as wire, Repository};
 use crate::range::ByteRange;
 use crate::source::FetchError;
 use crate::source::git::{Credentials, Origin, broken, check_status, client, redirected, shown};
@@ -88,7 +88,7 @@ impl Host {
     }
 
     /// Its URL, as it may be shown.
-    pub(super) fn shown(&self) -> String {
+    pub(crate) fn shown(&self) -> String {
         shown(&self.base)
     }
 
@@ -204,7 +204,7 @@ impl Host {
     pub async fn piece(&self, response: &mut Response) -> Result<Option<Bytes>, FetchError> {
         match tokio::time::timeout(self.patience, response.chunk()).await {
             Ok(piece) => piece.map_err(|e| broken("the answer broke off", &e)),
-            Err(_) => Err(self.patienceed()),
+            Err(_) => Err(self.stalled()),
         }
     }
 
@@ -286,7 +286,7 @@ impl Host {
         match tokio::time::timeout(self.patience, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(e)) => Err(broken(&format!("can't reach {}", shown(url)), &e)),
-            Err(_) => Err(self.patienceed()),
+            Err(_) => Err(self.stalled()),
         }
     }
 }

@@ -127,11 +127,8 @@ fn certificates_beside() {
 
 #[test]
 fn docker_has_certificates_alone() {
-    let root = directory(&[
-        ("h.io/ca.crt", PEM),
-        ("h.io/client.cert", PEM),
-        ("h.io/client.key", "key"),
-    ]);
+    let root =
+        directory(&[("h.io/ca.crt", PEM), ("h.io/client.cert", PEM), ("h.io/client.key", "key")]);
     let hosts = of(root.path(), "h.io/x").unwrap();
     assert_eq!(hosts[0].http.ca_pem.as_deref(), Some(PEM));
     assert_eq!(hosts[0].http.client_certificate.as_ref().unwrap().key, "key");
