@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use hydrant_api::{ErrorCode, UmountRequest, path_from_text};
 use tracing::{error, info, warn};
 
-use super::clone::{Cloning, remove_tree};
+use super::clone::Cloning;
 use super::durable;
 use super::git::{Git, Remote};
 use super::images;
@@ -571,7 +571,7 @@ impl Supervisor {
             warn!(%error, "can't take back a mount's record");
         }
         self.collect_garbage().await;
-        if let Err(error) = remove_tree(directory.clone()).await {
+        if let Err(error) = durable::remove(directory.clone()).await {
             warn!(%error, directory = %directory.display(), "can't remove what is left of it");
         }
     }
