@@ -53,7 +53,7 @@ impl Registry {
                 openssl x509 -req -in $who.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 \
                     -extfile extensions -out $who.pem || exit 1; \
             done";
-        Run::shell(make, &[&directory]).time_out(PATIENCE).check()?;
+        Run::shell(make, &[directory]).time_out(PATIENCE).check()?;
         let at = |name: &str| directory.join(name).display().to_string();
         let tls = format!(
             ", tls: {{certificate: {}, key: {}, clientcas: [{}]}}",

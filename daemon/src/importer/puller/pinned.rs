@@ -89,7 +89,7 @@ async fn ask(
 ) -> Result<(Pinned, PinnedFormat), Failure> {
     let mut choices = registry.choices(Need::Content);
     loop {
-        let error = match read(choices.next()?, layer, pin, received).await {
+        let error = match read(choices.ask()?, layer, pin, received).await {
             Err(Failure::Fetch(error)) => error,
             Err(Failure::Unusable(error @ Unusable::Digest)) if choices.left() > 0 => {
                 FetchError::Wrong { message: format!("a layer's index: {error}") }

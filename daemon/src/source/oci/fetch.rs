@@ -256,7 +256,7 @@ impl Fetch for LayerSource {
             let blob = ByteRange::between(first.compressed.offset(), last.compressed.end());
             let mut choices = self.registry.choices(Need::Content);
             let complete = loop {
-                let host = choices.next()?;
+                let host = choices.ask()?;
                 let received = |bytes| sink.received(bytes);
                 let range = host.range(&self.layer.digest, self.layer.size, blob, received);
                 let decoded = match range.await {

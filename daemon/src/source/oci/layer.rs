@@ -84,7 +84,7 @@ impl<'a> BlobStream<'a> {
 
     fn ask_next(&mut self) -> Result<&'a Host, FetchError> {
         self.failures = 0;
-        let host = self.choices.next()?;
+        let host = self.choices.ask()?;
         self.hosts.push(host);
         Ok(host)
     }

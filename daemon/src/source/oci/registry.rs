@@ -133,7 +133,7 @@ impl Registry {
         let need = if expected.is_some() { Need::Content } else { Need::Tag };
         let mut choices = self.choices(need);
         loop {
-            match choices.next()?.manifest(reference, expected).await {
+            match choices.ask()?.manifest(reference, expected).await {
                 Ok(found) => return Ok(found),
                 Err(error) => choices.failed(error)?,
             }
@@ -143,7 +143,7 @@ impl Registry {
     async fn configuration(&self, digest: &ObjectId) -> Result<Bytes, FetchError> {
         let mut choices = self.choices(Need::Content);
         loop {
-            match choices.next()?.configuration(digest).await {
+            match choices.ask()?.configuration(digest).await {
                 Ok(found) => return Ok(found),
                 Err(error) => choices.failed(error)?,
             }

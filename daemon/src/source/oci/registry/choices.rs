@@ -42,7 +42,7 @@ impl<'a> Choices<'a> {
     }
 
     /// The next host to ask. An error once there is none: what was wrong with those before.
-    pub fn next(&mut self) -> Result<&'a Host, FetchError> {
+    pub fn ask(&mut self) -> Result<&'a Host, FetchError> {
         self.asked = self.hosts.next();
         self.asked.ok_or_else(|| {
             self.failure.take().unwrap_or_else(|| {
@@ -61,7 +61,7 @@ impl<'a> Choices<'a> {
         self.hosts.len()
     }
 
-    /// The host that [`next`](Self::next) gave last has failed. An error that is not the host's ends it.
+    /// The host that [`ask`](Self::ask) gave last has failed. An error that is not the host's ends it.
     pub fn failed(&mut self, error: FetchError) -> Result<(), FetchError> {
         let Some(host) = self.asked.take() else { return Err(error) };
         host.has_failed(&error);
