@@ -121,22 +121,36 @@ fn root_ssh_by_other_names() -> Result<()> {
     Ok(())
 }
 
-/// Of a server that does not let `GIT_PROTOCOL` through, as many are set up, everything is fetched at once, and it is
-/// said what would help.
+/// A server that does not let `GIT_PROTOCOL` through, as most are set up: its shell takes it as part of the command.
+/// Of one without a shell everything is fetched at once, and it is said what would help.
 #[test]
 #[ignore = "needs root"]
-fn root_ssh_without_version_2() -> Result<()> {
-    let world = World::new("transports-old")?;
-    let sshd = Sshd::start(&world.scratch.make("ssh")?, "")?;
-    let bare = world.server.add(&lonely(2, 1000)?, "repo", Offers::default())?;
+fn root_ssh_without_the_variable() -> Result<()> {
+    let mut world = World::new("transports-variable")?;
+    let repository = lonely(12, 3000)?;
+    let bare = world.server.add(&repository, "repo", Offers::default())?;
+    let url = format!("ssh://{HOST}{}", bare.display());
+
+    let no_shell = "ForceCommand git-shell -c \"$SSH_ORIGINAL_COMMAND\"\n";
+    let sshd = Sshd::start(&world.scratch.make("ssh-without-shell")?, no_shell)?;
     configure(&world, "core.sshCommand", &sshd.command())?;
-    let (tree, url) = (world.path("tree"), format!("ssh://{HOST}{}", bare.display()));
-    let output = world.clone_url(&url, &tree, &["--history=none"])?;
+    let old = world.server.add(&lonely(2, 1000)?, "old", Offers::default())?;
+    let whole = world.path("whole");
+    let output =
+        world.clone_url(&format!("ssh://{HOST}{}", old.display()), &whole, &["--history=none"])?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(said.contains("all content is fetched at once"), "{said}");
     ensure!(said.contains("`AcceptEnv GIT_PROTOCOL`"), "{said}");
-    let plain = world.clone_plain("repo", "plain", &[])?;
-    tree::same(&plain, &tree)
+    tree::same(&world.clone_plain("old", "plain", &[])?, &whole)?;
+
+    let sshd = Sshd::start(&world.scratch.make("ssh")?, "")?;
+    configure(&world, "core.sshCommand", &sshd.command())?;
+    let tree = world.path("tree");
+    world.clone_url(&url, &tree, &["--history=none"])?;
+    read(&world, &repository, &tree, 0)?;
+    world.daemon.stop()?;
+    world.daemon.start()?;
+    read(&world, &repository, &tree, 1)
 }
 
 /// A server that nobody but the proxy knows, over HTTP and in a tunnel over TLS; with a certificate that is signed by

@@ -111,7 +111,7 @@ impl<'a> Clone<'a> {
         let head = head.map_err(origin)?;
         let revision = revision.map_err(origin)?;
         let reached = url.clone();
-        let access = GitAccess { url, remote, git: self.git.clone() };
+        let access = GitAccess::new(url, remote, self.git.clone());
         let spec = GitOrigin { hash: head.commit.kind(), transport };
         let known = supervisor.known(&self.request.url, self.owner.uid, spec.hash, whole).await?;
         let own = GitAccess { remote: Remote::Local(".git".into()), ..access.clone() };
