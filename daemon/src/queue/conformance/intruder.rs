@@ -91,7 +91,7 @@ pub(super) fn supervise() {
     };
     for (pool, url) in [(POOL, "https://h/x.git"), (OTHERS, "https://other/x.git")] {
         let (url, remote) = (url.to_owned(), Remote::Http(url.into()));
-        origins.insert(pool, Access::Git(GitAccess { url, remote, git: git.clone() }));
+        origins.insert(pool, Access::Git(GitAccess::new(url, remote, git.clone())));
     }
     let _shard = guard(None, Arc::new(origins), worker);
     let _: Option<()> = line.recv();

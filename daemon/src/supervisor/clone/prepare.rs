@@ -114,7 +114,8 @@ impl<'a> Clone<'a> {
         let access = GitAccess::new(url, remote, self.git.clone());
         let spec = GitOrigin { hash: head.commit.kind(), transport };
         let known = supervisor.known(&self.request.url, self.owner.uid, spec.hash, whole).await?;
-        let own = GitAccess { remote: Remote::Local(".git".into()), ..access.clone() };
+        let here = Remote::Local(".git".into());
+        let own = GitAccess::new(access.url.clone(), here, self.git.clone());
         let job = import::Job {
             store: &supervisor.store,
             access: if whole { &own } else { &access },
