@@ -145,8 +145,13 @@ ALTER TABLE trees ADD COLUMN implicit INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE images ADD COLUMN held INTEGER NOT NULL DEFAULT 1;
 ";
 
+const MIGRATIONS: [&str; 4] = [FIRST, FAILED_EVENTS, IMAGES, SNAPSHOTS];
+
+/// The catalog's version, SQLite's `user_version`: how many migrations there are.
+pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
+
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST), M::up(FAILED_EVENTS), M::up(IMAGES), M::up(SNAPSHOTS)])
+    MIGRATIONS.into_iter().map(M::up).collect()
 }
 
 #[cfg(test)]
