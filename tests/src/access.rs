@@ -33,6 +33,8 @@ pub enum Kind {
     Rename,
     Append,
     Truncate,
+    /// `O_TRUNC`, and something else written.
+    Replace,
     Write,
     Setxattr,
     Link,
@@ -56,11 +58,12 @@ impl Kind {
         Self::IoUring,
     ];
     /// Those that make overlayfs copy the file up.
-    pub const CHANGES: [Self; 7] = [
+    pub const CHANGES: [Self; 8] = [
         Self::Chmod,
         Self::Rename,
         Self::Append,
         Self::Truncate,
+        Self::Replace,
         Self::Write,
         Self::Setxattr,
         Self::Link,
@@ -136,6 +139,7 @@ pub fn content(
         | Kind::Rename
         | Kind::Append
         | Kind::Truncate
+        | Kind::Replace
         | Kind::Write
         | Kind::Setxattr
         | Kind::Link => Err(io::Error::other("not a read")),

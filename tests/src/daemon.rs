@@ -211,6 +211,10 @@ impl Daemon {
     /// `hydrant ARGUMENTS` for this daemon, to be run.
     pub fn hydrant<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<Run> {
         let mut command = Command::new(built("hydrant")?);
+        // they come before what a test configures
+        for name in ["GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "GIT_SSL_NO_VERIFY", "GIT_SSH_COMMAND"] {
+            command.env_remove(name);
+        }
         command.args(arguments).envs(self.environment.iter().cloned());
         command.env(STATE_DIR_ENV, &self.directories.state);
         command.env(RUN_DIR_ENV, &self.directories.run);

@@ -38,11 +38,24 @@ impl Default for Offers {
     }
 }
 
+/// How a server receives who asks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Manners<'a> {
+    /// Only those who know this name and password (see [`GitServer::set_password`]).
+    pub password: Option<(&'a str, &'a str)>,
+    /// Over TLS too, as the host of this name. The certificate is one that openssl makes when nothing is said
+    /// about it: signed by itself, and an authority.
+    pub tls: Option<&'a str>,
+    /// It has nothing itself and sends everybody on to this URL, those who know the password if there is one.
+    pub elsewhere: Option<&'a str>,
+}
+
 /// The server. Killed when dropped.
 #[derive(Debug)]
 pub struct GitServer {
     directory: PathBuf,
     port: u16,
+    tls_port: Option<u16>,
     _fcgiwraps: Vec<Leashed>,
     _nginx: Leashed,
 }
@@ -50,20 +63,18 @@ pub struct GitServer {
 impl GitServer {
     /// Serves the repositories that are put into `directory` with [`add`](Self::add).
     pub fn start(directory: &Path) -> Result<Self> {
-        Self::start_with(directory, false)
+        Self::start_with(directory, Manners::default())
     }
 
-    /// As [`start`](Self::start), for those who know a name and a password (see
-    /// [`set_password`](Self::set_password)).
-    pub fn start_with_password(directory: &Path, user: &str, password: &str) -> Result<Self> {
-        fs_err::create_dir_all(directory)?;
-        write_password(directory, user, password)?;
-        Self::start_with(directory, true)
-    }
-
-    fn start_with(directory: &Path, password: bool) -> Result<Self> {
+    pub fn start_with(directory: &Path, manners: Manners) -> Result<Self> {
         require(&[("nginx", "nginx-light"), ("fcgiwrap", "fcgiwrap"), ("git", "git")])?;
         fs_err::create_dir_all(directory.join("repositories"))?;
+        if let Some((user, password)) = manners.password {
+            write_password(directory, user, password)?;
+        }
+        if let Some(host) = manners.tls {
+            make_certificate(directory, host)?;
+        }
         let backend = Run::program("git", &["--exec-path"]).check()?.text() + "/git-http-backend";
         // Not by fcgiwrap's own forking: its children outlive it when it is killed.
         let listener = UnixListener::bind(directory.join("fcgi.sock"))?;
@@ -79,7 +90,8 @@ impl GitServer {
         // Somebody else may take the port between our look and nginx's start.
         for _ in 0..5 {
             let port = free_port()?;
-            let configuration = configuration(directory, port, &backend, password);
+            let tls_port = manners.tls.map(|_| free_port()).transpose()?;
+            let configuration = configuration(directory, port, tls_port, &backend, manners);
             let file = directory.join("nginx.conf");
             fs_err::write(&file, configuration)?;
             let error_log = directory.join("error.log");
@@ -94,7 +106,13 @@ impl GitServer {
             })?;
             if up {
                 let directory = directory.to_owned();
-                return Ok(Self { directory, port, _fcgiwraps: fcgiwraps, _nginx: nginx });
+                return Ok(Self {
+                    directory,
+                    port,
+                    tls_port,
+                    _fcgiwraps: fcgiwraps,
+                    _nginx: nginx,
+                });
             }
         }
         let log = fs_err::read_to_string(directory.join("error.log")).unwrap_or_default();
@@ -104,6 +122,17 @@ impl GitServer {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The port for TLS of a server that speaks it.
+    pub fn tls_port(&self) -> Result<u16> {
+        self.tls_port.context("a server without TLS")
+    }
+
+    /// The certificate of a server that speaks TLS.
+    #[must_use]
+    pub fn certificate(&self) -> PathBuf {
+        self.directory.join("certificate.pem")
     }
 
     /// Serves a copy of `repository` as `NAME.git`; gives its directory, a bare repository.
@@ -184,18 +213,40 @@ fn write_password(directory: &Path, user: &str, password: &str) -> Result<()> {
     Ok(fs_err::rename(new, directory.join("password"))?)
 }
 
-fn configuration(directory: &Path, port: u16, backend: &str, password: bool) -> String {
+fn make_certificate(directory: &Path, host: &str) -> Result<()> {
+    let script = r#"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 \
+        -subj "/CN=$2" -addext "subjectAltName=DNS:$2" -keyout "$1/key.pem" -out "$1/certificate.pem""#;
+    Run::shell(script, &[directory, Path::new(host)]).check()?;
+    Ok(())
+}
+
+fn configuration(
+    directory: &Path,
+    port: u16,
+    tls_port: Option<u16>,
+    backend: &str,
+    manners: Manners,
+) -> String {
     let directory = directory.display();
     let mut temporary = String::new();
     for kind in ["client_body", "fastcgi", "proxy", "scgi", "uwsgi"] {
         let _ = writeln!(temporary, "    {kind}_temp_path {directory}/temporary/{kind};");
     }
     let _ = std::fs::create_dir_all(format!("{directory}/temporary"));
-    let password = if password {
+    let password = manners.password.map_or_else(String::new, |_| {
         format!("auth_basic repositories; auth_basic_user_file {directory}/password;")
-    } else {
-        String::new()
-    };
+    });
+    let tls = tls_port.map_or_else(String::new, |port| {
+        format!(
+            "listen 127.0.0.1:{port} ssl http2; ssl_certificate {directory}/certificate.pem; \
+             ssl_certificate_key {directory}/key.pem;"
+        )
+    });
+    // Not a plain `return`, which comes before the password.
+    let (try_elsewhere, elsewhere) = manners.elsewhere.map_or_else(Default::default, |url| {
+        let on = format!("location @elsewhere {{ return 302 {url}$request_uri; }}");
+        ("try_files /nothing @elsewhere;", on)
+    });
     // Bodies are kept in memory whole: only then can they be logged.
     format!(
         r#"daemon off;
@@ -204,7 +255,8 @@ pid {directory}/nginx.pid;
 error_log {directory}/error.log warn;
 events {{ worker_connections 4096; }}
 http {{
-{temporary}    log_format requests escape=none '$request_method $request_uri $status $request_length $bytes_sent $request_time $content_length\n$request_body';
+{temporary}    log_format requests escape=none '$request_method $request_uri $status $request_length $bytes_sent $request_time $authorized $content_length\n$request_body';
+    map $http_authorization $authorized {{ "" no; default yes; }}
     access_log off;
     client_max_body_size 0;
     client_body_buffer_size 64m;
@@ -212,10 +264,13 @@ http {{
     keepalive_requests 1000000;
     server {{
         listen 127.0.0.1:{port} backlog=4096;
+        {tls}
+        access_log {directory}/access.log requests;
         location = /settled {{ access_log off; return 204; }}
+        {elsewhere}
         location / {{
-            access_log {directory}/access.log requests;
             {password}
+            {try_elsewhere}
             fastcgi_pass unix:{directory}/fcgi.sock;
             fastcgi_buffering off;
             fastcgi_read_timeout 600s;
@@ -291,7 +346,11 @@ mod tests {
     fn asks_for_a_password_that_may_change() {
         let scratch = Scratch::new("password").unwrap();
         let place = scratch.path().join("server");
-        let server = GitServer::start_with_password(&place, "user", "one").unwrap();
+        let server = GitServer::start_with(
+            &place,
+            Manners { password: Some(("user", "one")), ..Manners::default() },
+        )
+        .unwrap();
         server.add(&generated(2_000).unwrap(), "some", Offers::default()).unwrap();
         let with = |user: &str| server.url("some").replace("://", &format!("://{user}@"));
         let ask = |url: &str| git(scratch.path(), &["ls-remote", url]).output().unwrap().status;

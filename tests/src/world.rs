@@ -12,7 +12,7 @@ use crate::process::{Output, Run};
 use crate::proxy::{Proxy, Quality};
 use crate::repository::{MAIN, Repository, lonely_path};
 use crate::scratch::Scratch;
-use crate::server::{GitServer, Offers, url_at};
+use crate::server::{GitServer, Manners, Offers, url_at};
 use crate::state_fs::{self, StateFs};
 
 /// The environment of every git of a test: no configuration but the test's, nothing asked.
@@ -37,6 +37,8 @@ pub struct Setting {
     pub offers: Offers,
     /// The server asks for a name and a password: `user`, `secret`.
     pub password: bool,
+    /// The server speaks TLS too, as this host.
+    pub tls: Option<&'static str>,
     /// Lines of the daemon's configuration file; none if empty.
     pub configuration: &'static str,
     /// The daemon runs from the start.
@@ -51,6 +53,7 @@ impl Default for Setting {
             proxy: None,
             offers: Offers::default(),
             password: false,
+            tls: None,
             configuration: "",
             start: true,
         }
@@ -79,11 +82,9 @@ impl World {
             bail!("this test needs root");
         }
         let place = scratch.make("server")?;
-        let server = if setting.password {
-            GitServer::start_with_password(&place, "user", "secret")?
-        } else {
-            GitServer::start(&place)?
-        };
+        let password = setting.password.then_some(("user", "secret"));
+        let manners = Manners { password, tls: setting.tls, elsewhere: None };
+        let server = GitServer::start_with(&place, manners)?;
         let proxy = match setting.proxy {
             Some(quality) => Some(Proxy::start(server.port(), quality)?),
             None => None,

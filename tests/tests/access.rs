@@ -14,7 +14,7 @@ use hydrant_tests::bare::{self, Mounted};
 use hydrant_tests::namespace::mount_idmapped;
 use hydrant_tests::process::Run;
 use hydrant_tests::reader::{End, access, end, expect_right, reader};
-use hydrant_tests::repository::{Random, Repository, files};
+use hydrant_tests::repository::{MAIN, Random, Repository, files};
 use hydrant_tests::state_fs::StateFs;
 use hydrant_tests::world::{Setting, World};
 
@@ -39,6 +39,8 @@ const NAMESPACES: [(&str, &[&str]); 5] = [
 
 /// Through idmapped mounts: of the bare image, of an overlay on that, and of the tree.
 const IDMAPPED: [&str; 3] = ["idmapped", "idmapped-overlay", "idmapped-tree"];
+/// Through an overlay of a user namespace's own.
+const USER_OVERLAY: &str = "user-overlay";
 /// For what is read in a bare mount of the image.
 const BARE: &str = "bare-";
 
@@ -61,25 +63,27 @@ fn repository() -> Result<Repository> {
     let mut all = Vec::new();
     let kinds = Kind::value_variants().iter().map(|kind| name(*kind));
     let tools = TOOLS.iter().map(|(tool, _)| (*tool).to_owned());
-    let spaces = NAMESPACES.iter().map(|(space, _)| *space).chain(IDMAPPED).flat_map(|space| {
+    let spaces =
+        || NAMESPACES.iter().map(|(space, _)| *space).chain(IDMAPPED).chain([USER_OVERLAY]);
+    let of_spaces = spaces().flat_map(|space| {
         [Kind::Read, Kind::MmapShared].map(|kind| format!("{space}-{}", name(kind)))
     });
     let places = ["user-bind", "user-bind-mmap", "read-only-bind"].map(str::to_owned);
-    let purposes: Vec<_> = kinds.chain(tools).chain(spaces).chain(places).collect();
+    let purposes: Vec<_> = kinds.chain(tools).chain(of_spaces).chain(places).collect();
     for purpose in purposes.iter().cloned().chain(purposes.iter().map(|p| format!("{BARE}{p}"))) {
         // Some zeros in the middle: blocks that could be taken for holes.
         let mut content = random.bytes(400_123);
         content[100_000..200_000].fill(0);
         all.push((path(&purpose), "100644", content));
     }
-    let programs = ["plain"].into_iter().chain(NAMESPACES.iter().map(|(space, _)| *space));
-    let programs = programs.chain(IDMAPPED).flat_map(|p| [p.to_owned(), format!("{BARE}{p}")]);
+    let programs =
+        ["plain"].into_iter().chain(spaces()).flat_map(|p| [p.to_owned(), format!("{BARE}{p}")]);
     for (n, program) in programs.enumerate() {
         // Different content, so that each is executed cold.
         let content = [&busybox[..], &[n as u8; 5_000]].concat();
         all.push((program_path(&program), "100755", content));
     }
-    files("access-4", &all)
+    files("access-5", &all)
 }
 
 struct Setup {
@@ -195,6 +199,14 @@ fn all_accesses(state_fs: StateFs) -> Result<()> {
             wrong.push(format!("{kind:?}: {got:?}"));
         }
     }
+    // Whose content goes at once is not fetched for it.
+    let replaced = path(&name(Kind::Replace));
+    let blobs = setup.repository.blobs(MAIN)?;
+    let id = blobs.iter().find(|(_, path)| *path == replaced.as_bytes());
+    let (id, _) = id.context("no file to replace")?;
+    if setup.world.fetched_blobs(&setup.repository, &[MAIN])?.contains(id) {
+        wrong.push("fetched for O_TRUNC".to_owned());
+    }
     setup.bare()?.try_reads(&mut wrong)?;
     ensure!(wrong.is_empty(), "on {state_fs}:\n{}", wrong.join("\n"));
     Ok(())
@@ -269,24 +281,21 @@ fn root_bind_mounts() -> Result<()> {
     Ok(())
 }
 
-/// Through an overlay that a user namespace has mounted on the tree.
+/// Reads, mappings and `exec` through an overlay that a user namespace has mounted on the tree, or on the image.
 #[test]
 #[ignore = "needs root"]
 fn root_overlay_of_a_user_namespace() -> Result<()> {
     let setup = setup(StateFs::Host)?;
-    let program = hydrant_tests::daemon::built("hydrant-access")?;
-    for (purpose, kind) in [("user-bind", "read"), ("user-bind-mmap", "mmap-shared")] {
-        let (_, truth) = setup.tree().file(purpose)?;
-        let place = setup.world.scratch.make(&format!("overlay-{purpose}"))?;
-        let script = r#"unshare -Urm sh -euc '
-            mount -t tmpfs tmpfs "$2"; mkdir "$2/upper" "$2/work" "$2/both"
-            mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,userxattr" overlay "$2/both"
-            "$3" $5 "$2/both/$6" --truth "$4"' sh "$@""#;
-        let inside = path(purpose);
-        let arguments =
-            [&setup.tree, &place, &program, &truth, Path::new(kind), Path::new(&inside)];
-        let output = Run::shell(script, &arguments).output()?;
-        ensure!(end(&output)? == End::Right, "{purpose}: {output:?}");
+    let script = r#"mount -t tmpfs tmpfs "$2"; mkdir "$2/upper" "$2/work" "$2/both"
+        mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work,userxattr" overlay "$2/both"
+        shift 2; exec "$@""#;
+    let inside = setup.world.scratch.make("inside")?;
+    for place in [setup.tree(), setup.bare()?] {
+        let (lower, inside) = (place.root.to_string_lossy(), inside.to_string_lossy());
+        let prefix = ["unshare", "-Urm", "sh", "-euc", script, "sh", &lower, &inside];
+        let root = Path::new(&*inside).join("both");
+        Place { setup: &setup, root, prefix: place.prefix, _mounted: None }
+            .expect_right(USER_OVERLAY, &prefix)?;
     }
     Ok(())
 }

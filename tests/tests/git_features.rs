@@ -108,6 +108,54 @@ fn root_another_owner() -> Result<()> {
     Ok(())
 }
 
+/// Files of a commit that is dated in the future are not read to tell that they are as they were. One that is edited in
+/// the second in which the index was written, and keeps its size, is seen as modified; so is one that is edited
+/// again in the second in which it was added.
+#[test]
+#[ignore = "needs root"]
+fn root_the_racy_second() -> Result<()> {
+    let world = World::new("git-racy")?;
+    let origin = world.path("origin.git");
+    lonely(12, 3000)?.copy_to(&origin)?;
+    let commit = ["commit-tree", "-m", "later", &format!("{MAIN}^{{tree}}")];
+    let commit = world.git(&origin, &commit).env("GIT_COMMITTER_DATE", "4000000000 +0000");
+    let commit = commit.check()?.text();
+    world.git(&origin, &["update-ref", &format!("refs/heads/{MAIN}"), &commit]).check()?;
+    let repository = Repository::at(&origin);
+    let tree = world.quick(&repository)?;
+    ensure!(world.git(&tree, &["status", "--porcelain"]).check()?.stdout.is_empty());
+    ensure!(world.fetched_blobs(&repository, &[MAIN])?.is_empty(), "content was fetched");
+
+    // all of it in the second of the index, whatever the clock says
+    let script = r#"at=$(stat -c @%Y .git/index)
+        write() { printf %3000s "" | tr " " "$1" > "$2"; touch -d "$at" "$2"; }
+        write a "$1"; git status --porcelain
+        git add "$1"; write b "$1"; touch -d "$at" .git/index; git status --porcelain
+        git reset -q --hard; git status --porcelain"#;
+    for n in 0..6 {
+        let path = lonely_path(n);
+        let run = Run::shell(script, &[Path::new(&path)]).current_dir(&tree);
+        let said = run.env("HOME", world.path("home")).check()?.text();
+        ensure!(said == format!(" M {path}\nMM {path}"), "{said}");
+    }
+    Ok(())
+}
+
+/// `du --apparent-size` tells what the files will have, and fetches nothing.
+#[test]
+#[ignore = "needs root"]
+fn root_sizes_before_content() -> Result<()> {
+    let world = World::new("git-sizes")?;
+    let repository = lonely(12, 3000)?;
+    let tree = world.quick(&repository)?;
+    let script = r#"find "$1" -name .git -prune -o -type f -print0 |
+        du --files0-from=- -c --apparent-size -B1 | tail -n 1"#;
+    let said = Run::shell(script, &[&tree]).check()?.text();
+    ensure!(said == "36000\ttotal", "{said}");
+    ensure!(world.fetched_blobs(&repository, &[MAIN])?.is_empty(), "content was fetched");
+    Ok(())
+}
+
 /// `url.<base>.insteadOf`: cloned, and later read, from where the user's configuration leads.
 #[test]
 #[ignore = "needs root"]

@@ -221,15 +221,6 @@ impl<'a> Clone<'a> {
     }
 }
 
-/// Removes a directory with all that is in it, which may take its time.
-pub(super) async fn remove_tree(directory: PathBuf) -> io::Result<()> {
-    let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(directory)).await;
-    match removed.map_err(io::Error::other)? {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
-}
-
 /// Opens a path below a directory that its owner may have changed at any time.
 pub(super) fn beneath(
     directory: impl AsFd,

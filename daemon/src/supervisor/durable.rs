@@ -19,7 +19,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use tracing::{info, warn};
 
-use super::clone::{beneath, remove_tree};
+use super::clone::beneath;
 use super::store::Store;
 use crate::catalog::{Catalog, CatalogError};
 use crate::ids::MountId;
@@ -53,15 +53,49 @@ pub fn sync_file_system(path: &Path) -> io::Result<()> {
     Ok(nix::unistd::syncfs(File::open(path)?)?)
 }
 
-/// The numbers of the directories below `parent` that are marked as disposable.
+/// Removes a directory that is marked as disposable with all that is in it, which may take its time. The mark goes last:
+/// what a crash leaves is still known to be of no value.
+pub async fn remove(directory: PathBuf) -> io::Result<()> {
+    let removed = tokio::task::spawn_blocking(move || remove_marked(&directory)).await;
+    match removed.map_err(io::Error::other)? {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn remove_marked(directory: &Path) -> io::Result<()> {
+    remove_all_but_mark(directory)?;
+    sync(directory)?;
+    fs::remove_dir_all(directory)
+}
+
+fn remove_all_but_mark(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name() == DISPOSABLE {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The numbers of the directories below `parent` that are marked as disposable. So is an empty one: it is not marked
+/// yet, or not any more.
 pub(super) fn disposable(parent: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
         let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
         let Some(number) = number else { continue };
-        if entry.path().join(DISPOSABLE).symlink_metadata().is_ok() {
-            found.push((number, entry.path()));
+        let path = entry.path();
+        if path.join(DISPOSABLE).symlink_metadata().is_ok() || fs::read_dir(&path)?.next().is_none()
+        {
+            found.push((number, path));
         }
     }
     Ok(found)
@@ -73,7 +107,7 @@ pub async fn remove_disposable(catalog: &Catalog, store: &Store) -> Result<(), C
     for (number, directory) in disposable(&store.root().join("mounts"))? {
         let mount = MountId(number);
         catalog.remove_mount(mount).await?;
-        match remove_tree(directory.clone()).await {
+        match remove(directory.clone()).await {
             Ok(()) => {
                 info!(%mount, "removed what a clone or a removal has left that was cut short")
             }
@@ -89,7 +123,7 @@ pub async fn remove_disposable(catalog: &Catalog, store: &Store) -> Result<(), C
         }
     }
     for (_, directory) in snapshots {
-        if let Err(error) = remove_tree(directory.clone()).await {
+        if let Err(error) = remove(directory.clone()).await {
             warn!(directory = %directory.display(), %error, "can't remove what is left of a snapshot");
         }
     }
@@ -196,6 +230,32 @@ mod tests {
         assert!(directory.path().join(DISPOSABLE).exists());
         keep(directory.path()).unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_mark_goes_last() {
+        let parent = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = |name: &str| parent.path().join(name);
+        for name in ["1", "2", "3", "4", "other"] {
+            fs::create_dir(path(name)).unwrap();
+        }
+        fs::create_dir_all(path("1/upper/a")).unwrap();
+        for name in ["1/upper/a/b", "1/c", "3/d"] {
+            fs::write(path(name), name).unwrap();
+        }
+        mark_disposable(&path("1")).unwrap();
+        mark_disposable(&path("2")).unwrap();
+        let mut found: Vec<_> =
+            disposable(parent.path()).unwrap().into_iter().map(|(number, _)| number).collect();
+        found.sort_unstable();
+        assert_eq!(found, [1, 2, 4], "two that are marked and an empty one");
+
+        remove_all_but_mark(&path("1")).unwrap();
+        let left: Vec<_> = fs::read_dir(path("1")).unwrap().collect::<Result<_, _>>().unwrap();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].file_name(), DISPOSABLE);
+        remove_marked(&path("1")).unwrap();
+        assert!(!path("1").exists());
     }
 
     #[test]

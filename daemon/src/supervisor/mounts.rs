@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use hydrant_api::{ErrorCode, UmountRequest, path_from_text};
 use tracing::{error, info, warn};
 
-use super::clone::{Cloning, remove_tree};
+use super::clone::Cloning;
 use super::durable;
 use super::git::{Git, Remote};
 use super::images;
-use super::origins::{Access, GitAccess};
+use super::origins::{Access, GitAccess, REACHED};
 use super::shard::Command;
 use super::snapshots;
 use super::store::Store;
@@ -456,16 +456,18 @@ impl Supervisor {
         let git = self.git_of(mount, pool)?;
         let origin: GitOrigin = serde_json::from_value(pool.origin.clone())
             .map_err(|error| internal("can't read the pool's origin", &error))?;
+        // older catalogs don't have it
+        let reached = pool.origin.get(REACHED).and_then(|url| url.as_str()).unwrap_or(&pool.url);
         let remote = match &origin.transport {
             crate::queue::wire::GitTransport::Http(http) => Remote::Http(http.url.clone()),
-            crate::queue::wire::GitTransport::Pipe => match Remote::parse(&pool.url) {
+            crate::queue::wire::GitTransport::Pipe => match Remote::parse(reached) {
                 Ok(Remote::Http(_)) | Err(_) => Remote::Local(git.directory.join(".git")),
                 Ok(remote) => remote,
             },
         };
         let url = match &remote {
             Remote::Http(url) => url.clone(),
-            Remote::Local(_) | Remote::Ssh { .. } => pool.url.clone(),
+            Remote::Local(_) | Remote::Ssh { .. } => reached.to_owned(),
         };
         self.origins.insert(pool.id, Access::Git(GitAccess { url, remote, git }));
         Ok(())
@@ -575,7 +577,7 @@ impl Supervisor {
             warn!(%error, "can't take back a mount's record");
         }
         self.collect_garbage().await;
-        if let Err(error) = remove_tree(directory.clone()).await {
+        if let Err(error) = durable::remove(directory.clone()).await {
             warn!(%error, directory = %directory.display(), "can't remove what is left of it");
         }
     }

@@ -27,6 +27,10 @@ const MAX_UPLOAD_PACKS: usize = 32;
 /// Whoever wants another one waits so long for one of them to end.
 const UPLOAD_PACK_PATIENCE: Duration = Duration::from_secs(20);
 
+/// In the catalog, with a [`GitOrigin`](crate::queue::wire::GitOrigin) at the other end of a pipe: its URL after
+/// `url.<base>.insteadOf`.
+pub(super) const REACHED: &str = "reached";
+
 /// One pool's origin.
 #[derive(Debug, Clone)]
 pub enum Access {

@@ -15,7 +15,7 @@ use tracing::info;
 use nix::fcntl::OFlag;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::clone::{beneath, remove_tree};
+use super::clone::beneath;
 use super::durable;
 use super::git::{Git, GitError};
 use super::queue::{milliseconds, text};
@@ -120,7 +120,7 @@ impl Supervisor {
         let failed = |error| internal("can't forget the mount", &error);
         self.catalog.remove_mount(mount.id).await.map_err(failed)?;
         let upper = self.store.mount_dir(mount.id);
-        if let Err(error) = remove_tree(upper.clone()).await {
+        if let Err(error) = durable::remove(upper.clone()).await {
             return Err(internal(&format!("can't remove {}", upper.display()), &error));
         }
         if !keep {

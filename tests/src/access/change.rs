@@ -36,6 +36,10 @@ pub(super) fn change(kind: Kind, file: &Path, truth: &[u8]) -> io::Result<(PathB
             content.truncate(truth.len() / 2 + 1);
             OpenOptions::new().write(true).open(file)?.set_len(content.len() as u64)?;
         }
+        Kind::Replace => {
+            content = b"replaced".to_vec();
+            OpenOptions::new().write(true).truncate(true).open(file)?.write_all(&content)?;
+        }
         Kind::Write => {
             let place = truth.len() / 2;
             OpenOptions::new().write(true).open(file)?.write_all_at(b"#", place as u64)?;

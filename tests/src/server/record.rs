@@ -15,6 +15,8 @@ pub struct Request {
     pub received_bytes: u64,
     pub sent_bytes: u64,
     pub seconds: f64,
+    /// It had a header `Authorization`.
+    pub authorized: bool,
     pub command: GitCommand,
 }
 
@@ -62,7 +64,7 @@ impl<'a> FromIterator<&'a Request> for Totals {
     }
 }
 
-/// Reads records of `METHOD URI STATUS RECEIVED SENT SECONDS [BODY-LENGTH]\nBODY\n`.
+/// Reads records of `METHOD URI STATUS RECEIVED SENT SECONDS AUTHORIZED [BODY-LENGTH]\nBODY\n`.
 pub(super) fn parse(log: &[u8]) -> Result<Vec<Request>> {
     let mut requests = Vec::new();
     let mut rest = log;
@@ -71,7 +73,7 @@ pub(super) fn parse(log: &[u8]) -> Result<Vec<Request>> {
         let line = str::from_utf8(&rest[..end]).context("the access log has odd bytes")?;
         rest = &rest[end + 1..];
         let fields: Vec<&str> = line.split(' ').collect();
-        let [method, uri, status, received, sent, seconds, length] = fields[..] else {
+        let [method, uri, status, received, sent, seconds, authorized, length] = fields[..] else {
             bail!("the access log has the line {line:?}");
         };
         // Without a body there is no length; a body that was refused was not read.
@@ -88,6 +90,7 @@ pub(super) fn parse(log: &[u8]) -> Result<Vec<Request>> {
             received_bytes: received.parse()?,
             sent_bytes: sent.parse()?,
             seconds: seconds.parse()?,
+            authorized: authorized == "yes",
             command: command(body)?,
         });
     }
@@ -143,11 +146,12 @@ mod tests {
         let body =
             "0011command=fetch0001000fno-progress000bwant a\n0011filter blob:x0009done\n0000";
         let log = format!(
-            "GET /a/info/refs 200 100 50 0.001 \n\nPOST /a/x 200 300 70 0.5 {}\n{body}\n",
+            "GET /a/info/refs 200 100 50 0.001 yes \n\nPOST /a/x 200 300 70 0.5 no {}\n{body}\n",
             body.len()
         );
         let requests = parse(log.as_bytes()).unwrap();
         assert_eq!(requests.len(), 2);
+        assert!(requests[0].authorized && !requests[1].authorized);
         assert_eq!(requests[0].command, GitCommand::Other);
         let filter = Some("blob:x".to_owned());
         assert_eq!(requests[1].command, GitCommand::Fetch { wants: vec!["a".into()], filter });

@@ -53,7 +53,8 @@ impl Capabilities {
 pub enum NotVersion2 {
     #[error(
         "it answers in version {0} of git's protocol, but version 2 is needed (git 2.18 or later \
-         on the server, and nothing on the way that drops the header Git-Protocol)"
+         on the server; over ssh also `AcceptEnv GIT_PROTOCOL` in its sshd_config, over HTTP \
+         nothing on the way that drops the header Git-Protocol)"
     )]
     Version(u8),
     #[error("it is served as plain files (\"dumb HTTP\"), but a git server is needed")]

@@ -13,12 +13,12 @@ use crate::admin::{ApiError, ProgressSender};
 use crate::builder::{self, Built, IndexJob, Job, PackJob, Reply};
 use crate::catalog::{CatalogError, NewPool, NewSegment, NewTree, Pool, Tree};
 use crate::ids::{SegmentId, TreeId};
-use crate::queue::wire::GitOrigin;
+use crate::queue::wire::{GitOrigin, GitTransport};
 use crate::supervisor::durable::Synced;
 use crate::supervisor::git::{Git, GitError, Head, Remote, Revision, Way};
 use crate::supervisor::import::{self, ImportError};
 use crate::supervisor::internal;
-use crate::supervisor::origins::{Access, GitAccess};
+use crate::supervisor::origins::{Access, GitAccess, REACHED};
 
 /// The most segments that one tree may bring: an EROFS image has at most 65,535 devices.
 const MAX_NEW_SEGMENTS: u64 = 65_535;
@@ -76,6 +76,7 @@ impl<'a> Clone<'a> {
             tokio::join!(self.git.head(), self.git.revision(), self.git.conversion());
         let head = head.map_err(origin)?;
         let revision = revision.map_err(origin)?;
+        let reached = url.clone();
         let access = GitAccess { url, remote, git: self.git.clone() };
         let spec = GitOrigin { hash: head.commit.kind(), transport };
         let known = supervisor.known(&self.request.url, self.owner.uid, spec.hash).await?;
@@ -87,10 +88,11 @@ impl<'a> Clone<'a> {
             conversion: conversion.map_err(origin)?,
         };
         let progress = |_: &str, done, total| self.progress.count(done, Some(total), "objects");
-        let (import, pool, tracked) =
-            tokio::join!(import::import(listing, job, progress), self.pool(&spec), async {
-                if shallow { self.git.track_all_branches().await } else { Ok(()) }
-            },);
+        let (import, pool, tracked) = tokio::join!(
+            import::import(listing, job, progress),
+            self.pool(&spec, &reached),
+            async { if shallow { self.git.track_all_branches().await } else { Ok(()) } },
+        );
         let import = import.map_err(imported)?;
         let (pool, cloning) = pool?;
         tracked.map_err(origin)?;
@@ -150,15 +152,19 @@ impl<'a> Clone<'a> {
         Ok((segments.first().copied().unwrap_or(SegmentId(0)), tree))
     }
 
-    /// The pool of the origin and its directory.
-    async fn pool(&self, spec: &GitOrigin) -> Result<(Pool, Cloning<'a>), ApiError> {
+    /// The pool of the origin and its directory. `reached`: its URL after `insteadOf`.
+    async fn pool(&self, spec: &GitOrigin, reached: &str) -> Result<(Pool, Cloning<'a>), ApiError> {
         let supervisor = self.supervisor;
+        let mut origin =
+            serde_json::to_value(spec).map_err(|e| internal("can't keep the origin", &e))?;
+        if let (GitTransport::Pipe, Some(origin)) = (&spec.transport, origin.as_object_mut()) {
+            origin.insert(REACHED.into(), reached.into());
+        }
         let pool = NewPool {
             url: self.request.url.clone(),
             owner: self.owner,
             hash: spec.hash,
-            origin: serde_json::to_value(spec)
-                .map_err(|e| internal("can't keep the origin", &e))?,
+            origin,
             environment: self.request.environment.clone(),
         };
         let pool = supervisor.catalog.pool_for(pool).await.map_err(catalog)?;
@@ -250,6 +256,10 @@ fn origin(error: GitError) -> ApiError {
         {
             Some("store a credential where git finds it: `git config credential.helper store`")
         }
+        GitError::Failed { message, .. } if message.contains("certificate") => Some(
+            "name the certificate of the server, or of who has signed it: \
+             `git config --global http.sslCAInfo FILE`",
+        ),
         _ => None,
     };
     let error = ApiError::from_error(ErrorCode::Origin, &error);

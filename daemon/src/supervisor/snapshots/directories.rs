@@ -14,7 +14,7 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::fstatat;
 use tracing::warn;
 
-use super::super::clone::{beneath, remove_tree};
+use super::super::clone::beneath;
 use super::super::durable;
 
 /// Makes the directories of a snapshot. Its root is `like`'s owner's.
@@ -77,7 +77,7 @@ pub fn unmark(directory: &Path) {
 
 /// Removes a snapshot's directories with all that is in them.
 pub async fn remove(directory: PathBuf) {
-    if let Err(error) = remove_tree(directory.clone()).await {
+    if let Err(error) = durable::remove(directory.clone()).await {
         warn!(%error, directory = %directory.display(), "can't remove a snapshot's files yet");
     }
 }

@@ -3,10 +3,15 @@
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, version};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore,
+    SignatureScheme, version,
+};
 
 use crate::queue::wire::ClientCertificate;
 
@@ -41,7 +46,17 @@ pub fn config(
         let verifier = Arc::new(TrustsAll { provider });
         builder.dangerous().with_custom_certificate_verifier(verifier)
     } else {
-        builder.with_root_certificates(roots(ca_pem.unwrap_or_default())?)
+        let pem = ca_pem.unwrap_or_default();
+        let (roots, named) = (roots(pem)?, certificates(pem).filter_map(Result::ok).collect());
+        match ca_pem {
+            None => builder.with_root_certificates(roots),
+            Some(_) => {
+                let webpki = WebPkiServerVerifier::builder_with_provider(roots.into(), provider);
+                let webpki = webpki.build().map_err(|e| format!("TLS can't be used: {e}"))?;
+                let trusts = Arc::new(Trusts { webpki, named });
+                builder.dangerous().with_custom_certificate_verifier(trusts)
+            }
+        }
     };
     let mut config = match client {
         None => builder.with_no_client_auth(),
@@ -63,7 +78,7 @@ pub fn config(
 fn roots(ca_pem: &str) -> Result<RootCertStore, String> {
     let mut roots = load_system_roots().clone();
     let (mut taken, mut why) = (0, None);
-    for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
+    for certificate in certificates(ca_pem) {
         let added = certificate.map_err(|e| e.to_string());
         match added.and_then(|certificate| roots.add(certificate).map_err(|e| e.to_string())) {
             Ok(()) => taken += 1,
@@ -78,6 +93,12 @@ fn roots(ca_pem: &str) -> Result<RootCertStore, String> {
     }
 }
 
+fn certificates(
+    pem: &str,
+) -> impl Iterator<Item = Result<CertificateDer<'static>, pem::Error>> + '_ {
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+}
+
 fn key(pem: &str) -> Result<PrivateKeyDer<'static>, String> {
     if pem.contains("ENCRYPTED") {
         return Err(
@@ -86,6 +107,71 @@ fn key(pem: &str) -> Result<PrivateKeyDer<'static>, String> {
     }
     PrivateKeyDer::from_pem_slice(pem.as_bytes())
         .map_err(|e| format!("http.sslKey can't be used: {e}"))
+}
+
+/// Authorities, and servers whose own certificates the user has named (`http.sslCAInfo`). Those are often signed
+/// by themselves and say that they are an authority, as `openssl req -x509` makes them; curl takes them.
+#[derive(Debug)]
+struct Trusts {
+    webpki: Arc<WebPkiServerVerifier>,
+    named: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for Trusts {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = self.webpki.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        match verified {
+            // webpki says so only of one that has begun and not expired
+            Err(error) if is_authority(&error) && self.named.contains(end_entity) => {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls12_signature(message, cert, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls13_signature(message, cert, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+}
+
+/// Whether a server's certificate was refused because it is an authority's.
+fn is_authority(error: &Error) -> bool {
+    let Error::InvalidCertificate(CertificateError::Other(OtherError(error))) = error else {
+        return false;
+    };
+    matches!(error.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
 }
 
 /// `http.sslVerify=false`: the user has asked for it.
