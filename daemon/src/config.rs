@@ -59,6 +59,9 @@ pub struct Images {
     /// Registries (`host:port`) that are spoken to without encryption, besides those on this machine.
     #[serde(default)]
     pub insecure_registries: Vec<String>,
+    /// Where containerd's `hosts.toml` files are: mirrors of registries, and how each is reached. Default:
+    /// `/etc/containerd/certs.d`.
+    pub hosts_dir: Option<PathBuf>,
     /// Whether layers that were pulled by an index are filled as soon as they are mounted, whatever is read.
     /// Default: yes.
     pub background_fill: Option<bool>,
@@ -185,6 +188,7 @@ impl Config {
         let faults = [
             (relative(&self.state_dir), "state_dir", "is not an absolute path"),
             (relative(&self.run_dir), "run_dir", "is not an absolute path"),
+            (relative(&self.images.hosts_dir), "hosts_dir", "is not an absolute path"),
             (self.shards == Some(0), "shards", "is 0: there must be one"),
             (self.shards > Some(MAX_SHARDS), "shards", "is more than 64"),
             (self.deadline_secs == Some(0), "deadline_secs", "is 0: no reader would get its bytes"),
@@ -355,6 +359,7 @@ mod tests {
             ("shards = 65", "shards"),
             ("connections = 0", "connections"),
             ("state_dir = \"var\"", "state_dir"),
+            ("[images]\nhosts_dir = \"certs.d\"", "hosts_dir"),
             ("queue = \"best\"", "queue"),
             ("[workers]\npatience_secs = 0", "patience_secs"),
             ("[workers]\nwages = 1", "wages"),

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Stands in front of a registry and wants a token: front.py UPSTREAM DIRECTORY
+"""Stands in front of a registry and wants a token: front.py UPSTREAM DIRECTORY [--open]
 
-Prints its port. Who has no token is sent to its token server (`/token`), which wants the user `user` with the password `secret`. A
-token is good for a few requests. Blobs are given by redirects to `localhost`, another host to any client, where nobody
-may show any credential. What is asked is written to DIRECTORY/log; whatever is wrong to DIRECTORY/wrong. With a
-file DIRECTORY/lie, answers to requests for a range are not what was asked for.
+Prints its port. Who has no token is sent to its token server (`/token`), which wants the user `user` with the password
+`secret`, or the identity token `refresh`. A token is good for a few requests. Blobs are given by redirects to
+`localhost`, another host to any client, where nobody may show any credential. With `--open` nobody is to show any at all.
+What is asked is written to DIRECTORY/log; whatever is wrong to DIRECTORY/wrong. With a file DIRECTORY/lie, answers to requests
+for a range are not what was asked for.
 """
-import base64, http.server, json, os, sys, threading, urllib.error, urllib.request
+import base64, http.server, json, os, sys, threading, urllib.error, urllib.parse, urllib.request
 
 UPSTREAM, DIRECTORY = sys.argv[1:3]
+OPEN = "--open" in sys.argv
 USES = 3
 tokens, lock = {}, threading.Lock()
 
@@ -32,20 +34,40 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def do_GET(self):
+    def note_request(self):
         authorization = self.headers.get("Authorization", "")
-        note("log", f"{self.path} {authorization.split(' ')[0]} {self.headers.get('Range', '')}")
+        header = self.headers.get("X-Test", "")
+        note("log", f"{self.path} {authorization.split(' ')[0]} {self.headers.get('Range', '')} {header}")
+        return authorization
+
+    def token(self, name):
+        token = base64.b64encode(os.urandom(12)).decode()
+        with lock:
+            tokens[token] = USES
+        self.answer(200, {"Content-Type": "application/json"}, json.dumps({name: token}).encode())
+
+    def do_POST(self):
+        self.note_request()
+        form = dict(urllib.parse.parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+        wanted = {"grant_type": "refresh_token", "refresh_token": "refresh", "service": "test"}
+        if self.path != "/token" or any(form.get(name) != value for name, value in wanted.items()) or "scope" not in form:
+            return self.answer(401)
+        self.token("access_token")
+
+    def do_GET(self):
+        authorization = self.note_request()
+        if OPEN:
+            if authorization:
+                note("wrong", "a credential was shown to a host that it is not for")
+            return self.forward(self.path)
         port = self.server.server_port
         if self.path.startswith("/token"):
             wanted = "Basic " + base64.b64encode(b"user:secret").decode()
             if authorization != wanted:
                 return self.answer(401)
-            token = base64.b64encode(os.urandom(12)).decode()
-            with lock:
-                tokens[token] = USES
-            return self.answer(200, {"Content-Type": "application/json"}, json.dumps({"token": token}).encode())
+            return self.token("token")
         if self.path.startswith("/store/"):
-            if authorization:
+            if authorization or "X-Test" in self.headers:
                 note("wrong", "a credential was shown to the blob store")
                 return self.answer(400)
             return self.forward(self.path.removeprefix("/store"))

@@ -37,6 +37,35 @@ pub struct Front {
 impl Registry {
     /// Starts a registry that keeps its images in `directory`.
     pub fn start(directory: &Path) -> Result<Self> {
+        Self::serve(directory, directory, "")
+    }
+
+    /// Starts another one, in `directory`, that has the same images and talks TLS with who shows a certificate. The files that
+    /// a client needs are `ca.pem`, `client.pem` and `client.key` there.
+    pub fn with_tls(&self, directory: &Path) -> Result<Self> {
+        require(&[("openssl", "openssl")])?;
+        fs_err::create_dir_all(directory)?;
+        let make = "cd \"$1\" && key='-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes' && \
+            openssl req -x509 $key -keyout ca.key -out ca.pem -subj /CN=test-ca -days 30 && \
+            for who in server client; do \
+                openssl req $key -keyout $who.key -out $who.csr -subj /CN=$who && \
+                printf 'subjectAltName=IP:127.0.0.1\\n' > extensions && \
+                openssl x509 -req -in $who.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 \
+                    -extfile extensions -out $who.pem || exit 1; \
+            done";
+        Run::shell(make, &[directory]).time_out(PATIENCE).check()?;
+        let at = |name: &str| directory.join(name).display().to_string();
+        let tls = format!(
+            ", tls: {{certificate: {}, key: {}, clientcas: [{}]}}",
+            at("server.pem"),
+            at("server.key"),
+            at("ca.pem")
+        );
+        Self::serve(directory, &self.directory, &tls)
+    }
+
+    /// `tls`: what stands beside the address in its configuration.
+    fn serve(directory: &Path, images: &Path, tls: &str) -> Result<Self> {
         require(&[
             ("docker-registry", "docker-registry"),
             ("python3", "python3"),
@@ -49,8 +78,8 @@ impl Registry {
             let port = free_port()?;
             let configuration = format!(
                 "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {}/data}}}}\n\
-                 http: {{addr: 127.0.0.1:{port}}}\n",
-                directory.display()
+                 http: {{addr: 127.0.0.1:{port}{tls}}}\n",
+                images.display()
             );
             let file = directory.join("config.yml");
             fs_err::write(&file, configuration)?;
@@ -143,10 +172,20 @@ pub fn same_list(expected: &str, found: &str) -> Result<()> {
 impl Front {
     /// Stands in front of what listens on `upstream`.
     pub fn start(directory: &Path, upstream: u16) -> Result<Self> {
+        Self::with(directory, upstream, &[])
+    }
+
+    /// Wants no token, and to see none.
+    pub fn open(directory: &Path, upstream: u16) -> Result<Self> {
+        Self::with(directory, upstream, &["--open"])
+    }
+
+    fn with(directory: &Path, upstream: u16, options: &[&str]) -> Result<Self> {
         fs_err::create_dir_all(directory)?;
         let output = directory.join("port");
         let mut command = Command::new("python3");
         command.arg(script("front.py")).arg(format!("http://127.0.0.1:{upstream}")).arg(directory);
+        command.args(options);
         command.stdin(Stdio::null()).stdout(fs_err::File::create(&output)?.into_parts().0);
         let process = leash(command)?;
         let port = until("the front's port", Duration::from_secs(60), || {
@@ -155,7 +194,7 @@ impl Front {
         Ok(Self { directory: directory.to_owned(), port, _process: process })
     }
 
-    /// The lines of what was asked: path, kind of credential, range.
+    /// The lines of what was asked: path, kind of credential, range, header `X-Test`.
     pub fn log(&self) -> Result<Vec<String>> {
         let log = fs_err::read_to_string(self.directory.join("log")).unwrap_or_default();
         Ok(log.lines().map(str::to_owned).collect())

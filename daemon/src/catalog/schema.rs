@@ -145,7 +145,17 @@ ALTER TABLE trees ADD COLUMN implicit INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE images ADD COLUMN held INTEGER NOT NULL DEFAULT 1;
 ";
 
-const MIGRATIONS: [&str; 4] = [FIRST, FAILED_EVENTS, IMAGES, SNAPSHOTS];
+const ORIGINS_OF_LAYERS: &str = "
+-- How a registry is reached is looked up when it is to be asked.
+UPDATE pools SET origin = json_object(
+    'registry', json_extract(origin, '$.registry'),
+    'repository', json_extract(origin, '$.layer.repository.name'),
+    'layer', json_extract(origin, '$.layer.layer'),
+    'user', json_extract(origin, '$.user'))
+WHERE url LIKE 'oci-layer:%';
+";
+
+const MIGRATIONS: [&str; 5] = [FIRST, FAILED_EVENTS, IMAGES, SNAPSHOTS, ORIGINS_OF_LAYERS];
 
 /// The catalog's version, SQLite's `user_version`: how many migrations there are.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -159,5 +169,25 @@ mod tests {
     #[test]
     fn the_migrations_are_sound() {
         super::migrations().validate().unwrap();
+    }
+
+    #[test]
+    fn origins_of_layers_are_kept() {
+        let mut connection = rusqlite::Connection::open_in_memory().unwrap();
+        super::migrations().to_version(&mut connection, 4).unwrap();
+        let old = r#"{"layer":{"repository":{"registry":{"url":"https://h/"},"name":"a/b"},
+            "layer":{"digest":"d","size":1}},"registry":"h","user":{"uid":1,"gid":2}}"#;
+        for (id, url, origin) in [(1, "oci-layer:sha256:x", old), (2, "https://x", "{\"git\":1}")] {
+            let insert = "INSERT INTO pools VALUES (?1, ?2, 0, 0, 'sha256', ?3, '[]', 0)";
+            connection.execute(insert, rusqlite::params![id, url, origin]).unwrap();
+        }
+        super::migrations().to_latest(&mut connection).unwrap();
+        let origin = |id: i64| {
+            let select = "SELECT origin FROM pools WHERE id = ?1";
+            connection.query_row(select, [id], |row| row.get::<_, String>(0)).unwrap()
+        };
+        let new = r#"{"registry":"h","repository":"a/b","layer":{"digest":"d","size":1},"user":{"uid":1,"gid":2}}"#;
+        assert_eq!(origin(1), new);
+        assert_eq!(origin(2), "{\"git\":1}");
     }
 }

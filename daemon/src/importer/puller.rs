@@ -10,7 +10,7 @@ mod pinned;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,8 +31,9 @@ use crate::queue::wire::image::{FromPuller, Layer, Shown, ToPuller};
 use crate::queue::wire::{self, Credential};
 use crate::source::FetchError;
 use crate::source::git::Credentials;
+use crate::source::oci::digest;
 use crate::source::oci::layer::BlobStream;
-use crate::source::oci::registry::Registry;
+use crate::source::oci::registry::{Need, Registry};
 use crate::sys::seqpacket::Seqpacket;
 
 /// How many fds a puller is started with: control socket, scratch directory.
@@ -70,7 +71,7 @@ pub fn main(uid: u32, gid: u32, without_landlock: bool, fds: [OwnedFd; FDS]) -> 
 
 fn hint(error: &anyhow::Error) -> Option<String> {
     let refused = error.chain().find_map(|e| match e.downcast_ref::<FetchError>() {
-        Some(FetchError::Refused { message }) => Some(message),
+        Some(FetchError::Refused { message } | FetchError::Retry { message, .. }) => Some(message),
         _ => None,
     })?;
     let login = ["who we are", "does not let us", "refuses"].iter().any(|s| refused.contains(s));
@@ -93,7 +94,7 @@ async fn pull(
     };
     anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
     let credentials: Arc<dyn Credentials> = Arc::clone(supervisor) as _;
-    let registry = Arc::new(Registry::new(&repository, limits, credentials)?);
+    let registry = Arc::new(Registry::new(&repository, limits, &credentials)?);
     let mut failures = 0;
     let (resolved, pins) = loop {
         match registry.resolve(&reference, &platform).await {
@@ -161,16 +162,45 @@ fn order_of(message: ToPuller, fds: Vec<OwnedFd>) -> anyhow::Result<Order> {
     Ok((number, fds.map_err(|_| anyhow::anyhow!("the supervisor sent no files"))?))
 }
 
-/// Fetches one layer.
+/// Fetches one layer. What is wrong is fetched again while there is a host that has not given any of it.
 async fn fetch(
     registry: &Registry,
     layer: Layer,
     files: [OwnedFd; LAYER_FDS],
     received: &AtomicU64,
 ) -> anyhow::Result<Shown> {
+    let mut hosts = registry.choices(Need::Content).left();
+    loop {
+        let [segment, manifest, index] = &files;
+        let copies = [segment.try_clone()?, manifest.try_clone()?, index.try_clone()?];
+        let mut stream = BlobStream::new(registry, layer.digest, layer.size);
+        let error = match fetch_once(&mut stream, layer, copies, received).await {
+            Err(error) if hosts > 1 && is_of_wrong_bytes(&error) => error,
+            done => return done,
+        };
+        let digest = digest::text(&layer.digest);
+        tracing::warn!("layer {digest} is asked for again, of another host: {error:#}");
+        hosts -= 1;
+        stream.is_wrong();
+    }
+}
+
+/// What came is not the layer, rather than that it did not come or can't be kept.
+fn is_of_wrong_bytes(error: &anyhow::Error) -> bool {
+    match error.downcast_ref() {
+        Some(fetch) => matches!(fetch, FetchError::Wrong { .. }),
+        None => !error.chain().any(|cause| cause.is::<std::io::Error>()),
+    }
+}
+
+async fn fetch_once(
+    stream: &mut BlobStream<'_>,
+    layer: Layer,
+    files: [OwnedFd; LAYER_FDS],
+    received: &AtomicU64,
+) -> anyhow::Result<Shown> {
     let (pieces, input) = mpsc::channel(QUEUED);
     let unpack = tokio::task::spawn_blocking(move || unpack(input, &layer, files));
-    let mut stream = BlobStream::new(registry, layer.digest, layer.size);
     let download = async {
         while let Some(piece) = stream.next().await? {
             received.fetch_add(piece.len() as u64, Ordering::Relaxed);
@@ -194,6 +224,10 @@ fn unpack(
     files: [OwnedFd; LAYER_FDS],
 ) -> anyhow::Result<Shown> {
     let [segment, manifest, index_file] = files.map(File::from);
+    for mut file in [&segment, &manifest, &index_file] {
+        // another host may have begun
+        file.set_len(0).and_then(|()| file.rewind()).context("can't begin a layer's files")?;
+    }
     let mut segment = BufWriter::with_capacity(1 << 20, segment);
     let mut indexer = Indexer::default();
     let mut reader = TarReader::default();

@@ -5,13 +5,13 @@
 
 mod credentials;
 mod fill;
+mod hosts;
 mod layer;
 mod mounting;
 mod prove;
 mod puller;
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use hydrant_api as api;
@@ -30,8 +30,7 @@ use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::catalog::{CatalogError, Image, NewImage, NewPool, Pool, Tree};
 use crate::ids::{PoolId, SegmentId};
 use crate::object::{HashKind, ObjectId};
-use crate::queue::wire::HttpTransport;
-use crate::queue::wire::image::{Layer, LayerOrigin, Platform, Repository};
+use crate::queue::wire::image::{Host, Layer, LayerOrigin, Platform, Repository};
 use crate::segment::SegmentKind;
 use crate::source::oci::digest;
 use crate::source::oci::reference::Reference;
@@ -43,20 +42,18 @@ pub(super) const LAYER: &str = "oci-layer:";
 /// All layers belong to root: what is in them says whose the files are.
 pub(super) const ROOT: Owner = Owner { uid: 0, gid: 0 };
 
-/// Where the certificates of registries are that the system doesn't trust: as for Docker.
-const CERTIFICATES: &str = "/etc/docker/certs.d";
-
 /// When somebody else can pull an image as well, its registry has to say so soon what it is.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How a layer's pool remembers its origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct KnownOrigin {
-    pub layer: LayerOrigin,
+struct KnownOrigin {
     /// As people name the registry: `docker.io`.
-    pub registry: String,
+    registry: String,
+    repository: String,
+    layer: Layer,
     /// Whose credentials are used.
-    pub user: Owner,
+    user: Owner,
 }
 
 /// Whether a pool is a layer's.
@@ -64,16 +61,9 @@ pub(super) fn is_layer(pool: &Pool) -> bool {
     pool.url.starts_with(LAYER)
 }
 
-pub(super) fn known_origin(pool: &Pool) -> serde_json::Result<KnownOrigin> {
+fn known_origin(pool: &Pool) -> Result<KnownOrigin, ApiError> {
     serde_json::from_value(pool.origin.clone())
-}
-
-/// The access to a layer's registry.
-pub(super) fn access(pool: &Pool) -> std::io::Result<RegistryAccess> {
-    let KnownOrigin { layer, registry, user } = known_origin(pool)?;
-    let user = User::lookup(user.uid, user.gid)?;
-    let url = layer.repository.registry.url;
-    Ok(RegistryAccess { url, registry, user, environment: pool.environment.clone() })
+        .map_err(|error| internal("can't read the pool's origin", &error))
 }
 
 /// An image's name without its tag or digest, and that.
@@ -91,6 +81,21 @@ fn parse(reference: &str) -> Result<Reference, ApiError> {
     Reference::parse(reference).map_err(|error| ApiError::invalid(error.to_string()))
 }
 
+fn repository(reference: &Reference, hosts: Vec<Host>) -> Repository {
+    let Reference { registry, repository, .. } = reference.clone();
+    Repository { registry, name: repository, hosts }
+}
+
+fn access(
+    repository: &Repository,
+    user: Owner,
+    environment: &[(String, String)],
+) -> Result<RegistryAccess, ApiError> {
+    let user = User::lookup(user.uid, user.gid)
+        .map_err(|error| internal("can't look the user up", &error))?;
+    Ok(RegistryAccess::new(repository, user, environment.to_vec()))
+}
+
 fn catalog(error: CatalogError) -> ApiError {
     internal("the catalog failed", &error)
 }
@@ -100,7 +105,6 @@ struct Pull<'s, 'a> {
     supervisor: &'s Supervisor,
     held: bool,
     repository: Repository,
-    registry: String,
     user: Owner,
     environment: &'a [(String, String)],
     progress: &'a ProgressSender,
@@ -167,10 +171,10 @@ impl Supervisor {
     ) -> Result<Pulled<'_>, ApiError> {
         // one after the other: two images may have a layer in common
         let _pulling = self.pulling.lock().await;
-        let repository = self.repository(reference)?;
-        let registry = reference.registry.clone();
-        let pull =
-            Pull { supervisor: self, repository, registry, user, environment, held, progress };
+        let hosts = hosts::of(self.host_settings(), reference);
+        let hosts = hosts.map_err(|error| internal("can't tell where to ask for it", &error))?;
+        let repository = repository(reference, hosts);
+        let pull = Pull { supervisor: self, repository, user, environment, held, progress };
         let pulled = pull.run(manifest, reference.to_string()).await;
         // layers of a pull that failed, and of an image whose name this one has now
         self.collect_garbage().await;
@@ -181,23 +185,29 @@ impl Supervisor {
         pulled
     }
 
-    /// How a registry is reached.
-    fn repository(&self, reference: &Reference) -> Result<Repository, ApiError> {
-        let insecure = self.config.images.insecure_registries.contains(&reference.registry);
-        let plain = insecure || reference.is_loopback();
-        let scheme = if plain { "http" } else { "https" };
-        let url = format!("{scheme}://{}/", reference.host());
-        let certificate = Path::new(CERTIFICATES).join(&reference.registry).join("ca.crt");
-        let ca_pem = match std::fs::read_to_string(&certificate) {
-            Ok(pem) => Some(pem),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => {
-                let what = format!("can't read {}", certificate.display());
-                return Err(internal(&what, &error));
-            }
-        };
-        let registry = HttpTransport { url, ca_pem, ..HttpTransport::default() };
-        Ok(Repository { registry, name: reference.repository.clone() })
+    fn host_settings(&self) -> hosts::Settings<'_> {
+        let images = &self.config.images;
+        hosts::Settings {
+            directory: images.hosts_dir.as_deref(),
+            insecure: &images.insecure_registries,
+        }
+    }
+
+    /// Where a layer comes from, as it is configured now, and the access to that.
+    pub(super) fn layer_origin(
+        &self,
+        pool: &Pool,
+    ) -> Result<(LayerOrigin, RegistryAccess), ApiError> {
+        let KnownOrigin { registry, repository: name, layer, user } = known_origin(pool)?;
+        let reference = Reference { registry, repository: name, tag: None, digest: None };
+        let settings = self.host_settings();
+        let hosts = hosts::of(settings, &reference).unwrap_or_else(|error| {
+            warn!(pool = %pool.id, %error, "no mirrors are asked");
+            vec![hosts::itself(settings, &reference)]
+        });
+        let repository = repository(&reference, hosts);
+        let access = access(&repository, user, &pool.environment)?;
+        Ok((LayerOrigin { repository, layer }, access))
     }
 
     /// The image of that name, pulled if it is not here.
@@ -356,13 +366,7 @@ impl<'s> Pull<'s, '_> {
     async fn run(&self, manifest: &str, reference: String) -> Result<Pulled<'s>, ApiError> {
         let supervisor = self.supervisor;
         self.progress.step("metadata");
-        let access = RegistryAccess {
-            url: self.repository.registry.url.clone(),
-            registry: self.registry.clone(),
-            user: User::lookup(self.user.uid, self.user.gid)
-                .map_err(|error| internal("can't look the user up", &error))?,
-            environment: self.environment.to_vec(),
-        };
+        let access = access(&self.repository, self.user, self.environment)?;
         let mut puller = Puller::start(&supervisor.store, &supervisor.cgroups, access)?;
         let (repository, limits) = (self.repository.clone(), supervisor.limits());
         let resolved = puller.resolve(repository, manifest, Platform::ours(), limits);
@@ -370,7 +374,10 @@ impl<'s> Pull<'s, '_> {
             true => resolved.await?,
             // containerd may know better how to reach it
             false => tokio::time::timeout(RESOLVE_PATIENCE, resolved).await.map_err(|_| {
-                ApiError::new(ErrorCode::Origin, format!("{} does not answer", self.registry))
+                ApiError::new(
+                    ErrorCode::Origin,
+                    format!("{} does not answer", self.repository.registry),
+                )
             })??,
         };
 
@@ -461,8 +468,9 @@ impl<'s> Pull<'s, '_> {
     ) -> Result<(Pool, Cloning<'s>), ApiError> {
         let supervisor = self.supervisor;
         let mut origin = KnownOrigin {
-            layer: LayerOrigin { repository: self.repository.clone(), layer: *layer },
-            registry: self.registry.clone(),
+            registry: self.repository.registry.clone(),
+            repository: self.repository.name.clone(),
+            layer: *layer,
             user: self.user,
         };
         let mut url = format!("{LAYER}{}", digest::text(&layer.diff_id));
@@ -473,7 +481,7 @@ impl<'s> Pull<'s, '_> {
         let found = supervisor.catalog.find_pool(url.clone(), ROOT.uid, HashKind::Sha256);
         if let Some(found) = found.await.map_err(catalog)?
             && let Ok(known) = known_origin(&found)
-            && known.layer.layer.digest != layer.digest
+            && known.layer.digest != layer.digest
             && supervisor.catalog.tree_of_pool(found.id).await.map_err(catalog)?.is_some()
         {
             // the same archive, compressed in another way: its access index is of the blob that it was made with

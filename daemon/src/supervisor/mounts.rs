@@ -319,8 +319,7 @@ impl Supervisor {
         let shard = self.shard(pool.id)?;
         let cant = |error| internal("can't read the pool's origin", &error);
         let origin = if images::is_layer(pool) {
-            let known = images::known_origin(pool).map_err(cant)?;
-            OriginSpec::Layer(Box::new(known.layer))
+            OriginSpec::Layer(Box::new(self.layer_origin(pool)?.0))
         } else {
             OriginSpec::Git(serde_json::from_value(pool.origin.clone()).map_err(cant)?)
         };
@@ -447,11 +446,11 @@ impl Supervisor {
     }
 
     pub(super) fn introduce_origin(&self, mount: &Mount, pool: &Pool) -> Result<(), ApiError> {
-        if self.origins.knows(pool.id) {
-            return Ok(());
-        }
         if images::is_layer(pool) {
             return self.introduce_layer(pool);
+        }
+        if self.origins.knows(pool.id) {
+            return Ok(());
         }
         let git = self.git_of(mount, pool)?;
         let origin: GitOrigin = serde_json::from_value(pool.origin.clone())
@@ -475,11 +474,8 @@ impl Supervisor {
 
     /// As [`introduce_origin`](Self::introduce_origin), for a layer.
     pub(super) fn introduce_layer(&self, pool: &Pool) -> Result<(), ApiError> {
-        if !self.origins.knows(pool.id) {
-            let access = images::access(pool)
-                .map_err(|error| internal("can't read the pool's origin", &error))?;
-            self.origins.insert(pool.id, Access::Registry(access));
-        }
+        let (_, access) = self.layer_origin(pool)?;
+        self.origins.insert(pool.id, Access::Registry(access));
         Ok(())
     }
 

@@ -81,7 +81,7 @@ impl PoolSource {
                 })
             }
             OriginSpec::Layer(origin) => {
-                let source = LayerSource::new(&origin, limits, supervisor as _);
+                let source = LayerSource::new(&origin, limits, &(supervisor as _));
                 source.map(|source| Self::Layer(Box::new(source)))
             }
         };

@@ -14,7 +14,7 @@ use crate::object::ObjectId;
 use crate::queue::wire::image::{Layer, PinnedFormat, Shown};
 use crate::range::ByteRange;
 use crate::source::FetchError;
-use crate::source::oci::registry::Registry;
+use crate::source::oci::registry::{Host, Need, Registry};
 
 /// A smaller layer is streamed: that takes no longer than asking for parts of it.
 const SMALLEST: u64 = 128 << 10;
@@ -44,7 +44,7 @@ pub async fn make(
     }
     let mut attempt = 1;
     let (pinned, format) = loop {
-        match read(registry, layer, pin, received).await {
+        match ask(registry, layer, pin, received).await {
             Ok(read) => break read,
             Err(Failure::Fetch(FetchError::Retry { message, .. })) if attempt < ATTEMPTS => {
                 tracing::debug!(message, "can't get a layer's index yet");
@@ -80,8 +80,28 @@ fn digest(id: &ObjectId) -> Result<Digest, Unusable> {
     Ok(Digest::from_bytes(bytes))
 }
 
-async fn read(
+/// Asks one host after the other.
+async fn ask(
     registry: &Registry,
+    layer: &Layer,
+    pin: &Pin,
+    received: &AtomicU64,
+) -> Result<(Pinned, PinnedFormat), Failure> {
+    let mut choices = registry.choices(Need::Content);
+    loop {
+        let error = match read(choices.ask()?, layer, pin, received).await {
+            Err(Failure::Fetch(error)) => error,
+            Err(Failure::Unusable(error @ Unusable::Digest)) if choices.left() > 0 => {
+                FetchError::Wrong { message: format!("a layer's index: {error}") }
+            }
+            done => return done,
+        };
+        choices.failed(error)?;
+    }
+}
+
+async fn read(
+    host: &Host,
     layer: &Layer,
     pin: &Pin,
     received: &AtomicU64,
@@ -91,7 +111,7 @@ async fn read(
         let count = |bytes: u64| {
             received.fetch_add(bytes, Ordering::Relaxed);
         };
-        registry.range(&layer.digest, size, range, count).await
+        host.range(&layer.digest, size, range, count).await
     };
     let of =
         pinned::Layer { digest: digest(&layer.digest)?, size, diff_id: digest(&layer.diff_id)? };
@@ -123,7 +143,7 @@ async fn read(
             let count = |bytes: u64| {
                 received.fetch_add(bytes, Ordering::Relaxed);
             };
-            let bytes = registry.range(&id, len, ByteRange::new(0, len), count).await?;
+            let bytes = host.range(&id, len, ByteRange::new(0, len), count).await?;
             let pinned = parsed(move || soci::read(&bytes, ztoc, &of)).await?;
             for number in soci::samples(pinned.index.spans()) {
                 let span = pinned.index.spans().get(number).cloned();

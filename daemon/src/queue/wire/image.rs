@@ -55,9 +55,24 @@ pub struct Layer {
 /// A repository at a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Repository {
-    /// `url` is that of the registry's root.
-    pub registry: HttpTransport,
+    /// As people name the registry: `docker.io`, `host:port`.
+    pub registry: String,
     pub name: String,
+    /// Where it can be asked for, the first choice first.
+    pub hosts: Vec<Host>,
+}
+
+/// A server that has images of a registry: the registry itself, or a mirror.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// `url` is that of its API, with a `/` at the end: `https://host/v2/`.
+    pub http: HttpTransport,
+    /// It is told whose images are meant.
+    pub mirror: bool,
+    /// It may say what a tag leads to.
+    pub resolves: bool,
+    /// It may give what is asked for by its digest.
+    pub pulls: bool,
 }
 
 /// Where a layer's content comes from.

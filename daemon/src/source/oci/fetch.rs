@@ -12,7 +12,7 @@ use std::io::{BufReader, Read};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::registry::{Registry, refused, wrong};
+use super::registry::{Need, Registry, refused, wrong};
 use crate::layer::index::Index;
 use crate::layer::span::MAX_IN_MEMORY;
 use crate::object::{HashKind, ObjectId};
@@ -67,17 +67,17 @@ struct Access {
 }
 
 /// Chunks that are put together from spans.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Assembly {
     /// Not complete yet, in order: key, place, what there is of it.
-    open: std::collections::VecDeque<(ObjectId, ByteRange, Vec<u8>)>,
+    open: std::collections::VecDeque<Chunk>,
 }
 
 impl LayerSource {
     pub fn new(
         origin: &LayerOrigin,
         limits: Limits,
-        credentials: Arc<dyn Credentials>,
+        credentials: &Arc<dyn Credentials>,
     ) -> Result<Self, FetchError> {
         Ok(Self {
             registry: Registry::new(&origin.repository, limits, credentials)?,
@@ -170,7 +170,7 @@ impl Read for At {
 
 impl Assembly {
     /// Takes the bytes of a span; gives the chunks that are complete with them.
-    fn take(&mut self, range: ByteRange, bytes: &[u8]) -> Vec<(ObjectId, ByteRange, Vec<u8>)> {
+    fn take(&mut self, range: ByteRange, bytes: &[u8]) -> Vec<Chunk> {
         for (_, place, content) in &mut self.open {
             let from = place.offset() + content.len() as u64;
             let to = place.end().min(range.end());
@@ -187,6 +187,46 @@ impl Assembly {
             complete.extend(self.open.pop_front());
         }
         complete
+    }
+}
+
+/// A chunk, its place and its content.
+type Chunk = (ObjectId, ByteRange, Vec<u8>);
+
+impl LayerSource {
+    /// Decodes the spans `run`, which begin with the first of `bytes`; gives what chunks are complete with them.
+    async fn decode(
+        &self,
+        access: &Arc<Access>,
+        run: Range<usize>,
+        bytes: Vec<u8>,
+        mut assembly: Assembly,
+    ) -> Result<(Assembly, Vec<Chunk>), FetchError> {
+        let (of, diff_id) = (Arc::clone(access), self.layer.diff_id);
+        let decode = move || {
+            let spans = of.index.spans();
+            let from = spans.get(run.start).map_or(0, |span| span.compressed.offset());
+            let mut complete = Vec::new();
+            for number in run {
+                let span = &spans[number];
+                let start = (span.compressed.offset() - from) as usize;
+                let piece = bytes.get(start..start + span.compressed.len() as usize);
+                let window = of.index.window(number);
+                let window = window.map_err(|e| refused(e.to_string()))?;
+                let decoded = span.decode(piece.unwrap_or_default(), &window);
+                let decoded = decoded.map_err(|e| wrong(e.to_string()))?;
+                complete.extend(assembly.take(span.uncompressed, &decoded));
+            }
+            for (key, place, content) in &complete {
+                let pinned = of.index.is_pinned() && place_key(&diff_id, place.offset()) == *key;
+                if !pinned && chunk_key(place.offset(), content) != *key {
+                    return Err(wrong(format!("bytes {place} of the layer are others")));
+                }
+            }
+            Ok((assembly, complete))
+        };
+        let decoded = tokio::task::spawn_blocking(decode).await;
+        decoded.map_err(|e| refused(e.to_string()))?
     }
 }
 
@@ -214,35 +254,24 @@ impl Fetch for LayerSource {
                 return Err(refused("the layer is compressed in one piece; pull the image anew"));
             }
             let blob = ByteRange::between(first.compressed.offset(), last.compressed.end());
-            let received = |bytes| sink.received(bytes);
-            let bytes =
-                self.registry.range(&self.layer.digest, self.layer.size, blob, received).await?;
-            let of = Arc::clone(&access);
-            let diff_id = self.layer.diff_id;
-            let decode = move || -> Result<(Assembly, Vec<_>), FetchError> {
-                let mut complete = Vec::new();
-                for number in run {
-                    let span = &of.index.spans()[number];
-                    let start = (span.compressed.offset() - blob.offset()) as usize;
-                    let piece = bytes.get(start..start + span.compressed.len() as usize);
-                    let window = of.index.window(number);
-                    let window = window.map_err(|e| refused(e.to_string()))?;
-                    let decoded = span.decode(piece.unwrap_or_default(), &window);
-                    let decoded = decoded.map_err(|e| wrong(e.to_string()))?;
-                    complete.extend(assembly.take(span.uncompressed, &decoded));
-                }
-                for (key, place, content) in &complete {
-                    let pinned =
-                        of.index.is_pinned() && place_key(&diff_id, place.offset()) == *key;
-                    if !pinned && chunk_key(place.offset(), content) != *key {
-                        return Err(wrong(format!("bytes {place} of the layer are others")));
+            let mut choices = self.registry.choices(Need::Content);
+            let complete = loop {
+                let host = choices.ask()?;
+                let received = |bytes| sink.received(bytes);
+                let range = host.range(&self.layer.digest, self.layer.size, blob, received);
+                let decoded = match range.await {
+                    // of what is wrong, nothing is kept
+                    Ok(bytes) => self.decode(&access, run.clone(), bytes, assembly.clone()).await,
+                    Err(error) => Err(error),
+                };
+                match decoded {
+                    Ok((rest, complete)) => {
+                        assembly = rest;
+                        break complete;
                     }
+                    Err(error) => choices.failed(error)?,
                 }
-                Ok((assembly, complete))
             };
-            let decoded = tokio::task::spawn_blocking(decode).await;
-            let (rest, complete) = decoded.map_err(|e| refused(e.to_string()))??;
-            assembly = rest;
             for (key, _, content) in complete {
                 sink.object(key, Content::Memory(content)).map_err(FetchError::Sink)?;
             }

@@ -12,9 +12,12 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use std::collections::HashMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use url::Url;
 
 use super::super::origins::{HELPER_PATIENCE, on_host};
 use crate::queue::wire::Credential;
+use crate::queue::wire::image::{Host, Repository};
+use crate::source::oci::registry::IDENTITY_TOKEN;
 use crate::sys::user::{self, User};
 
 /// The longest file of credentials, or answer of a helper, in bytes.
@@ -26,12 +29,12 @@ const HUB_KEY: &str = "https://index.docker.io/v1/";
 /// A registry, and whose credentials there are for it.
 #[derive(Debug, Clone)]
 pub struct RegistryAccess {
-    /// Of the registry's root.
-    pub url: String,
     /// As people name it: `docker.io`, `host:port`.
-    pub registry: String,
-    pub user: User,
-    pub environment: Vec<(String, String)>,
+    registry: String,
+    /// The URLs of those who may be asked for its images, and by which names there are credentials for them.
+    hosts: Vec<(String, String)>,
+    user: User,
+    environment: Vec<(String, String)>,
 }
 
 /// `config.json`, as far as it is about credentials (docker-login(1), containers-auth.json(5)).
@@ -55,6 +58,9 @@ struct Auth {
     username: Option<String>,
     #[serde(default)]
     password: Option<String>,
+    /// In the password's place (`identitytoken`).
+    #[serde(default, rename = "identitytoken")]
+    identity_token: Option<String>,
 }
 
 impl std::fmt::Debug for Auth {
@@ -85,21 +91,33 @@ enum Found {
 }
 
 impl RegistryAccess {
+    #[must_use]
+    pub fn new(repository: &Repository, user: User, environment: Vec<(String, String)>) -> Self {
+        let registry = repository.registry.clone();
+        let name = |host: &Host| match Url::parse(&host.http.url) {
+            Ok(url) if host.mirror => authority(&url),
+            _ => registry.clone(),
+        };
+        let hosts = repository.hosts.iter().map(|host| (host.http.url.clone(), name(host)));
+        Self { hosts: hosts.collect(), registry, user, environment }
+    }
+
     /// The registry's URL, as it may be shown.
     #[must_use]
     pub fn shown(&self) -> String {
         format!("oci://{}", self.registry)
     }
 
-    /// The user's credential for the registry. `rejected` has just been refused.
+    /// The user's credential for the host at `url`, which is one of the registry's. `rejected` has just been refused.
     pub async fn credential(
         &self,
         url: &str,
         rejected: Option<&Credential>,
     ) -> Result<Option<Credential>, String> {
-        if on_host(url, &self.url).is_none() {
+        let host = self.hosts.iter().find(|(theirs, _)| on_host(url, theirs).is_some());
+        let Some((_, name)) = host else {
             return Err(format!("{url:?} is not the layer's registry"));
-        }
+        };
         let look = async {
             for path in self.files() {
                 let found =
@@ -107,7 +125,7 @@ impl RegistryAccess {
                 let Some(bytes) = found else { continue };
                 let file: File = serde_json::from_slice(&bytes)
                     .map_err(|e| format!("can't make sense of {path}: {e}"))?;
-                match file.find(&self.registry) {
+                match file.find(name) {
                     Some(Found::Here(credential)) => return Ok(Some(credential)),
                     Some(Found::Helper { helper, name }) => {
                         if let Some(credential) = self.ask(&helper, &name).await? {
@@ -123,7 +141,7 @@ impl RegistryAccess {
         let found = found.map_err(|_| "the credential helper did not answer".to_owned())??;
         match (&found, rejected) {
             (Some(found), Some(rejected)) if found == rejected => {
-                Err(format!("{} does not take the password of {:?}", self.registry, found.username))
+                Err(format!("{name} does not take the password of {:?}", found.username))
             }
             _ => Ok(found),
         }
@@ -193,10 +211,17 @@ impl RegistryAccess {
         let helped: Helped = serde_json::from_slice(&answer)
             .map_err(|error| format!("can't make sense of what {program} says: {error}"))?;
         let Helped { username, secret: password } = helped;
-        if username == "<token>" {
-            return Err(format!("{program} has an identity token, which can't be used yet"));
-        }
         Ok((!password.is_empty()).then_some(Credential { username, password }))
+    }
+}
+
+/// `host[:port]`, as people name a registry.
+fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match (host, url.port()) {
+        ("registry-1.docker.io", None) => "docker.io".into(),
+        (host, Some(port)) => format!("{host}:{port}"),
+        (host, None) => host.into(),
     }
 }
 
@@ -234,6 +259,10 @@ impl File {
 
 impl Auth {
     fn credential(&self) -> Option<Credential> {
+        if let Some(token) = self.identity_token.as_ref().filter(|token| !token.is_empty()) {
+            let username = IDENTITY_TOKEN.to_owned();
+            return Some(Credential { username, password: token.clone() });
+        }
         if let Some(auth) = self.auth.as_ref().filter(|auth| !auth.is_empty()) {
             let text = String::from_utf8(STANDARD.decode(auth).ok()?).ok()?;
             let (username, password) = text.split_once(':')?;
@@ -262,10 +291,12 @@ mod tests {
     fn credentials_are_found_by_the_registrys_name() {
         // a:b, and me:p:w
         let json = r#"{"auths": {"https://index.docker.io/v1/": {"auth": "YTpi"},
-            "h.io:5000": {"auth": "bWU6cDp3"}, "x.io": {}, "https://y.io/": {"username": "u", "password": "p"}}}"#;
+            "h.io:5000": {"auth": "bWU6cDp3"}, "x.io": {}, "https://y.io/": {"username": "u", "password": "p"},
+            "token.io": {"auth": "YTpi", "identitytoken": "t"}}}"#;
         assert_eq!(find(json, "docker.io"), here("a", "b"));
         assert_eq!(find(json, "h.io:5000"), here("me", "p:w"));
         assert_eq!(find(json, "y.io"), here("u", "p"));
+        assert_eq!(find(json, "token.io"), here("<token>", "t"));
         for none in ["h.io", "x.io", "z.io"] {
             assert_eq!(find(json, none), None, "{none}");
         }

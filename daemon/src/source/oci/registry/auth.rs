@@ -5,13 +5,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::Url;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, USER_AGENT, WWW_AUTHENTICATE};
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT, WWW_AUTHENTICATE,
+};
 use serde::Deserialize;
+use url::form_urlencoded::Serializer;
 
-use super::{AGENT, Registry, refused};
+use super::host::{AGENT, Host};
+use super::refused;
 use crate::queue::wire::Credential;
 use crate::source::FetchError;
 use crate::source::git::{Credentials, check_status, shown};
+
+/// The name with which Docker keeps an identity token in a password's place.
+pub const IDENTITY_TOKEN: &str = "<token>";
 
 /// The proof of identity for one repository.
 pub struct Auth {
@@ -65,7 +72,7 @@ impl Auth {
     /// meanwhile.
     pub async fn renew(
         &self,
-        registry: &Registry,
+        host: &Host,
         headers: &HeaderMap,
         used: Option<HeaderValue>,
     ) -> Result<(), FetchError> {
@@ -89,13 +96,14 @@ impl Auth {
         last.clone_from(&credential);
         let value = match challenge {
             Challenge::Basic => {
-                let credential = credential.ok_or_else(|| {
+                let of_use = credential.filter(|found| found.username != IDENTITY_TOKEN);
+                let credential = of_use.ok_or_else(|| {
                     refused(format!("{at} asks who we are, and no credential is known for it"))
                 })?;
                 basic(&credential)
             }
             Challenge::Bearer { realm, service, scope } => {
-                let token = self.token(registry, &realm, service, scope, credential).await?;
+                let token = self.token(host, &realm, service, scope, credential).await?;
                 format!("Bearer {token}")
             }
         };
@@ -108,7 +116,7 @@ impl Auth {
 
     async fn token(
         &self,
-        registry: &Registry,
+        host: &Host,
         realm: &str,
         service: Option<String>,
         scope: Option<String>,
@@ -121,27 +129,40 @@ impl Auth {
             return Err(unusable("is not encrypted"));
         }
         let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.repository));
-        {
-            let mut query = url.query_pairs_mut();
-            if let Some(service) = &service {
-                query.append_pair("service", service);
+        let service = service.iter().map(|service| ("service", service.as_str()));
+        let fields = service.chain([("scope", scope.as_str())]);
+        let request = match &credential {
+            // OAuth 2 (RFC 6749, 6), as Docker's "OAuth2 token authentication" has it
+            Some(Credential { username, password }) if username == IDENTITY_TOKEN => {
+                let mut form = Serializer::new(String::new());
+                form.append_pair("grant_type", "refresh_token").append_pair("client_id", "hydrant");
+                form.extend_pairs(fields).append_pair("refresh_token", password);
+                let request = host.client().post(url.clone()).body(form.finish());
+                request.header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             }
-            query.append_pair("scope", &scope);
-        }
-        let mut request = registry.client.get(url.clone()).header(USER_AGENT, AGENT);
-        if let Some(credential) = &credential {
-            request = request.header(AUTHORIZATION, basic(credential));
-        }
-        let response = registry.send(request, &url).await?;
+            credential => {
+                url.query_pairs_mut().extend_pairs(fields);
+                let request = host.client().get(url.clone());
+                match credential {
+                    Some(credential) => request.header(AUTHORIZATION, basic(credential)),
+                    None => request,
+                }
+            }
+        };
+        let request = request.header(USER_AGENT, AGENT);
+        let response = host.send(request, &url).await?;
         let status = response.status();
         if status == reqwest::StatusCode::UNAUTHORIZED || status == reqwest::StatusCode::FORBIDDEN {
             let who = match &credential {
+                Some(credential) if credential.username == IDENTITY_TOKEN => {
+                    "the identity token; log in again".into()
+                }
                 Some(credential) => format!("{:?}", credential.username),
                 None => "somebody without a name; log in first".into(),
             };
             return Err(refused(format!("the token server {} refuses {who}", shown(&url))));
         }
-        let body = registry.body(check_status(response)?).await?;
+        let body = host.body(check_status(response)?).await?;
         let token: Token = serde_json::from_slice(&body)
             .map_err(|e| unusable(&format!("sends what can't be read: {e}")))?;
         let token = token.token.or(token.access_token).filter(|token| !token.is_empty());
