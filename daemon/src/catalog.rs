@@ -60,8 +60,13 @@ pub struct Catalog {
 pub enum CatalogError {
     #[error("can't open the catalog {}", .path.display())]
     Open { path: PathBuf, source: rusqlite::Error },
-    #[error("the catalog {} was written by a newer Hydrant", .0.display())]
-    Newer(PathBuf),
+    #[error(
+        "the catalog {} is of version {found}, and this hydrantd knows none above {}: install the one that \
+         wrote it, or a later one",
+        .path.display(),
+        schema::VERSION
+    )]
+    Newer { path: PathBuf, found: i64 },
     #[error("can't bring the catalog {} to this version's schema", .path.display())]
     Migrate { path: PathBuf, source: rusqlite_migration::Error },
     #[error("can't make room for the catalog")]

@@ -25,5 +25,6 @@ pub mod source;
 pub mod standalone;
 pub mod supervisor;
 pub mod sys;
+pub mod version;
 pub mod watch;
 pub mod worker;

@@ -144,9 +144,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let program = installed_program()?;
             hold_orders().context("can't hold signals back")?;
             // before anything else is opened
-            let kept = Kept::take_back().context("can't take over from a supervisor before")?;
-            let inherits = !kept.is_empty();
+            let kept = Kept::take_back();
+            let inherits = kept.as_ref().map_or(true, |kept| !kept.is_empty());
             let supervise = || {
+                let kept = kept.context("can't take over from a supervisor before")?;
                 let config = Config::load(&config)?;
                 let directories = config.directories(state_dir, run_dir);
                 let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -190,10 +191,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let config = Config::load(&config)?;
             let directories = config.directories(state_dir, run_dir);
             Catalog::check(&directories.state.join("catalog.sqlite"))?;
-            anyhow::ensure!(
-                inflight::is_readable(table_version),
-                "it does not know version {table_version} of the table of those who wait"
-            );
+            inflight::check_version(table_version)?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Worker { who, event_files }) => {

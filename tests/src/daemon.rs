@@ -41,6 +41,8 @@ pub struct Daemon {
     process: Option<Leashed>,
     environment: Vec<(String, String)>,
     configuration: Option<PathBuf>,
+    /// One of the test's own, that can be replaced.
+    program: Option<PathBuf>,
 }
 
 impl Daemon {
@@ -54,7 +56,22 @@ impl Daemon {
             process: None,
             environment: Vec::new(),
             configuration: None,
+            program: None,
         }
+    }
+
+    /// Puts a `hydrantd` where this daemon's is installed, as package managers do. What runs goes on.
+    pub fn install(&mut self, hydrantd: &Path) -> Result<()> {
+        let place = self.log.with_file_name("hydrantd");
+        let new = place.with_extension("new");
+        fs_err::copy(hydrantd, &new)?;
+        fs_err::rename(&new, &place)?;
+        self.program = Some(place);
+        Ok(())
+    }
+
+    fn program(&self) -> Result<PathBuf> {
+        self.program.clone().map_or_else(|| built("hydrantd"), Ok)
     }
 
     /// Lines of a configuration file for the daemon.
@@ -74,7 +91,7 @@ impl Daemon {
     pub fn start(&mut self) -> Result<()> {
         let log = fs_err::OpenOptions::new().create(true).append(true).open(&self.log)?;
         let log = log.into_parts().0;
-        let mut command = Command::new(built("hydrantd")?);
+        let mut command = Command::new(self.program()?);
         command.arg("--standalone");
         command.arg("--state-dir").arg(&self.directories.state);
         command.arg("--run-dir").arg(&self.directories.run);
@@ -228,7 +245,7 @@ impl Daemon {
     /// run directory's socket answered by it, and what descends from those.
     #[must_use]
     pub fn pids(&self) -> Vec<Pid> {
-        let Ok(hydrantd) = built("hydrantd") else { return Vec::new() };
+        let Ok(hydrantd) = self.program() else { return Vec::new() };
         let state = self.directories.state.to_string_lossy().into_owned();
         let mut ours: BTreeSet<i32> = self.status().map(|status| status.pid).into_iter().collect();
         ours.extend(self.process.iter().map(|process| process.pid().as_raw()));

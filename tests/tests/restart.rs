@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hydrant_api::QueueEvent;
+use hydrant_daemon::queue::inflight;
 use hydrant_tests::access::Kind;
+use hydrant_tests::daemon::built;
+use hydrant_tests::estate::{self, Tables};
 use hydrant_tests::guest;
 use hydrant_tests::process::{alive, until};
 use hydrant_tests::proxy::Quality;
@@ -28,7 +31,7 @@ fn queue(
     readers: usize,
     wanted: impl Fn(&QueueEvent) -> bool,
 ) -> Result<Vec<QueueEvent>> {
-    until("the queue is as it should be", Duration::from_secs(20), || {
+    until("the queue is as it should be", Duration::from_secs(60), || {
         let queue = world.daemon.admin().queue().ok()?;
         let waiting: BTreeSet<i32> = queue.iter().map(|event| event.process.pid).collect();
         (waiting.len() == readers && queue.iter().all(&wanted)).then_some(queue)
@@ -38,7 +41,7 @@ fn queue(
 
 /// The next supervisor's pid, once it serves.
 fn successor(world: &World, of: Pid) -> Result<Pid> {
-    until("the next supervisor serves", Duration::from_secs(20), || {
+    until("the next supervisor serves", Duration::from_secs(60), || {
         let pid = Pid::from_raw(world.daemon.status().ok()?.pid);
         (pid != of).then_some(pid)
     })
@@ -315,6 +318,93 @@ fn root_reload() -> Result<()> {
     ensure!(fs_err::read_dir(&tree)?.next().is_none(), "still mounted");
     ensure!(!world.daemon.directories().socket().exists(), "the socket is still there");
     Ok(())
+}
+
+/// What a program of the version before has left is taken over, by a supervisor that comes after a kill and by one
+/// in the same process. Who waits gets the right bytes, and what is left from then on is of the version now.
+/// `HYDRANT_TEST_BEFORE` names such a program; without it, what the daemon of now has left is made what that
+/// would have left.
+#[test]
+#[ignore = "needs root"]
+fn root_upgrade_from_the_version_before() -> Result<()> {
+    let setting = Setting { proxy: Some(Quality::default()), start: false, ..Setting::default() };
+    let mut world = World::with("restart-before", setting)?;
+    let real = std::env::var_os("HYDRANT_TEST_BEFORE").map(PathBuf::from);
+    world.daemon.install(real.as_ref().unwrap_or(&built("hydrantd")?))?;
+    world.daemon.start()?;
+    let repository = lonely(6, 200_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..6)?;
+    let parent = world.daemon.parent()?;
+    world.proxy()?.hold();
+    let kinds = [Kind::Read, Kind::MmapShared, Kind::Splice, Kind::Pread];
+    let start = |(kind, (file, truth)): (&Kind, &(PathBuf, PathBuf))| start(*kind, file, truth);
+    let readers: Vec<_> = kinds.iter().zip(&files).map(start).collect::<Result<_>>()?;
+    let before = queue(&world, readers.len(), |event| event.state == "in_flight")?;
+    world.daemon.install(&built("hydrantd")?)?;
+    let supervisor = Pid::from_raw(world.daemon.status()?.pid);
+    let (tables, own) = (Tables::of(supervisor)?, inflight::VERSION);
+    let is_lock_kept = |wanted| {
+        until("the lock is kept, or not", Duration::from_secs(60), || {
+            (estate::has_lock(parent).ok()? == wanted).then_some(())
+        })
+    };
+    let same_readers = || -> Result<()> {
+        let after = queue(&world, readers.len(), |event| event.state == "in_flight")?;
+        let ids = |queue: &[QueueEvent]| -> BTreeSet<_> { queue.iter().map(|e| e.id).collect() };
+        ensure!(ids(&after) == ids(&before), "{after:#?}");
+        ensure!(tables.version()? == own, "the tables are not its own");
+        is_lock_kept(true)
+    };
+    if real.is_none() {
+        tables.set_version(own - 1)?;
+        estate::let_go_of_lock(supervisor)?;
+        is_lock_kept(false)?;
+    }
+    kill(supervisor, Signal::SIGKILL)?;
+    successor(&world, supervisor)?;
+    same_readers()?;
+    tables.set_version(own - 1)?;
+    world.daemon.check(&["reload"])?;
+    same_readers()?;
+    world.proxy()?.heal();
+    for reader in readers {
+        let got = end(&reader.wait()?)?;
+        ensure!(got == End::Right, "{got:?}\n{}", world.daemon.log_tail(60));
+    }
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::MmapPrivate, file, truth))
+}
+
+/// A program that can't read what was left, as after a downgrade, says so and touches nothing: readers wait until
+/// one is there that can.
+#[test]
+#[ignore = "needs root"]
+fn root_downgrade_lets_readers_wait() -> Result<()> {
+    let world = world("restart-downgrade", Quality::default())?;
+    let repository = lonely(3, 200_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..3)?;
+    world.proxy()?.hold();
+    let reader = start(Kind::Read, &files[0].0, &files[0].1)?;
+    let before = queue(&world, 1, |event| event.state == "in_flight")?;
+    let killed = Pid::from_raw(world.daemon.status()?.pid);
+    let tables = Tables::of(killed)?;
+    tables.set_version(inflight::VERSION + 1)?;
+    kill(killed, Signal::SIGKILL)?;
+    let said = format!("is of version {}, and this hydrantd knows", inflight::VERSION + 1);
+    until("several have said what is the matter", Duration::from_secs(60), || {
+        (world.daemon.log_tail(1000).matches(&said).count() >= 3).then_some(())
+    })
+    .with_context(|| world.daemon.log_tail(60))?;
+    ensure!(tables.version()? == inflight::VERSION + 1);
+    tables.set_version(inflight::VERSION)?;
+    successor(&world, killed)?;
+    let after = queue(&world, 1, |event| event.state == "in_flight")?;
+    ensure!(after[0].id == before[0].id, "{after:#?}");
+    world.proxy()?.heal();
+    let got = end(&reader.wait()?)?;
+    ensure!(got == End::Right, "{got:?}\n{}", world.daemon.log_tail(60));
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::MmapPrivate, file, truth))
 }
 
 /// Another `queue` in the configuration is for the next start. Until then readers stay where they wait, also

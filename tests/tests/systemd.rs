@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use hydrant_daemon::queue::inflight;
 use hydrant_tests::access::Kind;
 use hydrant_tests::container::Container;
+use hydrant_tests::estate::Tables;
 use hydrant_tests::process::{Run, until};
 use hydrant_tests::proxy::Quality;
 use hydrant_tests::reader::{End, Load, end, expect_right, start};
@@ -14,6 +16,7 @@ use hydrant_tests::repository::lonely;
 use hydrant_tests::world::{Setting, World};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rusqlite::Connection;
 
 const TREE: &str = "/home/tree";
 
@@ -266,12 +269,16 @@ fn root_systemd_hardening() -> Result<()> {
 }
 
 /// An upgrade of the files in their place, under readers: `reload` goes on in the same process, `restart`
-/// in another, and a supervisor whose file is gone still starts workers.
+/// in another, and a supervisor whose file is gone still starts workers. `HYDRANT_TEST_BEFORE`: see
+/// `root_upgrade_from_the_version_before`.
 #[test]
 #[ignore = "needs root"]
 fn root_systemd_upgrade() -> Result<()> {
     let service = Service::boot("systemd-upgrade")?;
     let container = &service.container;
+    if let Some(before) = std::env::var_os("HYDRANT_TEST_BEFORE") {
+        container.upgrade(Some(&fs_err::read(PathBuf::from(before))?))?;
+    }
     let files = service.start_with_tree(600, 20_000)?;
     let mounted = service.mount_id()?;
     let instance = || anyhow::Ok(container.admin().status()?.instance);
@@ -297,7 +304,11 @@ fn root_systemd_upgrade() -> Result<()> {
     for _ in 0..3 {
         let before = instance()?;
         container.upgrade(None)?;
+        // as one of the version before leaves it
+        let tables = Tables::of(supervisor)?;
+        tables.set_version(inflight::VERSION - 1)?;
         container.systemctl(&["reload", "hydrantd"])?;
+        ensure!(tables.version()? == inflight::VERSION, "{}", container.journal(60));
         ensure!(instance()? != before && container.supervisor()? == supervisor);
         ensure!(fs_err::read_link(format!("/proc/{supervisor}/exe"))?.ends_with("hydrantd"));
         ensure!(service.mount_id()? == mounted, "{}", container.journal(60));
@@ -309,6 +320,7 @@ fn root_systemd_upgrade() -> Result<()> {
         (!processes.contains("<defunct>")).then_some(())
     })?;
     container.upgrade(None)?;
+    Tables::of(supervisor)?.set_version(inflight::VERSION - 1)?;
     container.systemctl(&["restart", "hydrantd"])?;
     let after = container.supervisor()?;
     ensure!(after != supervisor);
@@ -322,6 +334,42 @@ fn root_systemd_upgrade() -> Result<()> {
     ensure!(service.mount_id()?.is_none(), "still mounted");
     ensure!(container.property("NFileDescriptorStore")? == "0");
     Ok(())
+}
+
+/// The program that is installed can't take over, as after a downgrade. It says so again and again; who guards the
+/// readers in the restart stays, and they get their bytes once the right program is there.
+#[test]
+#[ignore = "needs root"]
+fn root_systemd_downgrade_is_guarded() -> Result<()> {
+    let service = Service::boot("systemd-downgrade")?;
+    let container = &service.container;
+    let files = service.start_with_tree(3, 200_000)?;
+    service.world.proxy()?.hold();
+    let (file, truth) = &files[0];
+    let reader = start(Kind::Read, file, truth)?;
+    service.waiting(1)?;
+    let before = container.supervisor()?;
+    let catalog = Connection::open(service.world.path("state/catalog.sqlite"))?;
+    let own: i64 = catalog.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    catalog.pragma_update(None, "user_version", own + 1)?;
+    container.systemctl(&["restart", "--no-block", "hydrantd"])?;
+    let said = format!("is of version {}, and this hydrantd knows", own + 1);
+    until("several have said what is the matter", Duration::from_secs(60), || {
+        (container.journal(1000).matches(&said).count() >= 3).then_some(())
+    })
+    .with_context(|| container.journal(100))?;
+    let is_guarded = || -> Result<bool> {
+        Ok(container.check(&["ps", "-eo", "args"])?.text().contains("hydrantd guard"))
+    };
+    ensure!(is_guarded()?, "{}", container.journal(60));
+    catalog.pragma_update(None, "user_version", own)?;
+    service.successor(before)?;
+    service.waiting(1)?;
+    until("the guard has gone", Duration::from_secs(60), || (!is_guarded().ok()?).then_some(()))?;
+    service.world.proxy()?.heal();
+    let got = end(&reader.wait()?)?;
+    ensure!(got == End::Right, "{got:?}\n{}", container.journal(100));
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::Pread, file, truth))
 }
 
 /// systemd is told to stop the service in the middle of a restart, and lets go of what it kept. What the

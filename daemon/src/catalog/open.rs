@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fs_err as fs;
 use fs_err::os::unix::fs::OpenOptionsExt;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use rusqlite_migration::MigrationDefinitionError;
 
 use super::sequence::Used;
 use super::{CatalogError, schema};
@@ -36,8 +35,7 @@ fn try_open(path: &Path) -> Result<Connection, CatalogError> {
     make_private(path)?;
     let mut connection = Connection::open(path).map_err(failed)?;
     connection.busy_timeout(Duration::from_secs(5)).map_err(failed)?;
-    let version: i64 =
-        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+    let version = version(&connection, path)?;
     let verdict: String =
         connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(failed)?;
     if verdict != "ok" {
@@ -47,12 +45,9 @@ fn try_open(path: &Path) -> Result<Connection, CatalogError> {
     connection.pragma_update(None, "journal_mode", "wal").map_err(failed)?;
     connection.pragma_update(None, "synchronous", "full").map_err(failed)?;
     connection.pragma_update(None, "foreign_keys", "on").map_err(failed)?;
-    schema::migrations().to_latest(&mut connection).map_err(|source| match source {
-        rusqlite_migration::Error::MigrationDefinition(
-            MigrationDefinitionError::DatabaseTooFarAhead,
-        ) => CatalogError::Newer(path.to_owned()),
-        source => CatalogError::Migrate { path: path.to_owned(), source },
-    })?;
+    schema::migrations()
+        .to_latest(&mut connection)
+        .map_err(|source| CatalogError::Migrate { path: path.to_owned(), source })?;
     if version == 0 {
         let state = path.parent().unwrap_or(Path::new("."));
         Used::find(state)?.skip(&connection).map_err(failed)?;
@@ -87,11 +82,16 @@ pub(super) fn check(path: &Path) -> Result<(), CatalogError> {
         return Ok(());
     }
     let failed = |source| CatalogError::Open { path: path.to_owned(), source };
-    let connection = open_to_read(path).map_err(failed)?;
-    match schema::migrations().pending_migrations(&connection) {
-        Ok(pending) if pending < 0 => Err(CatalogError::Newer(path.to_owned())),
-        Ok(_) => Ok(()),
-        Err(source) => Err(CatalogError::Migrate { path: path.to_owned(), source }),
+    version(&open_to_read(path).map_err(failed)?, path).map(drop)
+}
+
+/// 0: it is new. An error where a later program has written it.
+fn version(connection: &Connection, path: &Path) -> Result<i64, CatalogError> {
+    let path = path.to_owned();
+    match connection.pragma_query_value(None, "user_version", |row| row.get(0)) {
+        Ok(found) if found > schema::VERSION => Err(CatalogError::Newer { path, found }),
+        Ok(found) => Ok(found),
+        Err(source) => Err(CatalogError::Open { path, source }),
     }
 }
 

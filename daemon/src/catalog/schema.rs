@@ -155,9 +155,13 @@ UPDATE pools SET origin = json_object(
 WHERE url LIKE 'oci-layer:%';
 ";
 
+const MIGRATIONS: [&str; 5] = [FIRST, FAILED_EVENTS, IMAGES, SNAPSHOTS, ORIGINS_OF_LAYERS];
+
+/// The catalog's version, SQLite's `user_version`: how many migrations there are.
+pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
+
 pub(super) fn migrations() -> Migrations<'static> {
-    let all = [FIRST, FAILED_EVENTS, IMAGES, SNAPSHOTS, ORIGINS_OF_LAYERS];
-    Migrations::new(all.into_iter().map(M::up).collect())
+    MIGRATIONS.into_iter().map(M::up).collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::ids::{PoolId, SegmentId, TreeId};
 use crate::object::{HashKind, ObjectId};
+use crate::queue::wire::{GitOrigin, GitTransport};
 use crate::segment::SegmentKind;
 
 const ALICE: Owner = Owner { uid: 1000, gid: 100 };
@@ -327,8 +328,44 @@ async fn a_newer_catalog_is_left_alone() {
     assert_eq!(Catalog::directories(&place.path()).unwrap(), []);
     catalog.run("age", |t| t.pragma_update(None, "user_version", 99)).await.unwrap();
     catalog.close().await;
-    assert!(matches!(Catalog::check(&place.path()), Err(CatalogError::Newer(_))));
-    assert!(matches!(Catalog::open(&place.path()), Err(CatalogError::Newer(_))));
+    for refused in [Catalog::check(&place.path()), Catalog::open(&place.path()).map(drop)] {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, CatalogError::Newer { found: 99, .. }), "{error}");
+        let said =
+            format!("is of version 99, and this hydrantd knows none above {}", schema::VERSION);
+        assert!(error.to_string().contains(&said), "{error}");
+    }
+}
+
+/// What programs of the versions before have written: each a clone of a repository of one file.
+#[tokio::test]
+async fn catalogs_of_versions_before_are_migrated() {
+    for (version, dump) in
+        [(2, include_str!("versions/2.sql")), (3, include_str!("versions/3.sql"))]
+    {
+        let place = Place::new();
+        let connection = Connection::open(place.path()).unwrap();
+        connection.execute_batch(dump).unwrap();
+        let found: i64 = connection.pragma_query_value(None, "user_version", |r| r.get(0)).unwrap();
+        assert_eq!(found, version);
+        drop(connection);
+        Catalog::check(&place.path()).unwrap();
+        let catalog = place.open();
+        let [pool] = <[_; 1]>::try_from(catalog.pools().await.unwrap()).unwrap();
+        let origin: GitOrigin = serde_json::from_value(pool.origin).unwrap();
+        let GitTransport::Http(transport) = origin.transport else { panic!("{origin:?}") };
+        assert_eq!(transport.url, pool.url);
+        let segments = catalog.segments(pool.id).await.unwrap();
+        let kinds: Vec<_> = segments.iter().map(|segment| segment.kind).collect();
+        assert_eq!(kinds, [SegmentKind::Data, SegmentKind::Pack]);
+        let [mount] = <[_; 1]>::try_from(catalog.mounts().await.unwrap()).unwrap();
+        assert_eq!((mount.mounted, mount.image, mount.history.as_str()), (true, None, "shallow"));
+        let tree = catalog.tree(mount.tree).await.unwrap().unwrap();
+        let devices: Vec<_> = segments.iter().map(|segment| segment.id).collect();
+        assert_eq!((tree.pool, tree.files, tree.segments), (pool.id, 1, devices));
+        // and it is one of now
+        assert!(catalog.allocate_snapshot().await.is_ok());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

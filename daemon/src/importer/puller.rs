@@ -92,7 +92,7 @@ async fn pull(
     else {
         anyhow::bail!("the supervisor sent no image");
     };
-    anyhow::ensure!(version == wire::VERSION, "the supervisor is of another version");
+    anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
     let credentials: Arc<dyn Credentials> = Arc::clone(supervisor) as _;
     let registry = Arc::new(Registry::new(&repository, limits, &credentials)?);
     let mut failures = 0;

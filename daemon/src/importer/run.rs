@@ -127,7 +127,7 @@ async fn import(
     let Some(ToImporter::Origin { version, transport, web, limits }) = messages.recv().await else {
         anyhow::bail!("the supervisor sent no origin");
     };
-    anyhow::ensure!(version == wire::VERSION, "the supervisor is of another version");
+    anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
     let credentials: Arc<dyn Credentials> = Arc::clone(supervisor) as _;
     let connector: Arc<dyn Connector> = Arc::clone(supervisor) as _;
     // the hash function is not known yet

@@ -35,21 +35,23 @@ use super::broker::Death;
 use crate::ids::{EventId, SegmentId};
 use crate::range::ByteRange;
 use crate::sys::shared::{SharedWords, sealed_memory};
+use crate::version::{self, OtherVersion};
 
 /// Slots of a table when there is no reason for another number: 2 MiB of memory when all have been used.
 pub const DEFAULT_CAPACITY: u32 = 16384;
 
 /// Whether [`Table::open`] takes a table of this version.
-#[must_use]
-pub fn is_readable(version: u64) -> bool {
-    version == VERSION
+pub fn check_version(found: u64) -> Result<(), OtherVersion> {
+    version::check("the table of those who wait", found, VERSION)
 }
 
 /// More than any process can have fds.
 const MAX_CAPACITY: u64 = 1 << 24;
 const MAGIC: u64 = u64::from_be_bytes(*b"HydraInF");
-/// Of the layout. A later one is to be able to go on with a table of the one before.
-pub const VERSION: u64 = 1;
+/// Of all that a supervisor leaves to the next: the layout of the table, and what is kept beside it
+/// ([`kept`](crate::supervisor::kept)). The second has the lock of the state directory there, which a program
+/// of the first would wait for; the tables of the two are the same.
+pub const VERSION: u64 = 2;
 /// 128 bytes: no two slots share a cache line.
 const SLOT_WORDS: usize = 16;
 /// A slot is written in well under a microsecond: who sees it odd so often sees a dead writer's.
@@ -74,8 +76,10 @@ pub enum TableError {
     Create { capacity: u32, source: io::Error },
     #[error("cannot map an in-flight table")]
     Map { source: io::Error },
-    #[error("this memory is not an in-flight table of version {VERSION}: {reason}")]
+    #[error("this memory is not an in-flight table: {reason}")]
     Format { reason: &'static str },
+    #[error(transparent)]
+    Version(#[from] OtherVersion),
 }
 
 /// Where an event is.
@@ -182,9 +186,7 @@ impl Table {
         if table.header(Header::Magic).load(Ordering::Acquire) != MAGIC {
             return Err(TableError::Format { reason: "wrong magic number" });
         }
-        if !is_readable(table.header(Header::Version).load(Ordering::Relaxed)) {
-            return Err(TableError::Format { reason: "another version" });
-        }
+        check_version(table.header(Header::Version).load(Ordering::Relaxed))?;
         let capacity = table.header(Header::Capacity).load(Ordering::Relaxed);
         let slots = (table.memory.words().len() / SLOT_WORDS - 1) as u64;
         if capacity > slots || capacity > MAX_CAPACITY {
@@ -195,6 +197,11 @@ impl Table {
             .filter(|slot| !matches!(table.read(*slot), Content::Record(_)))
             .collect();
         Ok(table)
+    }
+
+    /// It is of this program's version from now on: to be called by who goes on writing it.
+    pub fn adopt(&self) {
+        self.header(Header::Version).store(VERSION, Ordering::Relaxed);
     }
 
     /// An id that no event has had since the table was made.

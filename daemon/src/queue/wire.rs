@@ -20,8 +20,18 @@ use crate::queue::quarantine::Quarantined;
 use crate::range::ByteRange;
 use crate::source::git::Capabilities;
 
-/// The version of the two protocols; a worker of another one is not started.
-pub const VERSION: u32 = 1;
+/// The version of the protocols. Both ends are the same program, the very file that the supervisor runs, and the one does not
+/// outlive the other: no other version can come along. Should it do so, it is refused: the supervisor
+/// replaces such a worker, and the next one gets its events.
+pub const VERSION: u32 = 2;
+
+/// Why `who` can't be talked to.
+#[must_use]
+pub fn other_version(who: &str, version: u32) -> String {
+    format!(
+        "the {who} speaks version {version} of the protocol, and this process version {VERSION}"
+    )
+}
 
 /// The longest message in bytes: room for a bundle of certificates. The sockets' buffers are larger
 /// ([`crate::sys::seqpacket`]).

@@ -378,6 +378,25 @@ mod tests {
         assert!(matches!(Extents::read(&bytes[..]), Err(ExtentsError::Damaged(_))));
     }
 
+    /// Indexes are never written anew, so all that was ever written is to be read. This is one of version 1.
+    #[test]
+    fn version_1_is_read_for_ever() {
+        const WRITTEN: &str = concat!(
+            "687964726578743107000000000000000020000000000000060000000000000001000000000000000000000066885f3e",
+            "0000000000000000881300000000000003000000f61e6870000000006b2aaa7640726588bcd3d57e1de4b1315b7f315e",
+            "612f622e6300",
+        );
+        let digit = |at: usize| u8::from_str_radix(&WRITTEN[at..at + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..WRITTEN.len()).step_by(2).map(digit).collect();
+        let extents = Extents::read(&bytes[..]).unwrap();
+        assert_eq!((extents.len(), extents.size(), extents.segment()), (1, 8192, SegmentId(7)));
+        let extent = extents.get(0).unwrap();
+        let range = ByteRange::new(0, 5000);
+        let place = Place::File { directory: 3, name: name_hash(b"b.c"), path: 0 };
+        assert_eq!(extent, Extent { range, size: 5000, key: key(1), place });
+        assert_eq!(extents.path(&extent), b"a/b.c");
+    }
+
     #[test]
     fn pack_round_trip() {
         let mut writer = ExtentsWriter::new(SegmentId(1 << 40), SegmentKind::Pack, HashKind::Sha1);

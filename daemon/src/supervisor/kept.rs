@@ -19,12 +19,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use thiserror::Error;
 use tracing::{debug, error, info, warn};
 
 use crate::fanotify::{Answered, DenyErrno, Group, Owed, QueueKind, Verdict, answer_number};
 use crate::ids::ShardId;
-use crate::queue::inflight::{Record, Slot, Table};
+use crate::queue::inflight::{Record, Slot, Table, TableError};
 use crate::sys::{fdstore, limits};
+use crate::version::OtherVersion;
 
 /// An event gets the lowest free number. So what was read last has one that is at most so far above
 /// the highest in the tables, unless that many other files were opened meanwhile.
@@ -86,9 +88,18 @@ pub struct KeptShard {
     pub owed: Vec<(Slot, Record, Owed)>,
 }
 
+/// Why nothing can be taken back. It is all left as it was: readers wait for a program that can.
+#[derive(Debug, Error)]
+pub enum KeptError {
+    #[error("can't take what the service manager keeps")]
+    Take(#[from] io::Error),
+    #[error(transparent)]
+    Version(#[from] OtherVersion),
+}
+
 impl Kept {
     /// Takes it back. To be called once, before this process opens anything else.
-    pub fn take_back() -> io::Result<Self> {
+    pub fn take_back() -> Result<Self, KeptError> {
         let begin = Instant::now();
         let mut groups = BTreeMap::new();
         let mut tables = BTreeMap::new();
@@ -105,8 +116,13 @@ impl Kept {
             }
         }
         let mut kept = Self { shards: BTreeMap::new(), listener, guard, lock };
-        for (shard, fd) in groups {
-            if let Some(taken) = KeptShard::take_back(ShardId(shard), fd, tables.remove(&shard)) {
+        let mut ours = Vec::with_capacity(groups.len());
+        for (shard, group) in groups {
+            let table = tables.remove(&shard).map(open_table).transpose()?.flatten();
+            ours.push((shard, group, table));
+        }
+        for (shard, group, table) in ours {
+            if let Some(taken) = KeptShard::take_back(ShardId(shard), group, table) {
                 kept.shards.insert(shard, taken);
             }
         }
@@ -195,7 +211,7 @@ impl Kept {
 }
 
 impl KeptShard {
-    fn take_back(id: ShardId, group: OwnedFd, table: Option<OwnedFd>) -> Option<Self> {
+    fn take_back(id: ShardId, group: OwnedFd, mut table: Option<Table>) -> Option<Self> {
         let group = match Group::from_owned_fd(group) {
             Ok(group) => group,
             Err(error) => {
@@ -204,15 +220,10 @@ impl KeptShard {
                 return None;
             }
         };
-        let table = match table.map(Table::open) {
-            Some(Ok(table)) => Some(table),
-            lost => {
-                let error = lost.and_then(Result::err).map(|error| error.to_string());
-                error!(shard = %id, error, "the table of those who wait is lost");
-                forget(&table_name(id));
-                None
-            }
-        };
+        if table.is_none() {
+            error!(shard = %id, "the table of those who wait is lost");
+            forget(&table_name(id));
+        }
         if group.kind() == QueueKind::Kernel {
             // what the worker before had is in the kernel's queue again, and under no number
             return Some(Self { group, table, owed: Vec::new() });
@@ -222,7 +233,6 @@ impl KeptShard {
             warn!(shard = %id, corrupt, "events whose entry was not finished: they get EAGAIN");
         }
         let channel = group.channel();
-        let mut table = table;
         let mut owed = Vec::with_capacity(records.len());
         for (slot, record) in records {
             match Owed::new(&channel, record.number) {
@@ -248,6 +258,18 @@ impl KeptShard {
             warn!(shard = %id, found, "events that were in no table: their readers got EAGAIN");
         } else {
             debug!(shard = %id, end, "no event was missed");
+        }
+    }
+}
+
+/// `None`: it is damaged. One of another version is not: some program can read it.
+fn open_table(fd: OwnedFd) -> Result<Option<Table>, OtherVersion> {
+    match Table::open(fd) {
+        Ok(table) => Ok(Some(table)),
+        Err(TableError::Version(version)) => Err(version),
+        Err(error) => {
+            error!(%error, "a table of those who wait can't be used");
+            Ok(None)
         }
     }
 }

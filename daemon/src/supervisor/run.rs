@@ -24,7 +24,7 @@ use super::shard::{Command, Hooks, Rules, Shard};
 use super::store::{Store, WorkerUser};
 use super::{Supervisor, lock};
 use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, SocketFile, serve};
-use crate::catalog::{Catalog, Segment};
+use crate::catalog::{Catalog, CatalogError, Segment};
 use crate::config::Config;
 use crate::fanotify::QueueKind;
 use crate::ids::{PoolId, ShardId};
@@ -58,6 +58,11 @@ pub async fn run(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     replace::take_orders().context("can't take signals")?;
+    let catalog = directories.state.join("catalog.sqlite");
+    if let Err(error @ CatalogError::Newer { .. }) = Catalog::check(&catalog) {
+        // who guards what is left goes on: we are not the ones to take over
+        return Err(error.into());
+    }
     kept.relieve_guard();
     let kept_lock = kept.lock();
     let instance = if kept.is_empty() && kept_lock.is_none() {
@@ -73,7 +78,7 @@ pub async fn run(
     })?;
     store.check_events()?;
     let store = Arc::new(store);
-    let catalog = Catalog::open(&directories.state.join("catalog.sqlite"))?;
+    let catalog = Catalog::open(&catalog)?;
     recover(&catalog, &store).await?;
 
     // who connects from now on waits until we serve

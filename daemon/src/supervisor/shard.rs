@@ -216,6 +216,7 @@ impl Shard {
             Some(table) => table,
             None => Table::create(DEFAULT_CAPACITY)?,
         };
+        table.adopt();
         // our own reads and writes of segments go through this mount and must not wait for ourselves
         store.ignore_for(&group)?;
         if new_table {

@@ -63,7 +63,7 @@ pub enum RunError {
     },
     #[error("can't use the kernel's queue")]
     KernelQueue(#[source] io::Error),
-    #[error("the supervisor speaks version {0} of the protocol, this worker {ours}", ours = wire::VERSION)]
+    #[error("{}", wire::other_version("supervisor", *.0))]
     Version(u32),
 }
 

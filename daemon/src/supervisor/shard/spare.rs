@@ -119,7 +119,7 @@ impl Spare {
                 *ready = true;
             }
             Event::Control(FromWorker::Ready { version }) => {
-                self.kill(&format!("it speaks version {version} of the protocol"));
+                self.kill(&wire::other_version("worker", version));
             }
             Event::Control(_) | Event::Queue(_) => self.kill("it speaks without being asked"),
             Event::Broken(why) => self.kill(&why),

@@ -11,7 +11,7 @@ use super::commands::Said;
 use super::{LastDeath, Pool, Prefetch, QUICK_DEATH, Shard, TOO_MANY_DEATHS};
 use crate::ids::{PoolId, SegmentId};
 use crate::queue::broker::{Death, MAX_STRIKES};
-use crate::queue::wire::{Counters as FetchCounters, FromWorker, ToWorker, encode};
+use crate::queue::wire::{self, Counters as FetchCounters, FromWorker, ToWorker, encode};
 use crate::supervisor::worker::{Control, Exit, Upcall, Worker, cut};
 
 /// As many workers that were killed from outside are followed at once by the next, in [`PACE_TIME`].
@@ -156,12 +156,12 @@ impl Shard {
 
     pub(super) fn worker_message(&mut self, message: FromWorker) {
         match message {
-            FromWorker::Ready { version } if version == crate::queue::wire::VERSION => {
+            FromWorker::Ready { version } if version == wire::VERSION => {
                 self.worker_ready = true;
                 self.introduce();
             }
             FromWorker::Ready { version } => {
-                self.kill_worker(&format!("it speaks version {version} of the protocol"));
+                self.kill_worker(&wire::other_version("worker", version));
             }
             FromWorker::Attached { segment, result } => {
                 self.attached(segment, result.map_err(cut));
