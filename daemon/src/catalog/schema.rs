@@ -155,8 +155,18 @@ UPDATE pools SET origin = json_object(
 WHERE url LIKE 'oci-layer:%';
 ";
 
+const TRACES: &str = "
+-- What readers of layers wanted when these had just been mounted, in order.
+CREATE TABLE traces (
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,
+    layer   BLOB NOT NULL,     -- digest of the archive
+    record  INTEGER NOT NULL,  -- of its segment
+    UNIQUE (layer, record)
+) STRICT;
+";
+
 pub(super) fn migrations() -> Migrations<'static> {
-    let all = [FIRST, FAILED_EVENTS, IMAGES, SNAPSHOTS, ORIGINS_OF_LAYERS];
+    let all = [FIRST, FAILED_EVENTS, IMAGES, SNAPSHOTS, ORIGINS_OF_LAYERS, TRACES];
     Migrations::new(all.into_iter().map(M::up).collect())
 }
 
