@@ -36,10 +36,7 @@ impl Catalog {
     }
 
     /// What readers of these layers wanted: the layer and the record, in order.
-    pub async fn trace(
-        &self,
-        layers: Vec<ObjectId>,
-    ) -> Result<Vec<(ObjectId, u32)>, CatalogError> {
+    pub async fn trace(&self, layers: Vec<ObjectId>) -> Result<Vec<(ObjectId, u32)>, CatalogError> {
         self.run("read what was read of layers", move |t| {
             let mut select = t.prepare("SELECT layer, record, id FROM traces WHERE layer = ?1")?;
             let mut found: Vec<(i64, ObjectId, u32)> = Vec::new();

@@ -201,7 +201,7 @@ impl Engine {
     }
 
     /// These objects are all there, and looks at them are not reported any more.
-    pub fn completed(&mut self, objects: std::ops::Range<u32>) {
+    pub fn completed(&mut self, objects: Range<u32>) {
         self.read_ahead.completed(objects);
     }
 

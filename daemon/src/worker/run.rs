@@ -283,7 +283,9 @@ where
         let result = match (self.pools.get_mut(&pool), fds.next(), fds.next()) {
             (Some(state), Some(data), Some(index)) => {
                 self.queue.know(segment, &data).map_err(|error| error.to_string()).and_then(|()| {
-                    state.attach(now, segment, data, index, fds.next()).map_err(|error| chain(&error))
+                    state
+                        .attach(now, segment, data, index, fds.next())
+                        .map_err(|error| chain(&error))
                 })
             }
             (None, ..) => Err(format!("there is no pool {pool}")),

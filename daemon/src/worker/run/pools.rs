@@ -245,12 +245,7 @@ impl<F: Fetch> PoolState<F> {
     }
 
     /// Takes down what a reader wants of a layer.
-    fn trace(
-        &mut self,
-        now: Now,
-        segment: SegmentId,
-        range: ByteRange,
-    ) -> Result<(), PoolError> {
+    fn trace(&mut self, now: Now, segment: SegmentId, range: ByteRange) -> Result<(), PoolError> {
         if let Some(trace) = self.trace.as_mut().filter(|trace| trace.wants(now, segment)) {
             trace.touched(self.pool.extents(segment)?.overlapping(range));
         }
