@@ -277,7 +277,8 @@ fn root_killed_supervisor_while_a_layer_is_read() -> Result<()> {
 #[test]
 #[ignore = "needs root"]
 fn root_pinned_layers_are_not_streamed() -> Result<()> {
-    let images = Images::with("images-pinned", "[images]\nbackground_fill = false\n")?;
+    let images =
+        Images::with("images-pinned", "[images]\nbackground_fill = false\ntrace = false\n")?;
     images.registry.push("big", "v1", "big-estargz")?;
     let proxy = Proxy::start(images.registry.port(), Quality::default())?;
     let reference = images.reference(proxy.port(), "big");
