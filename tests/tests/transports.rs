@@ -121,17 +121,30 @@ fn root_ssh_by_other_names() -> Result<()> {
     Ok(())
 }
 
-/// A server that does not let `GIT_PROTOCOL` through, as many are set up, is refused with what helps.
+/// A server that does not let `GIT_PROTOCOL` through, as most are set up: its shell takes it as part of the command.
+/// Without a shell it is refused with what helps.
 #[test]
 #[ignore = "needs root"]
-fn root_ssh_without_version_2() -> Result<()> {
-    let world = World::new("transports-old")?;
-    let sshd = Sshd::start(&world.scratch.make("ssh")?, "")?;
-    let bare = world.server.add(&lonely(2, 1000)?, "repo", Offers::default())?;
+fn root_ssh_without_the_variable() -> Result<()> {
+    let mut world = World::new("transports-variable")?;
+    let repository = lonely(12, 3000)?;
+    let bare = world.server.add(&repository, "repo", Offers::default())?;
+    let url = format!("ssh://{HOST}{}", bare.display());
+
+    let no_shell = "ForceCommand git-shell -c \"$SSH_ORIGINAL_COMMAND\"\n";
+    let sshd = Sshd::start(&world.scratch.make("ssh-without-shell")?, no_shell)?;
     configure(&world, "core.sshCommand", &sshd.command())?;
-    let said = refused(&world, &format!("ssh://{HOST}{}", bare.display()))?;
+    let said = refused(&world, &url)?;
     ensure!(said.contains("`AcceptEnv GIT_PROTOCOL`"), "{said}");
-    Ok(())
+
+    let sshd = Sshd::start(&world.scratch.make("ssh")?, "")?;
+    configure(&world, "core.sshCommand", &sshd.command())?;
+    let tree = world.path("tree");
+    world.clone_url(&url, &tree, &["--history=none"])?;
+    read(&world, &repository, &tree, 0)?;
+    world.daemon.stop()?;
+    world.daemon.start()?;
+    read(&world, &repository, &tree, 1)
 }
 
 /// A server that nobody but the proxy knows, over HTTP and in a tunnel over TLS; with a certificate that is signed by

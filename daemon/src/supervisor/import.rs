@@ -325,7 +325,7 @@ pub async fn import(
         }
         match message {
             FromImporter::NeedTransport { request } => {
-                let opened = job.access.transport();
+                let opened = job.access.transport().await;
                 let (result, fds) = match opened {
                     Ok(fds) => (Ok(()), fds.into()),
                     Err(error) => (Err(error), Vec::new()),

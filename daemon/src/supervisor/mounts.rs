@@ -468,7 +468,7 @@ impl Supervisor {
             Remote::Http(url) => url.clone(),
             Remote::Local(_) | Remote::Ssh { .. } => reached.to_owned(),
         };
-        self.origins.insert(pool.id, Access::Git(GitAccess { url, remote, git }));
+        self.origins.insert(pool.id, Access::Git(GitAccess::new(url, remote, git)));
         Ok(())
     }
 

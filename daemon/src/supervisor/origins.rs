@@ -2,13 +2,16 @@
 //! pipes, both made by the owner's own git.
 
 use std::collections::HashMap;
-use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::io::Interest;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 
@@ -44,6 +47,7 @@ pub struct GitAccess {
     pub url: String,
     pub remote: Remote,
     pub git: Git,
+    by_command: Arc<AtomicBool>,
 }
 
 /// All of them. A lock is held for a look-up, never longer.
@@ -95,7 +99,7 @@ impl Origins {
             Arc::clone(slots.entry(pool).or_insert_with(new))
         };
         match tokio::time::timeout(UPLOAD_PACK_PATIENCE, slots.acquire_owned()).await {
-            Ok(slot) => access.start_transport(slot.ok()),
+            Ok(slot) => access.start_transport(slot.ok()).await,
             Err(_) => Err("too many git upload-pack run for this origin".into()),
         }
     }
@@ -116,14 +120,45 @@ impl Origins {
 }
 
 impl GitAccess {
+    #[must_use]
+    pub fn new(url: String, remote: Remote, git: Git) -> Self {
+        Self { url, remote, git, by_command: Arc::default() }
+    }
+
     /// Starts a `git upload-pack`; gives what [`Origins::transport`] does.
-    pub fn transport(&self) -> Result<[OwnedFd; 2], String> {
-        self.start_transport(None)
+    pub async fn transport(&self) -> Result<[OwnedFd; 2], String> {
+        self.start_transport(None).await
     }
 
     /// `slot` is held until it has ended.
-    fn start_transport(&self, slot: Option<OwnedSemaphorePermit>) -> Result<[OwnedFd; 2], String> {
-        let command = self.git.upload_pack(&self.remote).map_err(|error| error.to_string())?;
+    async fn start_transport(
+        &self,
+        slot: Option<OwnedSemaphorePermit>,
+    ) -> Result<[OwnedFd; 2], String> {
+        let slot = slot.map(Arc::new);
+        let by_command = self.by_command.load(Ordering::Relaxed);
+        let first = self.start(by_command, slot.clone())?;
+        let is_ssh = matches!(self.remote, Remote::Ssh { .. });
+        if !is_ssh || by_command || is_version_2(&first[0]).await != Some(false) {
+            return Ok(first);
+        }
+        // Most servers let the variable in only if they are told to. A shell at the other end can set it; if there is
+        // none, what was said at first is for who has asked to make sense of.
+        let second = self.start(true, slot)?;
+        if is_version_2(&second[0]).await != Some(true) {
+            return Ok(first);
+        }
+        self.by_command.store(true, Ordering::Relaxed);
+        Ok(second)
+    }
+
+    fn start(
+        &self,
+        by_command: bool,
+        slot: Option<Arc<OwnedSemaphorePermit>>,
+    ) -> Result<[OwnedFd; 2], String> {
+        let command = self.git.upload_pack(&self.remote, by_command);
+        let command = command.map_err(|error| error.to_string())?;
         connect(command, slot).map_err(|error| format!("can't start git upload-pack: {error}"))
     }
 
@@ -156,8 +191,8 @@ pub(super) fn on_host(url: &str, origin: &str) -> Option<String> {
 /// end and a socket that says, once the command has failed, why.
 fn connect(
     mut command: tokio::process::Command,
-    slot: Option<OwnedSemaphorePermit>,
-) -> std::io::Result<[OwnedFd; 2]> {
+    slot: Option<Arc<OwnedSemaphorePermit>>,
+) -> io::Result<[OwnedFd; 2]> {
     let (ours, theirs) = UnixStream::pair()?;
     let (why, mut says_why) = UnixStream::pair()?;
     command.stdin(Stdio::from(OwnedFd::from(theirs.try_clone()?)));
@@ -183,6 +218,35 @@ fn connect(
         drop(slot);
     });
     Ok([ours.into(), why.into()])
+}
+
+/// Whether what comes begins as version 2 of the protocol does; `None` if nothing comes. It is all still to be
+/// read then.
+async fn is_version_2(socket: &OwnedFd) -> Option<bool> {
+    const BEGINNING: &[u8] = b"000eversion 2\n";
+    let socket = UnixStream::from(socket.try_clone().ok()?);
+    socket.set_nonblocking(true).ok()?;
+    let socket = tokio::net::UnixStream::from_std(socket).ok()?;
+    let look = async {
+        let mut seen = [0; BEGINNING.len()];
+        loop {
+            socket.readable().await.ok()?;
+            let mut peek = || Ok(recv(socket.as_raw_fd(), &mut seen, MsgFlags::MSG_PEEK)?);
+            let count = match socket.try_io(Interest::READABLE, &mut peek) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                count => count.ok().filter(|count| *count > 0)?,
+            };
+            if seen.get(..count) != BEGINNING.get(..count) {
+                return Some(false);
+            }
+            if count == BEGINNING.len() {
+                return Some(true);
+            }
+            // the rest of it is under way
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(UPLOAD_PACK_PATIENCE, look).await.ok()?
 }
 
 /// The line that says why a git or ssh has failed: the one that git calls fatal, which advice may
@@ -218,9 +282,24 @@ mod tests {
             command.args(["-c", script]);
             let [_stream, why] = connect(command, None).unwrap();
             let why = UnixStream::from(why);
-            let said = tokio::task::spawn_blocking(|| std::io::read_to_string(why)).await;
+            let said = tokio::task::spawn_blocking(|| io::read_to_string(why)).await;
             let said = said.unwrap().unwrap();
             assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{said:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_version_is_seen_and_left() {
+        for (said, version_2) in [
+            (&b"000eversion 2\n0015agent=git/2.47.3"[..], Some(true)),
+            (b"00a8 0123 HEAD\0multi_ack", Some(false)),
+            (b"", None),
+        ] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(said).unwrap();
+            drop(theirs);
+            let ours = OwnedFd::from(ours);
+            assert_eq!(is_version_2(&ours).await, version_2, "{said:?}");
         }
     }
 

@@ -77,7 +77,7 @@ impl<'a> Clone<'a> {
         let head = head.map_err(origin)?;
         let revision = revision.map_err(origin)?;
         let reached = url.clone();
-        let access = GitAccess { url, remote, git: self.git.clone() };
+        let access = GitAccess::new(url, remote, self.git.clone());
         let spec = GitOrigin { hash: head.commit.kind(), transport };
         let known = supervisor.known(&self.request.url, self.owner.uid, spec.hash).await?;
         let job = import::Job {

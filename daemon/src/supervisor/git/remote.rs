@@ -64,8 +64,9 @@ impl Remote {
 
 impl Git {
     /// A `git upload-pack` at the other end of a pipe, over ssh if need be, in protocol version 2.
-    /// The command's standard input and output are for the caller to set.
-    pub fn upload_pack(&self, remote: &Remote) -> Result<Command, GitError> {
+    /// The command's standard input and output are for the caller to set. `by_command`: over ssh, the version is
+    /// part of the command, as only a shell takes it, and not only a variable, as only some servers let in.
+    pub fn upload_pack(&self, remote: &Remote, by_command: bool) -> Result<Command, GitError> {
         let mut command = match remote {
             Remote::Http(url) => {
                 return Err(GitError::Origin(format!("{url} is not reached through a pipe")));
@@ -87,7 +88,8 @@ impl Git {
                     command.arg("-p").arg(port.to_string());
                 }
                 let path = path.replace('\'', r"'\''");
-                command.arg(destination).arg(format!("git-upload-pack '{path}'"));
+                let env = if by_command { "env GIT_PROTOCOL=version=2 " } else { "" };
+                command.arg(destination).arg(format!("{env}git-upload-pack '{path}'"));
                 command
             }
         };
