@@ -24,6 +24,7 @@ mod sequence;
 mod snapshots;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod trees;
 
 use std::io;

@@ -65,6 +65,9 @@ pub struct Images {
     /// Whether layers that were pulled by an index are filled as soon as they are mounted, whatever is read.
     /// Default: yes.
     pub background_fill: Option<bool>,
+    /// Whether what the readers of a layer want in the first two minutes of a mount is remembered, and fetched before they ask
+    /// the next time. Default: yes.
+    pub trace: Option<bool>,
 }
 
 /// `[workers]`: what the processes that fetch may use, and how long they may be silent.

@@ -15,6 +15,7 @@ pub mod sandbox;
 pub mod schedule;
 #[cfg(test)]
 mod simulation;
+pub mod trace;
 
 pub use process::main;
 

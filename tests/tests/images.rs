@@ -277,7 +277,8 @@ fn root_killed_supervisor_while_a_layer_is_read() -> Result<()> {
 #[test]
 #[ignore = "needs root"]
 fn root_pinned_layers_are_not_streamed() -> Result<()> {
-    let images = Images::with("images-pinned", "[images]\nbackground_fill = false\n")?;
+    let images =
+        Images::with("images-pinned", "[images]\nbackground_fill = false\ntrace = false\n")?;
     images.registry.push("big", "v1", "big-estargz")?;
     let proxy = Proxy::start(images.registry.port(), Quality::default())?;
     let reference = images.reference(proxy.port(), "big");
@@ -309,6 +310,37 @@ fn root_pinned_layers_are_not_streamed() -> Result<()> {
         "more than one file came"
     );
     same_list(&expected, &listed(&tree)?)
+}
+
+/// What is read of a layer that has just been mounted comes by itself the next time, and nothing else does.
+#[test]
+#[ignore = "needs root"]
+fn root_what_was_read_comes_before_it_is_read_again() -> Result<()> {
+    let images = Images::new("images-trace")?;
+    let proxy = Proxy::start(images.registry.port(), Quality::default())?;
+    let (tree, files) = images.lazy(&proxy)?;
+    let (file, truth) = &files[25];
+    // a MiB long, and not at the start of one of the layer's
+    const READ: u64 = 2 << 20;
+    expect_right(Kind::Read, file, truth)?;
+    let traced = || {
+        let listed: Vec<hydrant_api::Image> = images.world.daemon.admin().get("/v1/images").ok()?;
+        Some(listed.first()?.traced_bytes)
+    };
+    until("what was read is remembered", Duration::from_secs(60), || {
+        (traced()? == READ).then_some(())
+    })?;
+    let reference = images.reference(proxy.port(), "big");
+    images.hydrant(&["rm", text(&tree)?])?;
+    images.hydrant(&["image", "evict", &reference])?;
+    images.mount(&reference, "tree")?;
+    until("that comes by itself", Duration::from_secs(60), || {
+        (images.world.daemon.mount_of(&tree).ok()?.present_bytes == READ).then_some(())
+    })?;
+    proxy.hold();
+    expect_right(Kind::MmapPrivate, file, truth)?;
+    proxy.heal();
+    same_list(&images.registry.unpacked("big")?, &listed(&tree)?)
 }
 
 /// All that a layer can hold, by each kind of index; what nobody reads comes in the background, and then no registry is needed.

@@ -221,6 +221,9 @@ pub struct Image {
     /// Bytes of the layers' segments that are there, and their size.
     pub present_bytes: u64,
     pub segment_bytes: u64,
+    /// Of these, what is fetched ahead at a mount, as its readers wanted it before.
+    #[serde(default)]
+    pub traced_bytes: u64,
     /// Since the epoch.
     pub pulled_ms: u64,
     /// Where it is mounted.

@@ -18,10 +18,11 @@ pub fn images(images: &[Image]) -> String {
             number(image.layers),
             bytes(image.bytes),
             format!("{} ({present})", bytes(image.present_bytes)),
+            bytes(image.traced_bytes),
             image.mounts.join(" "),
         ]
     };
-    let headings = ["IMAGE", "DIGEST", ">LAYERS", ">SIZE", ">PRESENT", "MOUNTED AT"];
+    let headings = ["IMAGE", "DIGEST", ">LAYERS", ">SIZE", ">PRESENT", ">TRACED", "MOUNTED AT"];
     table(&headings, images.iter().map(row))
 }
 
@@ -41,12 +42,13 @@ mod tests {
             bytes: 1 << 20,
             present_bytes: 1 << 20,
             segment_bytes: 2 << 20,
+            traced_bytes: 1 << 20,
             pulled_ms: 0,
             mounts: vec!["/mnt".into()],
         };
         let expected = r"
-IMAGE                             DIGEST        LAYERS     SIZE         PRESENT  MOUNTED AT
-docker.io/library/busybox:latest  0123456789ab       1  1.0 MiB  1.0 MiB (50 %)  /mnt
+IMAGE                             DIGEST        LAYERS     SIZE         PRESENT   TRACED  MOUNTED AT
+docker.io/library/busybox:latest  0123456789ab       1  1.0 MiB  1.0 MiB (50 %)  1.0 MiB  /mnt
 ";
         assert_eq!(images(&[image]), expected.trim_start());
         assert_eq!(images(&[]), "no images\n");

@@ -294,7 +294,7 @@ fn unknown(text: &str, column: usize) -> Error {
     Error::FromSqlConversionFailure(column, Type::Text, what.into())
 }
 
-fn object(row: &Row<'_>, column: usize) -> Result<ObjectId> {
+pub(super) fn object(row: &Row<'_>, column: usize) -> Result<ObjectId> {
     ObjectId::from_bytes(&row.get::<_, Vec<u8>>(column)?)
         .map_err(|e| Error::FromSqlConversionFailure(column, Type::Blob, Box::new(e)))
 }

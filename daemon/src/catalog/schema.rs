@@ -155,7 +155,17 @@ UPDATE pools SET origin = json_object(
 WHERE url LIKE 'oci-layer:%';
 ";
 
-const MIGRATIONS: [&str; 5] = [FIRST, FAILED_EVENTS, IMAGES, SNAPSHOTS, ORIGINS_OF_LAYERS];
+const TRACES: &str = "
+-- What readers of layers wanted when these had just been mounted, in order.
+CREATE TABLE traces (
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,
+    layer   BLOB NOT NULL,     -- digest of the archive
+    record  INTEGER NOT NULL,  -- of its segment
+    UNIQUE (layer, record)
+) STRICT;
+";
+
+const MIGRATIONS: [&str; 6] = [FIRST, FAILED_EVENTS, IMAGES, SNAPSHOTS, ORIGINS_OF_LAYERS, TRACES];
 
 /// The catalog's version, SQLite's `user_version`: how many migrations there are.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;

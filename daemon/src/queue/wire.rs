@@ -59,10 +59,17 @@ pub enum ToWorker {
     Transport { request: u64, result: Result<(), String> },
     /// The answer to [`FromWorker::NeedCredential`].
     Credential { request: u64, result: Result<Option<Credential>, String> },
-    /// Fetch these records of this segment; answered with [`FromWorker::PrefetchDone`].
-    Prefetch { request: u64, segment: SegmentId, first: u32, count: u32 },
+    /// Fetch these records of this segment, in this order; answered with [`FromWorker::PrefetchDone`].
+    Prefetch { request: u64, segment: SegmentId, runs: Vec<Run> },
     /// Answer or give up what is in hand, then exit.
     Stop,
+}
+
+/// Consecutive records of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    pub first: u32,
+    pub count: u32,
 }
 
 /// From the worker, on the control socket.
@@ -100,6 +107,11 @@ pub enum FromWorker {
     PrefetchDone {
         request: u64,
         result: Result<(), String>,
+    },
+    /// Readers of a layer wanted these records, each for the first time and in this order.
+    Touched {
+        segment: SegmentId,
+        records: Vec<u32>,
     },
     /// What was done since the last report.
     Report {

@@ -13,12 +13,14 @@ use crate::catalog::{Failed, FailedDetails};
 use crate::ids::{SegmentId, ShardId};
 use crate::range::ByteRange;
 
-/// What shards tell of events that bring workers down.
+/// What shards tell that goes into the catalog.
 #[derive(Debug)]
 pub enum News {
     GivenUp(ShardId, Box<GivenUp>),
     /// The range was in quarantine, and now its bytes are there.
     Settled(SegmentId, ByteRange),
+    /// Readers of a layer wanted these records.
+    Touched(SegmentId, Vec<u32>),
 }
 
 impl Supervisor {
@@ -52,6 +54,10 @@ impl Supervisor {
                     News::GivenUp(shard, given_up) => {
                         let failed = supervisor.record_of(shard, *given_up).await;
                         supervisor.catalog.add_failed(failed).await
+                    }
+                    News::Touched(segment, records) => {
+                        supervisor.add_to_trace(segment, records).await;
+                        continue;
                     }
                     News::Settled(segment, range) => {
                         supervisor.catalog.settle_failed(segment, range).await

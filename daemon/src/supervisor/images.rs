@@ -10,6 +10,7 @@ mod layer;
 mod mounting;
 mod prove;
 mod puller;
+mod trace;
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -247,9 +248,11 @@ impl Supervisor {
         let mut listed = Vec::with_capacity(images.len());
         for image in images {
             let (mut files, mut present_bytes, mut segment_bytes) = (0, 0, 0);
+            let mut diff_ids = Vec::with_capacity(image.layers.len());
             for (tree, _) in &image.layers {
                 let (tree, pool) = self.tree_and_pool(*tree).await?;
                 files += tree.files;
+                diff_ids.push(tree.commit);
                 for segment in &tree.segments {
                     let (present, size) =
                         self.store.present_bytes(pool.id, *segment).unwrap_or((0, 0));
@@ -267,6 +270,7 @@ impl Supervisor {
                 bytes: image.layers.iter().map(|(_, bytes)| bytes).sum(),
                 present_bytes,
                 segment_bytes,
+                traced_bytes: self.traced_bytes(&diff_ids).await?,
                 pulled_ms: u64::try_from(image.pulled).unwrap_or(0).saturating_mul(1000),
                 mounts: of_it.map(|m| hydrant_api::path_to_text(&m.directory)).collect(),
                 reference: image.reference,

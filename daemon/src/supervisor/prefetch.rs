@@ -13,6 +13,7 @@ use super::{Supervisor, blocking, internal};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::catalog::{Mount, Pool, Tree};
 use crate::ids::SegmentId;
+use crate::queue::wire;
 use crate::segment::SegmentKind;
 
 /// Records asked for at a time, so that progress can be told.
@@ -97,7 +98,8 @@ impl Supervisor {
             {
                 let shard = self.shard(pool)?;
                 let (reply, answer) = tokio::sync::oneshot::channel();
-                shard.send(Command::Prefetch { segment, first, count, reply });
+                let runs = vec![wire::Run { first, count }];
+                shard.send(Command::Prefetch { segment, runs, reply });
                 pending.push_back((count, answer));
             }
             let Some((count, answer)) = pending.pop_front() else { break };

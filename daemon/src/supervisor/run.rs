@@ -306,7 +306,7 @@ fn hooks(catalog: &Catalog, tell: &mpsc::UnboundedSender<News>) -> impl Fn(Shard
     let runtime = tokio::runtime::Handle::current();
     move |id| {
         let (catalog, runtime) = (catalog.clone(), runtime.clone());
-        let (given_up, settled) = (tell.clone(), tell.clone());
+        let (given_up, settled, touched) = (tell.clone(), tell.clone(), tell.clone());
         Hooks {
             on_complete: Arc::new(move |segment| {
                 let catalog = catalog.clone();
@@ -321,6 +321,9 @@ fn hooks(catalog: &Catalog, tell: &mpsc::UnboundedSender<News>) -> impl Fn(Shard
             }),
             on_settled: Arc::new(move |segment, range| {
                 settled.send(News::Settled(segment, range)).ok();
+            }),
+            on_touched: Arc::new(move |segment, records| {
+                touched.send(News::Touched(segment, records)).ok();
             }),
         }
     }

@@ -2,6 +2,7 @@
 //! ([`ReadAhead`]), and what is to be prefetched. Pure, like these.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::ObjectNo;
@@ -87,10 +88,22 @@ enum Names {
 #[derive(Debug)]
 struct Job {
     request: u64,
-    next: u32,
-    end: u32,
+    /// What the schedule has not been given yet, in order.
+    left: VecDeque<Range<u32>>,
     parts: usize,
     error: Option<String>,
+}
+
+impl Job {
+    fn next(&mut self) -> Option<ObjectNo> {
+        loop {
+            let range = self.left.front_mut()?;
+            if let Some(no) = range.next() {
+                return Some(ObjectNo(no));
+            }
+            self.left.pop_front();
+        }
+    }
 }
 
 /// See the module's documentation.
@@ -156,10 +169,9 @@ impl Engine {
         self.names = Names::Made(Arc::new(index), objects);
     }
 
-    /// Fetch the objects from `first` up to `end`, when there is nothing better to do.
-    pub fn prefetch(&mut self, request: u64, first: ObjectNo, end: ObjectNo) {
-        let (next, end) = (first.0, end.0);
-        self.jobs.push_back(Job { request, next, end, parts: 0, error: None });
+    /// Fetch these objects, when there is nothing better to do.
+    pub fn prefetch(&mut self, request: u64, objects: VecDeque<Range<u32>>) {
+        self.jobs.push_back(Job { request, left: objects, parts: 0, error: None });
     }
 
     /// The event needs no answer any more.
@@ -189,7 +201,7 @@ impl Engine {
     }
 
     /// These objects are all there, and looks at them are not reported any more.
-    pub fn completed(&mut self, objects: std::ops::Range<u32>) {
+    pub fn completed(&mut self, objects: Range<u32>) {
         self.read_ahead.completed(objects);
     }
 
@@ -259,11 +271,11 @@ impl Engine {
     /// Gives the schedule more of the first prefetch, and ends those that are done.
     fn feed(&mut self, now: Now, shelf: &mut impl Shelf) {
         while let Some(job) = self.jobs.front_mut() {
-            while job.error.is_none() && job.parts < 2 && job.next < job.end {
+            while job.error.is_none() && job.parts < 2 && !job.left.is_empty() {
                 let mut absent = Vec::new();
-                while job.next < job.end && absent.len() < PREFETCH_PART {
-                    let no = ObjectNo(job.next);
-                    job.next += 1;
+                while absent.len() < PREFETCH_PART
+                    && let Some(no) = job.next()
+                {
                     if !shelf.is_present(no) {
                         absent.extend(shelf.info(no).map(|info| (no, info.size)));
                     }

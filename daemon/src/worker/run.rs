@@ -241,13 +241,13 @@ where
                 self.control.transport(request, result.map(|()| fds));
             }
             ToWorker::Credential { request, result } => self.control.credential(request, result),
-            ToWorker::Prefetch { request, segment, first, count } => {
+            ToWorker::Prefetch { request, segment, runs } => {
                 let result = match self.segments.get(&segment) {
                     Some(pool) => {
                         self.dirty.insert(*pool);
                         self.pools
                             .get_mut(pool)
-                            .map_or(Ok(()), |pool| pool.prefetch(request, segment, first, count))
+                            .map_or(Ok(()), |pool| pool.prefetch(request, segment, &runs))
                     }
                     None => Err(format!("segment {segment} is not attached")),
                 };
@@ -278,11 +278,14 @@ where
     }
 
     fn attach(&mut self, pool: PoolId, segment: SegmentId, fds: Vec<OwnedFd>) {
+        let now = self.now();
         let mut fds = fds.into_iter();
         let result = match (self.pools.get_mut(&pool), fds.next(), fds.next()) {
             (Some(state), Some(data), Some(index)) => {
                 self.queue.know(segment, &data).map_err(|error| error.to_string()).and_then(|()| {
-                    state.attach(segment, data, index, fds.next()).map_err(|error| chain(&error))
+                    state
+                        .attach(now, segment, data, index, fds.next())
+                        .map_err(|error| chain(&error))
                 })
             }
             (None, ..) => Err(format!("there is no pool {pool}")),
@@ -419,6 +422,7 @@ where
             if let Some(counters) = state.report() {
                 self.control.send(FromWorker::Report { pool: *pool, counters });
             }
+            state.report_touched(&self.control);
         }
         self.rounds += 1;
         if self.rounds >= CACHE_ROUND {

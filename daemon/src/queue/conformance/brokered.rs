@@ -105,6 +105,7 @@ pub(super) fn guard(
             on_complete: Arc::new(|_| ()),
             on_given_up: Arc::new(|given_up| panic!("{given_up:?}")),
             on_settled: Arc::new(|_, _| ()),
+            on_touched: Arc::new(|_, _| ()),
         };
         let kind = QueueKind::Stock;
         let rules = Rules { patience: LIMIT, cgroups: Arc::default(), spare: false };

@@ -2,31 +2,27 @@
 
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tracing::{debug, info};
 
 use super::super::Supervisor;
-use super::super::shard::{Command, GONE};
+use super::super::shard::{Command, GONE, ShardHandle};
 use crate::catalog::{Pool, Tree};
+use crate::ids::SegmentId;
+use crate::queue::wire::Run;
 
 /// The wait after a fill that failed; it doubles.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// More chunks than any layer has.
-const ALL: u32 = u32::MAX;
+const ALL: Run = Run { first: 0, count: u32::MAX };
 
 impl Supervisor {
-    /// Begins to fetch what is missing of the layers of a mount that were never complete, one layer after the other,
-    /// behind whoever reads. Ends with the mount.
+    /// Begins to fetch what is missing of the layers of a mount, behind whoever reads: what was read of them before, then the
+    /// rest of those that were never complete, one layer after the other. Ends with the mount.
     pub(in super::super) async fn fill_in_background(&self, trees: &[(Tree, Pool)]) {
-        if !self.config.images.background_fill.unwrap_or(true) {
-            return;
-        }
         let mut missing = Vec::new();
         for (tree, pool) in trees {
-            // pulled by an index
-            if tree.revision.is_empty() {
-                continue;
-            }
             let (Ok(segments), Ok(shard)) =
                 (self.catalog.segments(pool.id).await, self.shard(pool.id))
             else {
@@ -34,19 +30,34 @@ impl Supervisor {
             };
             let wanted = segments.into_iter();
             let wanted = wanted.filter(|s| !s.complete && tree.segments.contains(&s.id));
-            missing.extend(wanted.map(|segment| (shard.clone(), segment.id)));
+            missing.extend(wanted.map(|segment| (tree, shard.clone(), segment.id)));
         }
-        if missing.is_empty() {
-            return;
+        let incomplete: Vec<_> = missing.iter().map(|(tree, ..)| *tree).collect();
+        let traced = self.traced(&incomplete).await;
+        let mut replays = Vec::new();
+        for (segment, runs) in traced {
+            let Some((_, shard, _)) = missing.iter().find(|(.., id)| *id == segment) else {
+                continue;
+            };
+            debug!(%segment, runs = runs.len(), "fetching what was read before");
+            replays.push(prefetch(shard, segment, runs));
         }
+        // pulled by an index
+        missing.retain(|(tree, ..)| !tree.revision.is_empty());
+        if !self.config.images.background_fill.unwrap_or(true) {
+            missing.clear();
+        }
+        let missing: Vec<_> = missing.into_iter().map(|(_, shard, id)| (shard, id)).collect();
         tokio::spawn(async move {
+            for replay in replays {
+                if let Ok(Err(why)) = replay.await {
+                    debug!(why, "not all that was read before could be fetched");
+                }
+            }
             for (shard, segment) in missing {
                 let mut wait = FIRST_WAIT;
                 loop {
-                    let (reply, answer) = tokio::sync::oneshot::channel();
-                    let count = ALL;
-                    shard.send(Command::Prefetch { segment, first: 0, count, reply });
-                    match answer.await {
+                    match prefetch(&shard, segment, vec![ALL]).await {
                         Ok(Ok(())) => break,
                         Ok(Err(why)) if why != GONE => {
                             info!(%segment, why, "a layer can't be filled yet");
@@ -61,4 +72,14 @@ impl Supervisor {
             }
         });
     }
+}
+
+fn prefetch(
+    shard: &ShardHandle,
+    segment: SegmentId,
+    runs: Vec<Run>,
+) -> oneshot::Receiver<Result<(), String>> {
+    let (reply, answer) = oneshot::channel();
+    shard.send(Command::Prefetch { segment, runs, reply });
+    answer
 }

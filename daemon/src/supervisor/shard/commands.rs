@@ -44,14 +44,14 @@ impl Shard {
             }
             // the catalog may be wrong, and the file can't be
             Command::Unmark { segment } => self.check_complete(segment, Said::Catalog),
-            Command::Prefetch { segment, first, count, reply } => {
+            Command::Prefetch { segment, runs, reply } => {
                 let Some(pool) = self.segments.get(&segment).map(|segment| segment.pool) else {
                     reply.send(Err(GONE.into())).ok();
                     return;
                 };
                 self.next_request += 1;
                 let request = self.next_request;
-                let message = ToWorker::Prefetch { request, segment, first, count };
+                let message = ToWorker::Prefetch { request, segment, runs };
                 // where there is no worker at the moment, the next one is told of it
                 self.to_running_worker(message.clone(), Vec::new());
                 self.prefetches.insert(request, Prefetch { pool, message, strikes: 0, reply });

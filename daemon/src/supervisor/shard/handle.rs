@@ -16,7 +16,7 @@ use crate::ids::{EventId, PoolId, SegmentId, ShardId};
 use crate::queue::broker::Pending;
 use crate::queue::inflight::TableError;
 use crate::queue::quarantine::Quarantined;
-use crate::queue::wire::{Counters as FetchCounters, Limits, OriginSpec};
+use crate::queue::wire::{Counters as FetchCounters, Limits, OriginSpec, Run};
 use crate::range::ByteRange;
 use crate::supervisor::cgroups::Cgroups;
 
@@ -44,11 +44,10 @@ pub enum Command {
     Unmark {
         segment: SegmentId,
     },
-    /// Fetch records of a segment.
+    /// Fetch records of a segment, in this order.
     Prefetch {
         segment: SegmentId,
-        first: u32,
-        count: u32,
+        runs: Vec<Run>,
         reply: oneshot::Sender<Result<(), String>>,
     },
     Snapshot {
@@ -174,6 +173,8 @@ pub struct Hooks {
     pub on_given_up: Arc<dyn Fn(GivenUp) + Send + Sync>,
     /// A range was in quarantine, and now its bytes are there.
     pub on_settled: Arc<dyn Fn(SegmentId, ByteRange) + Send + Sync>,
+    /// Readers of a layer wanted these records of its segment.
+    pub on_touched: Arc<dyn Fn(SegmentId, Vec<u32>) + Send + Sync>,
 }
 
 impl std::fmt::Debug for Hooks {

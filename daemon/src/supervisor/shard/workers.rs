@@ -12,6 +12,7 @@ use super::{LastDeath, Pool, Prefetch, QUICK_DEATH, Shard, TOO_MANY_DEATHS};
 use crate::ids::{PoolId, SegmentId};
 use crate::queue::broker::{Death, MAX_STRIKES};
 use crate::queue::wire::{self, Counters as FetchCounters, FromWorker, ToWorker, encode};
+use crate::source::oci::fetch::CHUNK;
 use crate::supervisor::worker::{Control, Exit, Upcall, Worker, cut};
 
 /// As many workers that were killed from outside are followed at once by the next, in [`PACE_TIME`].
@@ -213,6 +214,12 @@ impl Shard {
                 if !self.pools.contains_key(&pool) =>
             {
                 debug!(shard = %self.id, %pool, "the worker speaks of a pool that it doesn't serve");
+            }
+            FromWorker::Touched { segment, mut records } => {
+                if let Some(known) = self.segments.get(&segment) {
+                    records.retain(|record| u64::from(*record) * CHUNK < known.size);
+                    (self.hooks.on_touched)(segment, records);
+                }
             }
             FromWorker::Report { pool, counters } => {
                 add(self.fetched.entry(pool).or_default(), &counters)

@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use super::{chain, shortened};
 use crate::fanotify::DenyErrno;
 use crate::ids::{EventId, PoolId, SegmentId};
-use crate::queue::wire::{Counters, FromWorker, Limits};
+use crate::queue::wire::{Counters, FromWorker, Limits, Run};
 use crate::range::{BLOCK, ByteRange};
 use crate::segment::SegmentKind;
 use crate::segment::extents::Place;
@@ -27,6 +27,7 @@ use crate::worker::pool::{NameIndex, Pool, PoolError};
 use crate::worker::readahead::Look;
 use crate::worker::request::{self, News, Note, Plan};
 use crate::worker::schedule::{Arrival, Lane, Now, Outcome, RequestId};
+use crate::worker::trace::Trace;
 
 /// So many bytes of an existence pack are made beyond those that are asked for, of the same object.
 const COMPOSED_AHEAD: u64 = 1 << 20;
@@ -76,6 +77,8 @@ pub(super) struct PoolState<F> {
     source: Arc<F>,
     /// Of a layer's segment: its extent index and its access index.
     access: Option<(Arc<File>, Arc<File>)>,
+    /// Of a layer: what its readers want.
+    trace: Option<Trace>,
     limits: Limits,
     running: HashMap<RequestId, Running>,
     /// Where the objects that are under way belong.
@@ -98,6 +101,7 @@ impl<F: Fetch> PoolState<F> {
             engine: Engine::new(&limits, seed),
             source: Arc::new(source),
             access: None,
+            trace: None,
             limits,
             running: HashMap::new(),
             targets: HashMap::new(),
@@ -112,6 +116,7 @@ impl<F: Fetch> PoolState<F> {
     /// Takes a segment: its data, its extent index and, of a layer, its access index.
     pub(super) fn attach(
         &mut self,
+        now: Now,
         segment: SegmentId,
         data: OwnedFd,
         index: OwnedFd,
@@ -122,6 +127,7 @@ impl<F: Fetch> PoolState<F> {
             let files = (self.pool.segment(segment)?.index(), Arc::new(File::from(access)));
             self.source.attach(Arc::clone(&files.0), Arc::clone(&files.1));
             self.access = Some(files);
+            self.trace = Some(Trace::begin(now, segment));
         }
         Ok(())
     }
@@ -153,6 +159,7 @@ impl<F: Fetch> PoolState<F> {
         segment: SegmentId,
         range: ByteRange,
     ) -> Result<bool, PoolError> {
+        self.trace(now, segment, range)?;
         let holes = self.pool.holes(segment, range)?;
         if holes.is_empty() {
             return Ok(true);
@@ -237,8 +244,24 @@ impl<F: Fetch> PoolState<F> {
         Ok(entries)
     }
 
+    /// Takes down what a reader wants of a layer.
+    fn trace(&mut self, now: Now, segment: SegmentId, range: ByteRange) -> Result<(), PoolError> {
+        if let Some(trace) = self.trace.as_mut().filter(|trace| trace.wants(now, segment)) {
+            trace.touched(self.pool.extents(segment)?.overlapping(range));
+        }
+        Ok(())
+    }
+
+    /// Tells what readers have wanted since the last time.
+    pub(super) fn report_touched(&mut self, control: &Control) {
+        if let Some((segment, records)) = self.trace.as_mut().and_then(Trace::take) {
+            control.send(FromWorker::Touched { segment, records });
+        }
+    }
+
     /// A reader was given a range that was there.
     pub(super) fn touched(&mut self, now: Now, segment: SegmentId, range: ByteRange) {
+        let _ = self.trace(now, segment, range);
         let Ok(extents) = self.pool.extents(segment) else { return };
         if extents.kind() != SegmentKind::Data {
             return;
@@ -255,19 +278,19 @@ impl<F: Fetch> PoolState<F> {
         &mut self,
         request: u64,
         segment: SegmentId,
-        first: u32,
-        count: u32,
+        runs: &[Run],
     ) -> Result<(), String> {
         let of = self.pool.segment(segment).map_err(|error| chain(&error))?;
         if of.kind != SegmentKind::Data {
             return Err(format!("segment {segment} is a pack"));
         }
-        let end = first.saturating_add(count).min(of.count);
-        let (first, end) = match self.pool.number(segment, first) {
-            Ok(no) if end > first => (no, ObjectNo(no.0 + (end - first))),
-            _ => (ObjectNo(0), ObjectNo(0)),
-        };
-        self.engine.prefetch(request, first, end);
+        let count = of.count;
+        let objects = runs.iter().filter_map(|run| {
+            let end = run.first.saturating_add(run.count).min(count);
+            let first = self.pool.number(segment, run.first).ok()?;
+            Some(first.0..first.0 + end.checked_sub(run.first)?)
+        });
+        self.engine.prefetch(request, objects.collect());
         Ok(())
     }
 

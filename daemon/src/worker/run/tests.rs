@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::object::{HashKind, ObjectId};
+use crate::queue::wire::Run;
 use crate::range::BLOCK;
 use crate::segment::frame::FIRST_ENTRY;
 use harness::{Fault, Setup, Supervisor};
@@ -228,13 +229,15 @@ async fn prefetch_brings_all_and_says_so() {
     let setup = Setup::new(&[1000; 9000]);
     let mut s = Supervisor::start(&setup, Limits::default()).await;
     let segment = SegmentId(1);
-    s.control(&ToWorker::Prefetch { request: 7, segment, first: 5, count: u32::MAX }).await;
+    let runs = vec![Run { first: 5, count: u32::MAX }];
+    s.control(&ToWorker::Prefetch { request: 7, segment, runs }).await;
     let done = s.until(|m| matches!(m, FromWorker::PrefetchDone { .. })).await;
     assert_eq!(done, FromWorker::PrefetchDone { request: 7, result: Ok(()) });
     let present = std::iter::repeat_n(false, 5).chain(std::iter::repeat_n(true, 8995));
     setup.assert_present(&present.collect::<Vec<_>>());
     assert!(setup.source.requests().len() <= 4, "{}", setup.source.requests().len());
-    s.control(&ToWorker::Prefetch { request: 8, segment: SegmentId(99), first: 0, count: 1 }).await;
+    let runs = vec![Run { first: 0, count: 1 }];
+    s.control(&ToWorker::Prefetch { request: 8, segment: SegmentId(99), runs }).await;
     let done = s.until(|m| matches!(m, FromWorker::PrefetchDone { .. })).await;
     assert!(matches!(done, FromWorker::PrefetchDone { request: 8, result: Err(_) }));
     s.stop().await;

@@ -1,0 +1,90 @@
+//! What the readers of layers wanted when these had just been mounted: remembered, and fetched before they ask at the next mount.
+
+use std::collections::HashMap;
+
+use tracing::warn;
+
+use super::super::Supervisor;
+use super::catalog;
+use crate::admin::ApiError;
+use crate::catalog::Tree;
+use crate::ids::SegmentId;
+use crate::object::ObjectId;
+use crate::queue::wire::Run;
+use crate::source::oci::fetch::CHUNK;
+
+impl Supervisor {
+    fn traces(&self) -> bool {
+        self.config.images.trace.unwrap_or(true)
+    }
+
+    /// Readers wanted these records of a layer's segment.
+    pub(in super::super) async fn add_to_trace(&self, segment: SegmentId, records: Vec<u32>) {
+        if self.traces()
+            && let Err(error) = self.catalog.add_to_trace(segment, records).await
+        {
+            warn!(%segment, %error, "what was read of a layer is not remembered");
+        }
+    }
+
+    /// What readers of these layers wanted at an earlier time: the segments, each with its records in order.
+    pub(super) async fn traced(&self, trees: &[&Tree]) -> Vec<(SegmentId, Vec<Run>)> {
+        if !self.traces() {
+            return Vec::new();
+        }
+        let layers = trees.iter().map(|tree| tree.commit).collect();
+        let records = self.catalog.trace(layers).await.unwrap_or_else(|error| {
+            warn!(%error, "can't tell what was read of the layers");
+            Vec::new()
+        });
+        let segments = trees.iter().filter_map(|tree| Some((tree.commit, *tree.segments.first()?)));
+        in_runs(&records, &segments.collect())
+    }
+
+    pub(super) async fn traced_bytes(&self, layers: &[ObjectId]) -> Result<u64, ApiError> {
+        let records = self.catalog.trace(layers.to_vec()).await.map_err(catalog)?;
+        Ok(records.len() as u64 * CHUNK)
+    }
+}
+
+/// Neighbours together; the segment that was read first is the first.
+fn in_runs(
+    records: &[(ObjectId, u32)],
+    segments: &HashMap<ObjectId, SegmentId>,
+) -> Vec<(SegmentId, Vec<Run>)> {
+    let mut traced: Vec<(SegmentId, Vec<Run>)> = Vec::new();
+    for (layer, record) in records {
+        let Some(segment) = segments.get(layer) else { continue };
+        let at = traced.iter().position(|(of, _)| of == segment).unwrap_or_else(|| {
+            traced.push((*segment, Vec::new()));
+            traced.len() - 1
+        });
+        let runs = &mut traced[at].1;
+        match runs.last_mut() {
+            Some(run) if run.first + run.count == *record => run.count += 1,
+            _ => runs.push(Run { first: *record, count: 1 }),
+        }
+    }
+    traced
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::oci::digest::sha256;
+
+    #[test]
+    fn neighbours_are_asked_for_together_and_in_order() {
+        let (a, b) = (sha256(b"a"), sha256(b"b"));
+        let segments = HashMap::from([(a, SegmentId(1)), (b, SegmentId(2))]);
+        let records = [(b, 7), (a, 3), (b, 8), (b, 0), (sha256(b"c"), 1), (a, 4), (b, 9)];
+        let run = |first, count| Run { first, count };
+        assert_eq!(
+            in_runs(&records, &segments),
+            [
+                (SegmentId(2), vec![run(7, 2), run(0, 1), run(9, 1)]),
+                (SegmentId(1), vec![run(3, 2)]),
+            ]
+        );
+    }
+}
