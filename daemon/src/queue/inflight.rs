@@ -49,7 +49,7 @@ pub fn check_version(found: u64) -> Result<(), OtherVersion> {
 const MAX_CAPACITY: u64 = 1 << 24;
 const MAGIC: u64 = u64::from_be_bytes(*b"HydraInF");
 /// Of all that a supervisor leaves to the next: the layout of the table, and what is kept beside it
-/// ([`kept`](crate::supervisor::kept)). The second has the lock of the state directory there, which a program
+/// ([`Kept`](crate::supervisor::Kept)). The second has the lock of the state directory there, which a program
 /// of the first would wait for; the tables of the two are the same.
 pub const VERSION: u64 = 2;
 /// 128 bytes: no two slots share a cache line.
