@@ -126,6 +126,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let SupervisorArgs { state_dir, run_dir, config, standalone } = cli.supervisor;
     match cli.role {
         None if standalone => {
+            // of a supervisor that has taken the place of its parent
+            let kept = fdstore::take().context("can't take what is to be kept")?;
             let mut arguments = Vec::new();
             let options =
                 [("--state-dir", state_dir), ("--run-dir", run_dir), ("--config", Some(config))];
@@ -137,7 +139,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             }
             let programs =
                 Programs { installed: installed_program()?, own: Path::new(OWN_PROGRAM) };
-            let code = standalone::run(programs, &arguments)?;
+            let code = standalone::run(programs, &arguments, kept)?;
             Ok(ExitCode::from(code))
         }
         None => {
@@ -156,14 +158,18 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                     .build()
                     .context("can't start the runtime")?;
                 let outcome = runtime.block_on(supervisor::run(directories, config, kept))?;
-                if let Outcome::Replace(fds) = outcome {
-                    runtime.shutdown_background();
-                    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-                    let error = replace(program, &arguments, fds);
-                    return Err(error)
-                        .with_context(|| format!("can't become {}", program.display()));
-                }
-                Ok(ExitCode::SUCCESS)
+                let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
+                let (program, fds) = match outcome {
+                    Outcome::Ended => return Ok(ExitCode::SUCCESS),
+                    Outcome::Replace(fds) => (program, fds),
+                    Outcome::Parent(fds) => {
+                        arguments.push("--standalone".into());
+                        (Path::new(OWN_PROGRAM), fds)
+                    }
+                };
+                runtime.shutdown_background();
+                let error = replace(program, &arguments, fds);
+                Err(error).with_context(|| format!("can't become {}", program.display()))
             };
             supervise().inspect_err(|_| {
                 // readers wait and we are started again at once, but not in a tight loop

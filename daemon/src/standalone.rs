@@ -4,7 +4,8 @@
 //! descriptors that it is given (sd_notify(3), `FDSTORE=1`) and, should the supervisor die, starts the
 //! next one, which gets them back (sd_listen_fds(3)). So the fanotify groups live on, and readers
 //! wait for the next supervisor instead of getting zeros. It is one thread, touches no tree and has
-//! little that could go wrong. If it is killed all the same, the supervisor goes on without it.
+//! little that could go wrong. If it is killed all the same, the supervisor leaves everything to the next one, which is
+//! started by the process that it is itself: that is the parent from then on.
 
 use std::ffi::OsString;
 use std::io;
@@ -55,12 +56,16 @@ pub struct Programs<'a> {
 }
 
 /// Runs a program as the supervisor, again and again until it ends by itself, with our environment and
-/// the variables of the protocol. Gives the exit code to end with.
+/// the variables of the protocol. `kept`: what one before us has left for it. Gives the exit code to end with.
 ///
 /// # Errors
 /// Only as long as nothing is kept: after that it goes on trying.
-pub fn run(programs: Programs<'_>, arguments: &[OsString]) -> Result<u8, StandaloneError> {
-    Parent::new(Vec::new(), false)?.run(programs, arguments)
+pub fn run(
+    programs: Programs<'_>,
+    arguments: &[OsString],
+    kept: Vec<(String, OwnedFd)>,
+) -> Result<u8, StandaloneError> {
+    Parent::new(kept, false)?.run(programs, arguments)
 }
 
 /// Guards what a supervisor left when systemd told it to restart, until the next one has it and kills us.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use hydrant_tests::access::Kind;
 use hydrant_tests::process::until;
 use hydrant_tests::proxy::{Fault, Quality};
@@ -148,11 +148,10 @@ fn root_a_server_that_gives_nothing_by_id_any_more() -> Result<()> {
     let tree = world.quick(&repository)?;
     let plain = world.clone_plain("repo", "plain", &[])?;
     let mut files = world.lonely_files(&repository, &tree, 0..2)?.into_iter();
-    if let Some((file, truth)) = files.next() {
-        expect_right(Kind::Read, &file, &truth)?;
-    }
+    let (file, truth) = files.next().context("the first file")?;
+    expect_right(Kind::Read, &file, &truth)?;
     withhold(&world, &repository)?;
-    let Some((file, truth)) = files.next() else { return Ok(()) };
+    let (file, truth) = files.next().context("the second file")?;
     for attempt in 0..2 {
         let got = access(Kind::Read, &file, &truth)?;
         ensure!(got == End::Errno(libc::EIO), "{got:?}");

@@ -29,8 +29,10 @@ const TAKE_OVER_STEP: Duration = Duration::from_millis(1);
 /// nobody else can have the directory between two supervisors, while it is unmounted by none and served by none.
 #[derive(Debug)]
 pub struct InstanceLock {
-    state: Flock<File>,
-    _run: Flock<File>,
+    state: Option<Flock<File>>,
+    /// Somebody has a copy of the state directory's lock, for whom it is not to be undone.
+    is_kept: bool,
+    run: Option<Flock<File>>,
 }
 
 /// Why the directories can't be had.
@@ -61,16 +63,17 @@ impl InstanceLock {
         Self::take_when_free(directories, None, |holder| holder.is_some_and(has_ended))
     }
 
-    /// What is to be kept for the next supervisor: as long as it is open, the state directory is taken.
+    /// What is to be kept for the next supervisor: as long as it is open, the state directory is taken, whatever
+    /// becomes of this.
     #[must_use]
-    pub fn state(&self) -> BorrowedFd<'_> {
-        self.state.as_fd()
+    pub fn keep(&mut self) -> Option<BorrowedFd<'_>> {
+        self.is_kept = true;
+        self.state.as_ref().map(|state| state.as_fd())
     }
 
-    /// Leaves the state directory to whoever has a copy of its lock.
-    pub fn leave(self) {
-        // else it would be unlocked, for all who have it
-        std::mem::forget(self.state);
+    /// Lets the directories go, also for whoever has a copy.
+    pub fn release(mut self) {
+        self.is_kept = false;
     }
 
     fn take_when_free(
@@ -93,10 +96,20 @@ impl InstanceLock {
         directories: &Directories,
         kept: Option<BorrowedFd<'_>>,
     ) -> Result<Self, LockError> {
-        Ok(Self {
-            state: take(&directories.state, STATE_LOCK, 0o711, kept)?,
-            _run: take(&directories.run, RUN_LOCK, 0o755, None)?,
-        })
+        let is_kept = kept.is_some();
+        let state = Some(take(&directories.state, STATE_LOCK, 0o711, kept)?);
+        let mut lock = Self { state, is_kept, run: None };
+        lock.run = Some(take(&directories.run, RUN_LOCK, 0o755, None)?);
+        Ok(lock)
+    }
+}
+
+impl Drop for InstanceLock {
+    fn drop(&mut self) {
+        if self.is_kept {
+            // it would be unlocked for all who have it, and goes with the last of them
+            std::mem::forget(self.state.take());
+        }
     }
 }
 
@@ -230,9 +243,9 @@ mod tests {
     fn a_lock_that_is_kept_is_for_the_next_supervisor_alone() {
         let root = tempfile::tempdir().unwrap();
         let place = directories(root.path(), "s", "r");
-        let lock = InstanceLock::take(&place).unwrap();
-        let kept = lock.state().try_clone_to_owned().unwrap();
-        lock.leave();
+        let mut lock = InstanceLock::take(&place).unwrap();
+        let kept = lock.keep().unwrap().try_clone_to_owned().unwrap();
+        drop(lock);
         assert!(is_state_locked(&place.state));
         assert!(matches!(InstanceLock::take(&place), Err(LockError::Held { .. })));
         // of another directory it is of no use
@@ -243,6 +256,14 @@ mod tests {
         let next = InstanceLock::take_over(&place, Some(kept.as_fd())).unwrap();
         assert!(is_state_locked(&place.state));
         drop(next);
+        assert!(is_state_locked(&place.state), "who keeps it still has it");
+
+        // who has the run directory does not undo it either
+        let other = InstanceLock::take(&directories(root.path(), "s3", "r")).unwrap();
+        InstanceLock::take_over(&place, Some(kept.as_fd())).unwrap_err();
+        assert!(is_state_locked(&place.state));
+        drop(other);
+        InstanceLock::take_over(&place, Some(kept.as_fd())).unwrap().release();
         assert!(!is_state_locked(&place.state));
     }
 

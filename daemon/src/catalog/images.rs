@@ -13,6 +13,13 @@ impl Catalog {
     pub async fn insert_image(&self, image: NewImage) -> Result<Image, CatalogError> {
         self.run("put an image on record", move |t| {
             let NewImage { reference, digest, manifest, config, layers, held } = image;
+            // who has pulled it by its name wants what has the name now
+            let held = held
+                || t.query_row(
+                    "SELECT EXISTS (SELECT 1 FROM images WHERE reference = ?1 AND named AND held)",
+                    [&reference],
+                    |row| row.get(0),
+                )?;
             t.execute("UPDATE images SET named = 0 WHERE reference = ?1", [&reference])?;
             let id: i64 = t.query_row(
                 "INSERT INTO images (reference, digest, manifest, config, pulled, named, held)

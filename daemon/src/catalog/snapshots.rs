@@ -275,7 +275,8 @@ impl Catalog {
         self.run("list trees", move |t| {
             t.prepare(
                 "SELECT trees.git_commit, trees.id FROM trees JOIN pools ON pools.id = trees.pool
-                 WHERE substr(pools.url, 1, length(?1)) = ?1",
+                 WHERE substr(pools.url, 1, length(?1)) = ?1
+                 ORDER BY trees.revision = ''",
             )?
             .query_map([url], |row| {
                 let id = ObjectId::from_bytes(&row.get::<_, Vec<u8>>(0)?)

@@ -51,15 +51,4 @@ impl Catalog {
         })
         .await
     }
-
-    /// Forgets what was read of these layers.
-    pub async fn forget_trace(&self, layers: Vec<ObjectId>) -> Result<(), CatalogError> {
-        self.run("forget what was read of layers", move |t| {
-            for layer in &layers {
-                t.execute("DELETE FROM traces WHERE layer = ?1", [layer.as_bytes()])?;
-            }
-            Ok(())
-        })
-        .await
-    }
 }

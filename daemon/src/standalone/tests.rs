@@ -47,7 +47,7 @@ fn scene(
         std::fs::write(directory.join("parent"), std::process::id().to_string()).unwrap();
         let program = std::env::current_exe().unwrap();
         let programs = Programs { installed: &program, own: &program };
-        run(programs, &arguments.map(OsString::from)).unwrap().into()
+        run(programs, &arguments.map(OsString::from), Vec::new()).unwrap().into()
     })
 }
 

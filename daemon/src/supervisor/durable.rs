@@ -34,6 +34,11 @@ pub fn mark_disposable(directory: &Path) -> io::Result<()> {
     sync(directory)
 }
 
+/// Whether a directory is marked as disposable.
+pub(super) fn is_marked(directory: &Path) -> bool {
+    directory.join(DISPOSABLE).symlink_metadata().is_ok()
+}
+
 /// What is in a mount's directory is whole, and stays.
 pub fn keep(directory: &Path) -> io::Result<()> {
     match fs::remove_file(directory.join(DISPOSABLE)) {
@@ -93,8 +98,7 @@ pub(super) fn disposable(parent: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
         let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
         let Some(number) = number else { continue };
         let path = entry.path();
-        if path.join(DISPOSABLE).symlink_metadata().is_ok() || fs::read_dir(&path)?.next().is_none()
-        {
+        if is_marked(&path) || fs::read_dir(&path)?.next().is_none() {
             found.push((number, path));
         }
     }
@@ -116,10 +120,17 @@ pub async fn remove_disposable(catalog: &Catalog, store: &Store) -> Result<(), C
         }
     }
     // of removals; their records, if they are there, stand for nothing any more
-    let snapshots = disposable(&store.snapshots_dir())?;
-    for snapshot in catalog.snapshots().await? {
-        if snapshots.iter().any(|(number, _)| *number == snapshot.id.0) {
-            catalog.remove_snapshot(snapshot.name).await?.ok();
+    let mut snapshots = disposable(&store.snapshots_dir())?;
+    let mut records = catalog.snapshots().await?;
+    // the highest first
+    records.sort_by_key(|record| std::cmp::Reverse(record.id.0));
+    for record in records {
+        let Some(at) = snapshots.iter().position(|(number, _)| *number == record.id.0) else {
+            continue;
+        };
+        if catalog.remove_snapshot(record.name).await?.is_err() {
+            // others are on top of it: this was about to be refused
+            keep(&snapshots.swap_remove(at).1)?;
         }
     }
     for (_, directory) in snapshots {

@@ -12,7 +12,8 @@ use tokio::process::Command as Process;
 use tracing::{error, info, warn};
 
 use super::shard::{Command, ShardHandle};
-use crate::sys::fdstore;
+use crate::sys::readable::Readable;
+use crate::sys::{fdstore, spawn};
 
 /// How long systemd may take to say what it is doing.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,6 +30,29 @@ pub enum End {
     HandOver,
     /// This process becomes another supervisor.
     Replace,
+    /// This process becomes the parent of another one, as its own is gone, which kept what a supervisor leaves.
+    Parent,
+}
+
+/// When our own parent has ended, in whose keeping is what we leave: somebody else has to keep it then. Never, if the
+/// manager is systemd, or if there is none.
+pub async fn end_of_parent() {
+    if fdstore::is_there() && !fdstore::is_systemd() {
+        match wait_for_parent().await {
+            Ok(()) => return,
+            Err(error) => error!(%error, "can't watch the parent"),
+        }
+    }
+    std::future::pending().await
+}
+
+async fn wait_for_parent() -> io::Result<()> {
+    let parent = spawn::parent()?;
+    // if it had ended before, that is another process
+    if let Err(error) = fdstore::notify("STATUS=serving") {
+        return if error.raw_os_error() == Some(libc::ECONNREFUSED) { Ok(()) } else { Err(error) };
+    }
+    Readable::new(parent)?.read(|| Ok(())).await
 }
 
 /// What SIGTERM means. In doubt, a stop: it leaves nothing unguarded.

@@ -45,6 +45,8 @@ pub enum Outcome {
     Ended,
     /// To become the installed one, with these fds ([`replace::replace`]).
     Replace(Vec<(String, OwnedFd)>),
+    /// To become the parent of the next, which keeps these fds for it.
+    Parent(Vec<(String, OwnedFd)>),
 }
 
 /// Runs the supervisor until it is told to stop. `kept`: what the one before it has left.
@@ -65,7 +67,7 @@ pub async fn run(
     }
     kept.relieve_guard();
     let kept_lock = kept.lock();
-    let instance = if kept.is_empty() && kept_lock.is_none() {
+    let mut instance = if kept.is_empty() && kept_lock.is_none() {
         InstanceLock::take(&directories)?
     } else {
         InstanceLock::take_over(&directories, kept_lock.as_ref().map(AsFd::as_fd))?
@@ -98,8 +100,10 @@ pub async fn run(
     let cgroups = Arc::new(Cgroups::new(&config, &directories.state));
     let (patience, spare) = (config.patience(), config.spare());
     let rules = Rules { patience, cgroups: Arc::clone(&cgroups), spare };
-    if kept_lock.is_none() {
-        kept::keep(kept::LOCK, instance.state());
+    if kept_lock.is_none()
+        && let Some(lock) = instance.keep()
+    {
+        kept::keep(kept::LOCK, lock);
     }
     let shards = start_shards(count, queue, &mut kept, &store, &origins, &rules, hooks);
     let shards = shards.inspect_err(|_| {
@@ -162,6 +166,10 @@ pub async fn run(
         _ = interrupt.recv() => End::Stop,
         _ = hangup.recv() => End::Stop,
         Ok(end) = ending.wait_for(Option::is_some) => end.unwrap_or(End::Stop),
+        () = manager::end_of_parent() => {
+            warn!("the parent has been killed: this process takes its place");
+            End::Parent
+        }
     };
     match end {
         End::Stop => {
@@ -172,10 +180,11 @@ pub async fn run(
             // requests in hand are answered, but nobody may hold us up
             tokio::time::timeout(Duration::from_secs(10), server).await.ok();
             tokio::task::spawn_blocking(move || cgroups.close()).await.ok();
+            instance.release();
             info!("stopped");
             Ok(Outcome::Ended)
         }
-        End::HandOver | End::Replace => {
+        End::HandOver | End::Replace | End::Parent => {
             info!("leaving everything to the next supervisor");
             shut.send_replace(true);
             // a clone in hand gets some time, and the next supervisor does without the rest
@@ -187,16 +196,16 @@ pub async fn run(
             tokio::task::spawn_blocking(move || cgroups.close()).await.ok();
             if end == End::HandOver {
                 // the manager has a copy, and the guard none: it has nothing to do until the manager lets go
-                instance.leave();
                 supervisor.leave_a_guard(estate);
                 return Ok(Outcome::Ended);
             }
             let name = if file.is_some() { kept::OWN_LISTENER } else { kept::LISTENER };
             file.into_iter().for_each(SocketFile::keep);
             estate.push((name.to_owned(), listener));
-            estate.push((kept::LOCK.to_owned(), instance.state().try_clone_to_owned()?));
-            instance.leave();
-            Ok(Outcome::Replace(estate))
+            if let Some(lock) = instance.keep() {
+                estate.push((kept::LOCK.to_owned(), lock.try_clone_to_owned()?));
+            }
+            Ok(if end == End::Parent { Outcome::Parent(estate) } else { Outcome::Replace(estate) })
         }
     }
 }

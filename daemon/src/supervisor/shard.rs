@@ -20,7 +20,7 @@ mod spare;
 pub(crate) mod waiter;
 mod workers;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -73,6 +73,8 @@ struct Segment {
     check: Check,
     /// The worker could not take it. The next one, or the next [`Command::Attach`], tries again.
     refused: bool,
+    /// What readers are known to have wanted of a layer, for its trace.
+    touched: HashSet<u32>,
     /// Told once the worker has the segment.
     waiting_for_worker: Vec<oneshot::Sender<Result<(), String>>>,
 }

@@ -13,7 +13,7 @@ mod directories;
 mod layers;
 mod remote;
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -341,10 +341,11 @@ impl Snapshotter for Supervisor {
 
     async fn cleanup(&self) -> Result<(), Error> {
         let all = self.catalog.snapshots().await.map_err(failed)?;
-        let known: HashMap<_, _> = all.iter().map(|s| (s.id.0, ())).collect();
+        let known: HashSet<_> = all.iter().map(|s| s.id.0).collect();
         let left = super::durable::disposable(&self.store.snapshots_dir());
         for (number, directory) in left.map_err(|error| Error::Internal(error.to_string()))? {
-            if !known.contains_key(&number) {
+            // one that is empty may be about to be filled
+            if !known.contains(&number) && super::durable::is_marked(&directory) {
                 directories::remove(directory).await;
             }
         }

@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::{OnceLock, mpsc};
 
-pub use child::{Child, signal};
+pub use child::{Child, parent, signal};
 
 /// The number of the first fd that a child is given; the others follow.
 pub const FIRST_FD: i32 = 3;

@@ -1,5 +1,6 @@
 //! What others ask of a shard, done.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -155,6 +156,7 @@ impl Shard {
                     attachment: self.attachments,
                     check: Check::No,
                     refused: false,
+                    touched: HashSet::new(),
                     waiting_for_worker,
                 };
                 self.segments.insert(id, segment);

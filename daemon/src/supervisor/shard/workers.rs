@@ -216,9 +216,14 @@ impl Shard {
                 debug!(shard = %self.id, %pool, "the worker speaks of a pool that it doesn't serve");
             }
             FromWorker::Touched { segment, mut records } => {
-                if let Some(known) = self.segments.get(&segment) {
-                    records.retain(|record| u64::from(*record) * CHUNK < known.size);
-                    (self.hooks.on_touched)(segment, records);
+                if let Some(known) = self.segments.get_mut(&segment) {
+                    // each is told once, however often a worker says so
+                    records.retain(|record| {
+                        u64::from(*record) * CHUNK < known.size && known.touched.insert(*record)
+                    });
+                    if !records.is_empty() {
+                        (self.hooks.on_touched)(segment, records);
+                    }
                 }
             }
             FromWorker::Report { pool, counters } => {

@@ -43,6 +43,7 @@ fn try_to_make(directory: &Path, active: bool, like: Option<&Path>) -> io::Resul
         make(&directory.join("work"), 0o711)?;
     }
     // its record must not be on the disk before it
+    durable::sync(directory)?;
     directory.parent().map_or(Ok(()), durable::sync)
 }
 
@@ -90,8 +91,17 @@ pub fn usage(directory: &Path) -> io::Result<(u64, u64)> {
     let metadata = root.metadata()?;
     seen.insert((metadata.dev(), metadata.ino()));
     bytes += metadata.blocks() * 512;
-    let mut stack = vec![root];
-    while let Some(directory) = stack.pop() {
+    // not open ones: who writes there decides how many there are
+    let mut stack = vec![PathBuf::from(".")];
+    while let Some(at) = stack.pop() {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        let directory = match beneath(&root, &at, flags) {
+            Ok(directory) => File::from(directory),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                return Err(error);
+            }
+            Err(_) => continue, // it has gone, or is no directory any more
+        };
         let listing =
             Dir::from_fd(directory.try_clone()?.into())?.iter().collect::<Result<Vec<_>, _>>()?;
         for entry in listing {
@@ -106,11 +116,7 @@ pub fn usage(directory: &Path) -> io::Result<(u64, u64)> {
                 bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
             }
             if stat.st_mode & libc::S_IFMT == libc::S_IFDIR {
-                let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-                match beneath(&directory, OsStr::from_bytes(name.to_bytes()), flags) {
-                    Ok(inner) => stack.push(inner.into()),
-                    Err(_) => continue, // it has gone, or is no directory any more
-                }
+                stack.push(at.join(OsStr::from_bytes(name.to_bytes())));
             }
         }
     }

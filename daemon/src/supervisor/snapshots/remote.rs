@@ -94,7 +94,7 @@ impl Supervisor {
             }
             if found.is_none() {
                 if let Some(what) = what_to_pull(labels) {
-                    lock(&self.useless_pulls).insert(what.2, Instant::now());
+                    lock(&self.useless_pulls).entry(what.2).or_insert_with(Instant::now);
                 }
                 return Ok(false);
             }

@@ -9,6 +9,19 @@ use nix::sys::wait::WaitPidFlag;
 
 use crate::sys::readable::Readable;
 
+fn open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: plain numbers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel has just made this fd for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A pidfd of the process that is our parent by now: readable once that has ended.
+pub fn parent() -> io::Result<OwnedFd> {
+    open(nix::unistd::getppid().as_raw())
+}
+
 /// A child, held by a pidfd (pidfd_open(2)): nobody else can be meant. It is killed when this is
 /// dropped.
 #[derive(Debug)]
@@ -24,19 +37,13 @@ pub struct Child {
 impl Child {
     /// Takes charge of a child that has not been waited for; kills it where that fails.
     pub(super) fn new(pid: i32) -> io::Result<Self> {
-        // SAFETY: plain numbers.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        let Some(fd) = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0) else {
-            let error = io::Error::last_os_error();
+        let pidfd = open(pid).inspect_err(|_| {
             // SAFETY: a child of ours that has not been waited for, so its number is still its own.
             unsafe {
                 libc::kill(pid, libc::SIGKILL);
                 libc::waitpid(pid, std::ptr::null_mut(), 0);
             }
-            return Err(error);
-        };
-        // SAFETY: the kernel has just made this fd for us.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(fd) };
+        })?;
         Ok(Self { pid, pidfd, watch: None, status: None })
     }
 

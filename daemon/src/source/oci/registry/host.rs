@@ -141,7 +141,7 @@ impl Host {
         let bytes = self.body(response).await?;
         // a registry may serve schema 1 under the digest of something else
         if let Some(expected) = expected.or(said)
-            && !kind.contains("manifest.v1")
+            && !kind.contains("vnd.docker.distribution.manifest.v1")
         {
             check_digest("the manifest", &bytes, &expected)?;
         }
