@@ -20,7 +20,7 @@ mod spare;
 pub(crate) mod waiter;
 mod workers;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -51,6 +51,14 @@ use queue::{Queue, Scope};
 use spare::Spare;
 
 pub(super) const GONE: &str = "its tree is not mounted any more";
+
+/// When the daemon is to stop, who waits for longer is denied. `hydrant stop` waits for a minute, and systemd for two
+/// (`TimeoutStopSec=`).
+pub(super) const GRACE: Duration = Duration::from_secs(10);
+
+/// The same once the pool's origin has let somebody wait for so long: a read or a page fault that is denied may
+/// ask several times more before it fails.
+const NEXT_GRACE: Duration = Duration::from_secs(1);
 
 /// A worker that has not greeted us by then is stuck.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -132,6 +140,9 @@ pub struct Shard {
     /// Why we killed the worker ourselves.
     killed: Option<String>,
     poison: poison::Poison,
+    /// The pools that had readers wait for longer than [`GRACE`] when the daemon was to stop. `None`: any that is not
+    /// served any more.
+    late: HashSet<Option<PoolId>>,
     prefetches: HashMap<u64, Prefetch>,
     next_request: u64,
     counters: Counters,
@@ -255,6 +266,7 @@ impl Shard {
             recycle: None,
             killed: None,
             poison: poison::Poison::default(),
+            late: HashSet::new(),
             prefetches: HashMap::new(),
             next_request: 0,
             counters: Counters::default(),
@@ -363,6 +375,7 @@ impl Shard {
             worker: self.worker.as_mut(),
             counters: &mut self.counters,
             poison: &mut self.poison,
+            late: &self.late,
             hooks: &self.hooks,
         };
         (&mut self.queue, scope)
