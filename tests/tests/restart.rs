@@ -281,6 +281,40 @@ fn root_stop_after_a_restart() -> Result<()> {
     files.iter().try_for_each(|(file, truth)| expect_right(Kind::Pread, file, truth))
 }
 
+/// Who waits for an origin that says nothing does not keep a stop waiting: all get an error, and never zeros.
+#[test]
+#[ignore = "needs root"]
+fn root_stop_denies_who_waits() -> Result<()> {
+    let mut world = world("restart-denied", Quality::default())?;
+    let repository = lonely(5, 200_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..5)?;
+    world.proxy()?.hold();
+    let kinds = [Kind::Read, Kind::Pread, Kind::MmapShared, Kind::MmapExec, Kind::Splice];
+    let readers: Result<Vec<_>> = kinds
+        .into_iter()
+        .zip(&files)
+        .map(|(kind, (file, truth))| start(kind, file, truth))
+        .collect();
+    queue(&world, kinds.len(), |event| event.state == "in_flight")?;
+    let (begun, supervisor) = (Instant::now(), Pid::from_raw(world.daemon.status()?.pid));
+    // it gives up after a minute
+    world.daemon.check(&["stop"])?;
+    println!("stopped after {:?}", begun.elapsed());
+    ensure!(!alive(supervisor), "it did not stop");
+    for (kind, reader) in kinds.into_iter().zip(readers?) {
+        let got = end(&reader.wait()?)?;
+        println!("{kind:?}: {got:?}");
+        let denied = matches!(got, End::Errno(_)) || got == End::Signal(Signal::SIGBUS as i32);
+        ensure!(denied, "{kind:?}: {got:?}\n{}", world.daemon.log_tail(60));
+    }
+    ensure!(fs_err::read_dir(&tree)?.next().is_none(), "still mounted");
+    // nothing of it is left behind
+    world.proxy()?.heal();
+    world.daemon.start()?;
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::MmapPrivate, file, truth))
+}
+
 /// `hydrant reload` without systemd: another supervisor in the same process, which nobody who reads notices,
 /// and which the parent guards as well as the one before.
 #[test]

@@ -1,6 +1,7 @@
 //! The supervisor's life: start, serve, stop.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,7 +21,7 @@ use super::kept::{self, Kept, Listener};
 use super::manager::{self, End};
 use super::mounts;
 use super::origins::Origins;
-use super::shard::{Command, Hooks, Rules, Shard};
+use super::shard::{self, Command, Hooks, Rules, Shard};
 use super::store::{Store, WorkerUser};
 use super::{Supervisor, lock};
 use crate::admin::{AdminSocket, DEFAULT_GROUP, InstanceLock, SocketFile, serve};
@@ -35,6 +36,9 @@ use crate::worker::sandbox;
 
 /// How often a tree that is in use is tried again when the daemon is to stop.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How often those who wait for too long are looked for then.
+const DENY: Duration = Duration::from_millis(250);
 
 /// How long requests may go on before a restart.
 const FINISH: Duration = Duration::from_secs(30);
@@ -346,7 +350,7 @@ fn start_shards(
     origins: &Arc<Origins>,
     rules: &Rules,
     hooks: impl Fn(ShardId) -> Hooks,
-) -> anyhow::Result<Vec<super::shard::ShardHandle>> {
+) -> anyhow::Result<Vec<shard::ShardHandle>> {
     // threads of their own: whatever holds a request up does not hold up readers
     let threads = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -369,10 +373,44 @@ fn start_shards(
 
 impl Supervisor {
     /// Unmounts everything, then lets the groups go: never the other way round. A tree that is in use
-    /// is served until it is free.
+    /// is served until it is free, but nobody who waits for an origin holds that up for long.
     async fn wind_down(&self) {
         // a clone that is not in its place by now finds no place any more
         lock(&self.live).stopping = true;
+        tokio::select! {
+            () = self.unmount_all() => {}
+            never = self.deny_late() => match never {},
+        }
+        for shard in &self.shards {
+            shard.ask(|reply| Command::Stop { reply }).await;
+        }
+        let store = Arc::clone(&self.store);
+        match tokio::task::spawn_blocking(move || store.sync()).await {
+            Ok(Ok(())) => {
+                if let Err(error) = self.catalog.end_run().await {
+                    error!(%error, "can't note the clean stop");
+                }
+            }
+            Ok(Err(error)) => error!(%error, "can't sync the state directory"),
+            Err(error) => error!(%error, "can't sync the state directory"),
+        }
+        kept::forget_all(self.shards.iter().map(|shard| shard.id));
+        info!(up_secs = self.started.elapsed().as_secs(), "all trees are unmounted");
+    }
+
+    /// Denies who waits for longer than [`GRACE`](shard::GRACE), once that has passed.
+    async fn deny_late(&self) -> Infallible {
+        tokio::time::sleep(shard::GRACE).await;
+        loop {
+            for shard in &self.shards {
+                shard.send(Command::DenyLate);
+            }
+            tokio::time::sleep(DENY).await;
+        }
+    }
+
+    /// Returns once nobody can read a tree any more.
+    async fn unmount_all(&self) {
         let mut said = HashSet::new();
         loop {
             let mounts = self.catalog.mounts().await.unwrap_or_default();
@@ -394,21 +432,6 @@ impl Supervisor {
         }
         self.unmount_layers().await;
         self.wait_for_other_namespaces().await;
-        for shard in &self.shards {
-            shard.ask(|reply| Command::Stop { reply }).await;
-        }
-        let store = Arc::clone(&self.store);
-        match tokio::task::spawn_blocking(move || store.sync()).await {
-            Ok(Ok(())) => {
-                if let Err(error) = self.catalog.end_run().await {
-                    error!(%error, "can't note the clean stop");
-                }
-            }
-            Ok(Err(error)) => error!(%error, "can't sync the state directory"),
-            Err(error) => error!(%error, "can't sync the state directory"),
-        }
-        kept::forget_all(self.shards.iter().map(|shard| shard.id));
-        info!(up_secs = self.started.elapsed().as_secs(), "all trees are unmounted");
     }
 }
 

@@ -52,6 +52,14 @@ use spare::Spare;
 
 pub(super) const GONE: &str = "its tree is not mounted any more";
 
+/// When the daemon is to stop, who waits for longer is denied. `hydrant stop` waits for a minute, and systemd for two
+/// (`TimeoutStopSec=`).
+pub(super) const GRACE: Duration = Duration::from_secs(10);
+
+/// The same once the pool's origin has let somebody wait for so long: a read or a page fault that is denied may
+/// ask several times more before it fails.
+const NEXT_GRACE: Duration = Duration::from_secs(1);
+
 /// A worker that has not greeted us by then is stuck.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -134,6 +142,9 @@ pub struct Shard {
     /// Why we killed the worker ourselves.
     killed: Option<String>,
     poison: poison::Poison,
+    /// The pools that had readers wait for longer than [`GRACE`] when the daemon was to stop. `None`: any that is not
+    /// served any more.
+    late: HashSet<Option<PoolId>>,
     prefetches: HashMap<u64, Prefetch>,
     next_request: u64,
     counters: Counters,
@@ -257,6 +268,7 @@ impl Shard {
             recycle: None,
             killed: None,
             poison: poison::Poison::default(),
+            late: HashSet::new(),
             prefetches: HashMap::new(),
             next_request: 0,
             counters: Counters::default(),
@@ -365,6 +377,7 @@ impl Shard {
             worker: self.worker.as_mut(),
             counters: &mut self.counters,
             poison: &mut self.poison,
+            late: &self.late,
             hooks: &self.hooks,
         };
         (&mut self.queue, scope)

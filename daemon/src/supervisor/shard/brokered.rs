@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
-use super::queue::Scope;
+use super::queue::{STOPS, Scope};
 use super::waiter::{self, Held, Waiter};
 use super::{GONE, now};
 use crate::fanotify::{self, AsyncChannel, DenyErrno, Group, Owed, PermissionEvent, Verdict};
@@ -319,8 +319,18 @@ impl Brokered {
     }
 
     pub fn deny(&mut self, event: EventId, scope: &mut Scope<'_>) -> bool {
-        let answer = self.broker.deny(event, DenyErrno::Eio, "denied by the administrator");
-        let Some(answer) = answer else { return false };
+        self.end(event, (DenyErrno::Eio, "denied by the administrator"), scope)
+    }
+
+    pub fn deny_late(&mut self, scope: &mut Scope<'_>) -> usize {
+        let late = self.broker.iter().filter(|(_, one)| scope.is_late(one.segment, one.arrived));
+        let late: Vec<_> = late.map(|(event, _)| event).collect();
+        late.into_iter().filter(|event| self.end(*event, STOPS, scope)).count()
+    }
+
+    /// Denies an event. `false`: there is no such event.
+    fn end(&mut self, event: EventId, how: (DenyErrno, &str), scope: &mut Scope<'_>) -> bool {
+        let Some(answer) = self.broker.deny(event, how.0, how.1) else { return false };
         if answer.pending.dispatched.is_some() {
             scope.say(&ToQueue::Cancelled { event });
         }
@@ -357,7 +367,7 @@ impl Brokered {
     pub fn stop(&mut self, scope: &mut Scope<'_>) {
         let events: Vec<_> = self.broker.iter().map(|(event, _)| event).collect();
         for event in events {
-            let answer = self.broker.deny(event, DenyErrno::Eagain, "Hydrant stops");
+            let answer = self.broker.deny(event, STOPS.0, STOPS.1);
             answer.into_iter().for_each(|answer| self.finish(answer, scope));
         }
     }

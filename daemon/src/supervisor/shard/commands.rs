@@ -9,7 +9,9 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
-use super::{Check, Command, GONE, Pool, Prefetch, Segment, Shard, Snapshot, WorkerSnapshot, now};
+use super::{
+    Check, Command, GONE, GRACE, Pool, Prefetch, Segment, Shard, Snapshot, WorkerSnapshot, now,
+};
 use crate::ids::{PoolId, SegmentId};
 use crate::queue::broker::Pending;
 use crate::queue::wire::ToWorker;
@@ -69,6 +71,7 @@ impl Shard {
                 let (queue, mut scope) = self.queue();
                 reply.send(queue.deny(event, &mut scope)).ok();
             }
+            Command::DenyLate => self.deny_late(),
             Command::Recycle { reply } => self.recycle(reply),
             Command::Quarantine { ranges } => self.poison.quarantine(ranges),
             Command::ClearQuarantine { reply } => {
@@ -239,6 +242,20 @@ impl Shard {
             Err(error) => {
                 error!(shard = %self.id, segment = %id, %error, "can't count it as complete")
             }
+        }
+    }
+
+    pub(super) fn deny_late(&mut self) {
+        let now = now();
+        for (_, pending) in self.queue.events() {
+            if now.saturating_sub(pending.arrived) > GRACE {
+                self.late.insert(self.segments.get(&pending.segment).map(|segment| segment.pool));
+            }
+        }
+        let (queue, mut scope) = self.queue();
+        let denied = queue.deny_late(&mut scope);
+        if denied > 0 {
+            warn!(shard = %self.id, denied, "Hydrant stops: denied who waited for too long");
         }
     }
 

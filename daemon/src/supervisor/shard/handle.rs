@@ -76,6 +76,8 @@ pub enum Command {
     ClearQuarantine {
         reply: oneshot::Sender<()>,
     },
+    /// The daemon is to stop: deny who waits for too long.
+    DenyLate,
     /// Every mount is gone: deny what is pending and end.
     Stop {
         reply: oneshot::Sender<()>,

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
-use super::queue::Scope;
+use super::queue::{STOPS, Scope};
 use super::{Counters, now, waiter};
 use crate::fanotify::{self, DenyErrno, FileId, Group, Verdict};
 use crate::ids::{EventId, SegmentId};
@@ -195,7 +195,7 @@ impl Kernel {
         served.for_each(|(file, segment)| queue.know_file(*segment, *file));
         queue.quarantine(scope.poison.quarantined());
         if self.stop.is_some() {
-            let denied = queue.deny_all(DenyErrno::Eagain).map_err(io::Error::other)?;
+            let denied = queue.deny_all(STOPS.0).map_err(io::Error::other)?;
             if denied > 0 {
                 warn!(shard = %scope.shard, denied, "Hydrant stops: these readers get EAGAIN");
             }
@@ -314,22 +314,39 @@ impl Kernel {
 
     pub fn deny(&mut self, event: EventId, scope: &mut Scope<'_>) -> bool {
         let Some(record) = self.record(event) else { return false };
-        self.order(&record, "denied by the administrator", scope);
+        self.order(&record, (DenyErrno::Eio, "denied by the administrator"), scope);
         true
     }
 
-    /// Has an event denied by whoever has it, now or later.
-    fn order(&mut self, record: &Record, reason: &str, scope: &mut Scope<'_>) {
+    pub fn deny_late(&mut self, scope: &mut Scope<'_>) -> usize {
+        let mut denied = 0;
+        for record in self.table.snapshot().records {
+            if scope.is_late(record.segment, Duration::from_nanos(record.since))
+                && self.order(&record, STOPS, scope)
+            {
+                denied += 1;
+            }
+        }
+        denied
+    }
+
+    /// Has an event denied by whoever has it, now or later. `false`: that is under way.
+    fn order(
+        &mut self,
+        record: &Record,
+        (errno, reason): (DenyErrno, &str),
+        scope: &mut Scope<'_>,
+    ) -> bool {
         let Record { event, segment, range, pid, attempts, since, .. } = *record;
         if self.orders.contains_key(&event) {
-            return;
+            return false;
         }
-        let errno = DenyErrno::Eio;
         let waited = now().saturating_sub(Duration::from_nanos(since));
         warn!(shard = %scope.shard, %event, %segment, %range, pid, attempts, ?errno,
             waited_ms = waited.as_millis() as u64, reason, "denied");
         self.orders.insert(event, Order { errno, since: Instant::now() });
         self.deny_with(event, errno, scope);
+        true
     }
 
     fn deny_with(&mut self, event: EventId, errno: DenyErrno, scope: &mut Scope<'_>) {
@@ -372,7 +389,7 @@ impl Kernel {
                 }
                 _ => {}
             }
-            self.order(record, "no answer by the deadline", scope);
+            self.order(record, (DenyErrno::Eio, "no answer by the deadline"), scope);
         }
         if let Hands::Worker { since } = self.hands {
             let heard = since.max(Duration::from_nanos(self.table.last_beat()));

@@ -1,18 +1,21 @@
 //! Where readers wait: with us, or in the kernel. The rest of the shard is the same for both.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::brokered::Brokered;
 use super::kernel::{self, Kernel};
 use super::poison::Poison;
-use super::{Counters, Hooks, Pool, Segment};
-use crate::fanotify::{self, FileId, QueueKind};
+use super::{Counters, Hooks, NEXT_GRACE, Pool, Segment, now};
+use crate::fanotify::{self, DenyErrno, FileId, QueueKind};
 use crate::ids::{EventId, PoolId, SegmentId, ShardId};
 use crate::queue::broker::{Death, Overdue, Pending};
 use crate::queue::wire::{FromQueue, LONGEST_WAIT, ToQueue, ToWorker};
 use crate::supervisor::store::Store;
 use crate::supervisor::worker::Worker;
+
+/// Why a reader is denied that waits when the daemon stops, and with what.
+pub(super) const STOPS: (DenyErrno, &str) = (DenyErrno::Eagain, "Hydrant stops");
 
 /// What a queue sees of its shard.
 #[derive(Debug)]
@@ -28,6 +31,7 @@ pub struct Scope<'a> {
     pub worker: Option<&'a mut Worker>,
     pub counters: &'a mut Counters,
     pub poison: &'a mut Poison,
+    pub late: &'a HashSet<Option<PoolId>>,
     pub hooks: &'a Hooks,
 }
 
@@ -53,6 +57,11 @@ impl Scope<'_> {
         let patience = self.patience(self.pool_of(pending.segment));
         let longest = LONGEST_WAIT.saturating_add(self.patience).max(patience);
         pending.overdue(now, patience, longest)
+    }
+
+    /// Whether nobody is to wait any more, as the daemon is to stop, for what was asked for then.
+    pub fn is_late(&self, segment: SegmentId, arrived: Duration) -> bool {
+        now().saturating_sub(arrived) > NEXT_GRACE && self.late.contains(&self.pool_of(segment))
     }
 
     /// How long a worker may be silent about what it has of a pool.
@@ -187,6 +196,11 @@ impl Queue {
     /// Denies an event, as the administrator says. `false`: there is no such event.
     pub fn deny(&mut self, event: EventId, scope: &mut Scope<'_>) -> bool {
         either!(self, queue => queue.deny(event, scope))
+    }
+
+    /// Denies who is [late](Scope::is_late). Gives their number.
+    pub fn deny_late(&mut self, scope: &mut Scope<'_>) -> usize {
+        either!(self, queue => queue.deny_late(scope))
     }
 
     /// Looks for events that have waited too long. Says why the worker is to be killed, if it is.
