@@ -25,7 +25,7 @@ const TAKE_OVER_STEP: Duration = Duration::from_millis(1);
 /// The right to use a state and a run directory: flock(2) on a file in each, which the kernel lets
 /// go when the process ends, however it ends. The fds are close-on-exec.
 ///
-/// Whoever keeps a supervisor's groups for the next one keeps [a copy](Self::state) of the state directory's lock too. So
+/// Whoever keeps a supervisor's groups for the next one keeps [a copy](Self::keep) of the state directory's lock too. So
 /// nobody else can have the directory between two supervisors, while it is unmounted by none and served by none.
 #[derive(Debug)]
 pub struct InstanceLock {
