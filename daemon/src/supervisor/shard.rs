@@ -47,6 +47,7 @@ pub use handle::{
 };
 use kernel::Kernel;
 pub use poison::{GivenUp, epoch_ms, from_epoch};
+pub use queue::STRAY_ANSWERS;
 use queue::{Queue, Scope};
 use spare::Spare;
 
