@@ -151,7 +151,7 @@ fn root_silent_worker_is_replaced() -> Result<()> {
 fn root_crash_loop_starves_nobody() -> Result<()> {
     let setting = Setting { configuration: "shards = 2\n", ..Setting::default() };
     let world = World::with("crash-loop", setting)?;
-    let repository = lonely(60, 50_000)?;
+    let repository = lonely(72, 50_000)?;
     let mut trees = Vec::new();
     for name in ["a", "b"] {
         world.serve(&repository, name)?;
@@ -181,6 +181,21 @@ fn root_crash_loop_starves_nobody() -> Result<()> {
             crowd = Some(Crowd::start(Kind::Read, &of_good[..1])?);
         }
     }
+    // The pauses between its workers grow: sooner or later another shard's reader is served within one.
+    let mut within_a_pause = false;
+    for (file, truth) in world.lonely_files(&repository, &trees[1], 60..72)? {
+        let pid = until("there is a worker to crash", PATIENCE, || worker(bad).ok().flatten())?;
+        crashes += usize::from(kill(Pid::from_raw(pid), Signal::SIGABRT).is_ok());
+        let next = until("it has ended", PATIENCE, || {
+            worker(bad).ok().filter(|worker| *worker != Some(pid))
+        })?;
+        expect_right(Kind::Read, &file, &truth)?;
+        within_a_pause = next.is_none() && worker(bad)?.is_none();
+        if within_a_pause {
+            break;
+        }
+    }
+    ensure!(within_a_pause, "no pause is as long as a read\n{}", world.daemon.log_tail(60));
     let took = begun.elapsed();
     let shards = world.daemon.status()?.shards;
     let of = |shard| shards.iter().find(|found| found.shard == shard).context("no such shard");
