@@ -205,7 +205,7 @@ pub fn hydrant(options: &Options) -> Result<Report> {
     report.queue_longest = seen.longest;
     report.requeued = seen.requeued;
     report.other_processes = seen.others;
-    report.lost_or_twice =
+    report.lost_or_twice +=
         seen.violations.iter().filter(|v| v.contains("by supervisor")).count() as u64;
     report.violations.extend(seen.violations);
     {
