@@ -25,7 +25,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -346,7 +346,7 @@ impl Rig {
             // before the reports: what has been reported by then comes now, or after its end
             let off = self.disk.is_off();
             for report in &self.reports()? {
-                self.outcome.count(report).with_context(|| guest.log())?;
+                self.outcome.count(report).map_err(|found| anyhow!("{found}\n{}", guest.log()))?;
                 match report {
                     Report::Checked { figures, .. } => {
                         checked = *figures;
@@ -368,7 +368,7 @@ impl Rig {
                 guest.kill()?;
                 // it has gone on for a moment
                 for report in &self.reports()? {
-                    self.outcome.count(report).with_context(|| log.clone())?;
+                    self.outcome.count(report).map_err(|found| anyhow!("{found}\n{log}"))?;
                     if let Report::Checked { figures, .. } = report {
                         checked = *figures;
                     }
