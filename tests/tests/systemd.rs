@@ -290,23 +290,26 @@ fn root_systemd_cgroups() -> Result<()> {
     ensure!(supervisor == if subgroup { own.join("supervisor") } else { own.clone() });
     let workers: Vec<Worker> = container.admin().get("/v1/workers")?;
     ensure!(!workers.is_empty());
-    for worker in &workers {
+    let in_its_own = |worker: &Worker| -> Result<()> {
         let group = of(&worker.pid.context("no worker")?.to_string())?;
-        ensure!(group.parent() == Some(&own), "{group:?} in {own:?}");
-        let place = container.path("/sys/fs/cgroup").join(own.strip_prefix("/")?);
-        let controllers = fs_err::read_to_string(place.join("cgroup.controllers"))?;
-        let limited = subgroup && controllers.split_whitespace().any(|name| name == "memory");
+        let name = group.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let right = group.parent() == Some(&own) && name.starts_with("worker-");
+        ensure!(right, "{group:?} in {own:?}\n{}", container.journal(40));
+        Ok(())
+    };
+    let place = container.path("/sys/fs/cgroup").join(own.strip_prefix("/")?);
+    let controllers = fs_err::read_to_string(place.join("cgroup.controllers"))?;
+    let limited = subgroup && controllers.split_whitespace().any(|name| name == "memory");
+    for worker in &workers {
+        in_its_own(worker)?;
         ensure!(worker.memory_max_bytes.is_some() == limited, "{controllers}: {worker:?}");
     }
-    // and again for those of the next supervisor, which finds the ones of the dead
+    // the next supervisor finds those of the dead
     let killed = container.supervisor()?;
     kill(killed, Signal::SIGKILL)?;
     service.successor(killed)?;
     let next: Vec<Worker> = container.admin().get("/v1/workers")?;
-    for worker in &next {
-        let group = of(&worker.pid.context("no worker")?.to_string())?;
-        ensure!(group.parent() == Some(&own), "{group:?} in {own:?}");
-    }
+    next.iter().try_for_each(in_its_own)?;
     container.systemctl(&["stop", "hydrantd"])?;
     ensure!(container.property("Result")? == "success", "{}", container.journal(60));
     Ok(())
