@@ -3,7 +3,7 @@
 //! - Every event of `hydrant queue` is about an access that its process had announced: the process, the
 //!   tree, its origin and shard, the path, and a range of the file's place in its segment; and not older than that.
 //! - An event's age grows with the time, whoever dies meanwhile; its worker is one of its shard that lives, and the
-//!   process has the name and the user that it is said to have ([`columns`]).
+//!   process has the name and the user that it is said to have (`columns`).
 //! - A reader that has been blocked for a while is in the queue, or somebody is for the same file.
 //! - Events that came in are those that were answered and those that wait; no answer is one too many.
 
