@@ -1,7 +1,9 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use hydrant_api::{Evicted, Image as Pulled, ImageRequest, IndexRequest, PullRequest};
+use hydrant_api::{
+    Evicted, Image as Pulled, ImageRequest, IndexRequest, PullRequest, TraceRequest, TracedLayer,
+};
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -21,6 +23,7 @@ pub enum ImageCommand {
     Pull(Pull),
     Ls(Ls),
     Index(Index),
+    Trace(Trace),
     Evict(Evict),
     Rm(Rm),
 }
@@ -57,6 +60,39 @@ pub struct Index {
     pub key: Option<PathBuf>,
 }
 
+/// Show what is fetched first of an image's layers when they are mounted: what was read in the first two minutes before
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Trace {
+    #[command(subcommand)]
+    pub command: Option<TraceCommand>,
+    /// As it was pulled
+    #[arg(value_name = "REF", required = true)]
+    pub reference: Option<String>,
+    /// Put it beside the image at its registry, for who pulls it first elsewhere; as with `index --push`
+    #[arg(long, requires = "key")]
+    pub push: bool,
+    /// A private key, as `openssl genpkey -algorithm ed25519` makes it
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TraceCommand {
+    Record(Record),
+}
+
+/// Forget what is there: what is read after the next mount is recorded anew
+#[derive(Debug, clap::Args)]
+pub struct Record {
+    /// As it was pulled
+    #[arg(value_name = "REF")]
+    pub reference: String,
+}
+
 /// Let go of an image's content; it is fetched again, in parts, when it is read
 #[derive(Debug, clap::Args)]
 pub struct Evict {
@@ -73,6 +109,30 @@ pub struct Rm {
     pub reference: String,
 }
 
+/// `how`: put them there, and whether it is traces.
+async fn index(
+    context: &Context,
+    reference: &str,
+    how: (bool, bool),
+    key: Option<PathBuf>,
+) -> Result<(), Failure> {
+    let owner = environment::sudo_caller();
+    let environment = environment::for_git(owner);
+    let key = key.map(fs_err::read_to_string).transpose();
+    let key = key.map_err(|error| Failure::new(error.to_string()))?;
+    let (push, traces) = how;
+    let reference = reference.to_owned();
+    let request = IndexRequest { reference, push, traces, key, environment, owner };
+    let client = context.client()?;
+    let summary = client.watch("/v1/image/index", &request, &mut Reporter::new()).await?;
+    print(&format!(
+        "{}: {}, {}\n",
+        clean_line(&request.reference),
+        clean_line(summary.message.as_deref().unwrap_or_default()),
+        render::bytes(summary.tree_bytes)
+    ))
+}
+
 impl Image {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
         match self.command {
@@ -86,21 +146,24 @@ impl Image {
                 print(&render::summary(&reference, &summary))
             }
             ImageCommand::Index(Index { reference, push, key }) => {
-                let owner = environment::sudo_caller();
-                let environment = environment::for_git(owner);
-                let key = key.map(fs_err::read_to_string).transpose();
-                let key = key.map_err(|error| Failure::new(error.to_string()))?;
-                let request =
-                    IndexRequest { reference: reference.clone(), push, key, environment, owner };
-                let client = context.client()?;
-                let summary =
-                    client.watch("/v1/image/index", &request, &mut Reporter::new()).await?;
-                print(&format!(
-                    "{}: {}, {}\n",
-                    clean_line(&reference),
-                    clean_line(summary.message.as_deref().unwrap_or_default()),
-                    render::bytes(summary.tree_bytes)
-                ))
+                index(context, &reference, (push, false), key).await
+            }
+            ImageCommand::Trace(Trace { command: Some(TraceCommand::Record(record)), .. }) => {
+                let Record { reference } = record;
+                let request = TraceRequest { reference: reference.clone(), record: true };
+                let _: Vec<TracedLayer> =
+                    context.client()?.post("/v1/image/trace", &request).await?;
+                print(&format!("{}: the next mount is recorded\n", clean_line(&reference)))
+            }
+            ImageCommand::Trace(Trace { reference, push, key, json, .. }) => {
+                let reference = reference.unwrap_or_default();
+                if push {
+                    return index(context, &reference, (true, true), key).await;
+                }
+                let request = TraceRequest { reference, record: false };
+                let layers: Vec<TracedLayer> =
+                    context.client()?.post("/v1/image/trace", &request).await?;
+                if json { print_json(&layers) } else { print(&render::traces(&layers)) }
             }
             ImageCommand::Ls(Ls { json }) => {
                 let images: Vec<Pulled> = context.client()?.get("/v1/images").await?;

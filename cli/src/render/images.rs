@@ -1,6 +1,6 @@
 //! Container images.
 
-use hydrant_api::Image;
+use hydrant_api::{Image, LayerFill, TracedLayer};
 
 use super::{bytes, number, percent, table};
 use crate::output::clean_line;
@@ -34,9 +34,64 @@ pub fn images(images: &[Image]) -> String {
     out
 }
 
+/// What is fetched first of each layer, and its files.
+pub fn traces(layers: &[TracedLayer]) -> String {
+    let mut out = String::new();
+    for TracedLayer { layer, bytes: size, files } in layers {
+        out.push_str(&format!("{}: {}\n", clean_line(layer), bytes(*size)));
+        for file in files {
+            out.push_str(&format!("  {}\n", clean_line(file)));
+        }
+    }
+    out
+}
+
+/// What comes of layers by itself.
+pub fn fills(layers: &[LayerFill]) -> String {
+    if layers.is_empty() {
+        return String::new();
+    }
+    let row = |fill: &LayerFill| {
+        let layer = fill.layer.strip_prefix("sha256:").unwrap_or(&fill.layer);
+        let present = percent(fill.present_bytes, fill.segment_bytes);
+        vec![
+            layer.get(..12).unwrap_or(layer).to_owned(),
+            fill.state.clone(),
+            format!("{} ({present})", bytes(fill.present_bytes)),
+            format!("{} of {}", bytes(fill.replayed_bytes), bytes(fill.traced_bytes)),
+            fill.trouble.clone().unwrap_or_default(),
+        ]
+    };
+    table(&["LAYER", "FILL", ">PRESENT", ">REPLAYED", ""], layers.iter().map(row))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn traces_and_fills() {
+        let layer = format!("sha256:{}", "0123456789ab".repeat(6));
+        let files = vec!["bin/sh".into(), "lib/c.so".into()];
+        let traced = TracedLayer { layer: layer.clone(), bytes: 3 << 20, files };
+        let expected = format!("{layer}: 3.0 MiB\n  bin/sh\n  lib/c.so\n");
+        assert_eq!(traces(&[traced]), expected);
+        let fill = LayerFill {
+            layer,
+            state: "filling".into(),
+            trouble: None,
+            present_bytes: 1 << 20,
+            segment_bytes: 4 << 20,
+            traced_bytes: 3 << 20,
+            replayed_bytes: 1 << 20,
+        };
+        let expected = r"
+LAYER         FILL            PRESENT            REPLAYED
+0123456789ab  filling  1.0 MiB (25 %)  1.0 MiB of 3.0 MiB
+";
+        assert_eq!(fills(&[fill]), expected.trim_start());
+        assert_eq!(fills(&[]), "");
+    }
 
     #[test]
     fn a_list() {

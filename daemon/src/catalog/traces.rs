@@ -35,6 +35,40 @@ impl Catalog {
         .await
     }
 
+    /// What readers of a layer want, as somebody else says; what is known already counts more.
+    pub async fn learn_trace(
+        &self,
+        layer: ObjectId,
+        records: Vec<u32>,
+    ) -> Result<(), CatalogError> {
+        self.run("keep what is to be read of a layer", move |t| {
+            let layer = layer.as_bytes();
+            let known = "SELECT EXISTS (SELECT 1 FROM traces WHERE layer = ?1)";
+            if t.query_row(known, [layer], |row| row.get(0))? {
+                return Ok(());
+            }
+            let mut insert =
+                t.prepare("INSERT OR IGNORE INTO traces (layer, record) VALUES (?1, ?2)")?;
+            for record in records {
+                insert.execute(params![layer, record])?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Forgets what readers of these layers wanted.
+    pub async fn forget_trace(&self, layers: Vec<ObjectId>) -> Result<(), CatalogError> {
+        self.run("forget what was read of layers", move |t| {
+            let mut delete = t.prepare("DELETE FROM traces WHERE layer = ?1")?;
+            for layer in &layers {
+                delete.execute([layer.as_bytes()])?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// What readers of these layers wanted: the layer and the record, in order.
     pub async fn trace(&self, layers: Vec<ObjectId>) -> Result<Vec<(ObjectId, u32)>, CatalogError> {
         self.run("read what was read of layers", move |t| {

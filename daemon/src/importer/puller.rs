@@ -146,11 +146,14 @@ async fn pull(
                 let layer = *layers.get(number as usize).context("there is no such layer")?;
                 let pin = pins.get(number as usize).copied().flatten();
                 let (registry, slots) = (Arc::clone(&registry), Arc::clone(&slots));
-                let signed = Arc::clone(&signed);
+                let (signed, supervisor) = (Arc::clone(&signed), Arc::clone(supervisor));
                 let received = Arc::clone(&received);
                 running.spawn(async move {
                     let _slot = slots.acquire_owned().await;
                     let failed = || format!("layer {} can't be used", number + 1);
+                    if let Some(runs) = signed.trace(&registry, &layer).await {
+                        supervisor.tell(&FromPuller::Trace { number, runs }).await?;
+                    }
                     let pin = match pin {
                         Some(pin) => Some(pin),
                         None => signed.pin(&registry, &layer).await,

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 pub use credentials::RegistryAccess;
-pub(super) use fill::Wanted;
+pub(super) use fill::{Fills, Wanted};
 pub(super) use prove::prove;
 pub(super) use refuted::refusal;
 
@@ -442,6 +442,11 @@ impl<'s> Pull<'s, '_> {
                 Step::Note(message) => {
                     warn!(image = reference, message, "note of a pull");
                     self.progress.note(message);
+                }
+                Step::Trace { number, runs } => {
+                    if let Some((layer, files)) = wanted.get(&number) {
+                        supervisor.learn_trace(&layer.diff_id, files.segment, &runs).await;
+                    }
                 }
                 Step::Layer { number, shown, pinned } => {
                     let (layer, files) = wanted.remove(&number).ok_or_else(|| {

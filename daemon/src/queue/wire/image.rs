@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Credential, HttpTransport, Limits};
+use super::{Credential, HttpTransport, Limits, Run};
 use crate::object::ObjectId;
 use crate::source::oci::artifact::What;
 use crate::source::oci::keys::PublicKey;
@@ -182,6 +182,11 @@ pub enum FromPuller {
     /// Something that people should know.
     Note {
         message: String,
+    },
+    /// What is to be fetched first of layer `number`, as somebody says who is trusted. Comes before it.
+    Trace {
+        number: u32,
+        runs: Vec<Run>,
     },
     /// Parts may follow.
     Ready,

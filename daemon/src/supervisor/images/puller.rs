@@ -20,10 +20,11 @@ use crate::object::ObjectId;
 use crate::queue::wire::image::{
     FromPuller, PinnedFormat, Platform, Repository, Resolved, Shown, ToPuller,
 };
-use crate::queue::wire::{self, Limits};
+use crate::queue::wire::{self, Limits, Run};
 use crate::source::oci::artifact::What;
 use crate::source::oci::document::MAX_LAYERS;
 use crate::source::oci::keys::PublicKey;
+use crate::source::oci::trace::MAX_RUNS;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::seqpacket::{self, Seqpacket};
 use crate::sys::spawn::{Child, Role, Spawn};
@@ -44,6 +45,8 @@ pub enum Step {
     Progress(u64),
     /// Something that people should know.
     Note(String),
+    /// What is to be fetched first of a layer.
+    Trace { number: u32, runs: Vec<Run> },
     /// It is in its files.
     Layer { number: u32, shown: Shown, pinned: Option<PinnedFormat> },
 }
@@ -236,6 +239,9 @@ impl Puller {
     pub async fn next(&mut self) -> Result<Step, ApiError> {
         match self.hear().await? {
             FromPuller::Progress { received } => Ok(Step::Progress(received)),
+            FromPuller::Trace { number, runs } if runs.len() <= MAX_RUNS => {
+                Ok(Step::Trace { number, runs })
+            }
             FromPuller::Note { message } => Ok(Step::Note(cut(message))),
             FromPuller::Layer { number, shown: Shown { files, bytes, implicit }, pinned } => {
                 let [files, bytes, implicit] = [files, bytes, implicit].map(|n| n.min(MAX_SHOWN));
