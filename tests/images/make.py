@@ -7,7 +7,9 @@ several platforms), `docker` (with Docker's media types), `big` (BYTES of noise 
 `wrong-diff` (a configuration that names another archive), `wrong-layer` (a manifest that names another blob).
 `odd-estargz`, `odd-chunked`, `odd-soci`, `big-estargz`: with layers that have an index (see `indexed.py`); `other-toc`: eStargz, but the
 manifest pins another table of contents; `wrong-chunk`: the table of contents has a wrong digest of the file d1/f03;
-`unproved`: eStargz whose configuration names another archive; `impostor`: that of `victim`, which is streamed.
+`unproved`: eStargz whose configuration names another archive; `impostor`: that of `victim`, which is streamed; `liar`: the very
+layer of `victim`, with a SOCI index that makes a file set-uid. `app-estargz`: a shell and BYTES of noise, all eStargz; `app-unproved`: the
+same, with a configuration that names another archive for the noise.
 `many`: LAYERS layers, each of which changes something of those below.
 `archives`: the layers are those in FROM (see `debian.py`), compressed as HOW says (`gzip`, `estargz`, `chunked`, `soci`); what comes
 of it stays there. With --keep, the layers' archives go to DIR as 0.tar, 1.tar, ...
@@ -198,7 +200,7 @@ def described(how):
     how = getattr(how, "how", how)
     how = getattr(how, "func", how)
     kinds = {"zstd": "+zstd", "none": "", indexed.zstd_chunked: "+zstd"}
-    return kinds.get(how, "+gzip"), how is indexed.soci
+    return kinds.get(how, "+gzip"), how in (indexed.soci, lying_soci)
 
 
 def digest(data):
@@ -296,6 +298,14 @@ def lying(toc):
             entry["chunkDigest"] = digest(b"something else")
 
 
+def set_uid(entry):
+    if entry["name"] == "d3/f05":
+        entry["mode"] = 0o4755
+
+
+lying_soci = functools.partial(indexed.soci, change=set_uid)
+
+
 def main():
     global FRACTION
     url, name, tag, kind = sys.argv[1:5]
@@ -324,17 +334,22 @@ def main():
         layers = [(archive(base), "gzip"), (archive(implicit), "gzip")]
     if kind == "big-estargz":
         layers = [(archive(noise(1, size)), indexed.estargz), (archive(noise(2, size)), indexed.estargz)]
+    if kind in ("app-estargz", "app-unproved"):
+        FRACTION = 0
+        layers = [(archive(base), indexed.estargz), (archive(noise(1, size)), indexed.estargz)]
     if kind in ("other-toc", "wrong-chunk", "unproved"):
         how = {"other-toc": functools.partial(indexed.estargz, change=other),
                "wrong-chunk": functools.partial(indexed.estargz, change=lying), "unproved": indexed.estargz}[kind]
         layers = [(archive(noise(1, size // 8)), how)]
 
     victim = archive(noise(3, size // 8))
+    if kind == "liar":
+        layers = [(victim, lying_soci)]
     if kind in ("impostor", "victim"):
         layers = [(archive(noise(4, size // 8)), indexed.estargz) if kind == "impostor" else (victim, "gzip")]
 
     def wrong_diff(manifest, config):
-        config["rootfs"]["diff_ids"][0] = digest(victim if kind == "impostor" else b"something else")
+        config["rootfs"]["diff_ids"][-1] = digest(victim if kind == "impostor" else b"something else")
 
     def foreign(manifest, config):
         manifest["layers"][0]["mediaType"] = DOCKER + "image.rootfs.foreign.diff.tar.gzip"
@@ -349,7 +364,7 @@ def main():
         pushed = to.manifest(tag, index, OCI + "index.v1+json")
     elif kind == "other-platform":
         pushed = push(to, tag, layers, architecture="s390x")
-    elif kind in ("wrong-diff", "unproved", "impostor"):
+    elif kind in ("wrong-diff", "unproved", "impostor", "app-unproved"):
         pushed = push(to, tag, layers, change=wrong_diff)
     elif kind == "foreign":
         pushed = push(to, tag, layers, change=foreign)
