@@ -200,7 +200,7 @@ def described(how):
     how = getattr(how, "how", how)
     how = getattr(how, "func", how)
     kinds = {"zstd": "+zstd", "none": "", indexed.zstd_chunked: "+zstd"}
-    return kinds.get(how, "+gzip"), how in (indexed.soci, lying_soci)
+    return kinds.get(how, "+gzip"), how is indexed.soci
 
 
 def digest(data):
