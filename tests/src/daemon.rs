@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use hydrant_api::{Directories, Mount, RUN_DIR_ENV, STATE_DIR_ENV, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -39,10 +40,21 @@ pub struct Daemon {
     directories: Directories,
     log: PathBuf,
     process: Option<Leashed>,
+    /// The parent, where that is not the process any more.
+    heir: AtomicI32,
     environment: Vec<(String, String)>,
     configuration: Option<PathBuf>,
     /// One of the test's own, that can be replaced.
     program: Option<PathBuf>,
+}
+
+/// The processes of a daemon that have its groups.
+#[derive(Debug, Clone, Copy)]
+pub struct Family {
+    pub parent: Pid,
+    pub supervisor: Option<Pid>,
+    /// Would take the parent's place.
+    pub keeper: Option<Pid>,
 }
 
 impl Daemon {
@@ -54,6 +66,7 @@ impl Daemon {
             directories: Directories { state: state.to_owned(), run: directory.join("run") },
             log: directory.join("hydrantd.log"),
             process: None,
+            heir: AtomicI32::new(0),
             environment: Vec::new(),
             configuration: None,
             program: None,
@@ -120,7 +133,8 @@ impl Daemon {
     /// Asks it to stop (SIGTERM) and waits until it has.
     pub fn stop(&mut self) -> Result<()> {
         let pids = self.pids();
-        match self.process.take() {
+        let process = self.process.take();
+        match process.and_then(|mut process| process.ended().is_none().then_some(process)) {
             Some(mut process) => {
                 process.signal(Signal::SIGTERM);
                 if process.wait(Duration::from_secs(30)).is_none() {
@@ -131,7 +145,7 @@ impl Daemon {
                 self.admin().post("/v1/stop", &serde_json::json!({}))?;
             }
         }
-        until("all processes of the daemon have ended", Duration::from_secs(10), || {
+        until("all processes of the daemon have ended", Duration::from_secs(30), || {
             pids.iter().all(|pid| !alive(*pid)).then_some(())
         })
     }
@@ -156,22 +170,42 @@ impl Daemon {
         }
     }
 
-    /// The process that [`start`](Self::start) started: the supervisor's parent.
+    /// The supervisor's parent: the process that [`start`](Self::start) started, or what has taken its place.
     pub fn parent(&self) -> Result<Pid> {
-        self.process.as_ref().map(Leashed::pid).context("the daemon was not started by the test")
+        let started = self.process.as_ref().map(Leashed::pid);
+        let heir = Pid::from_raw(self.heir.load(Ordering::SeqCst));
+        if let Some(parent) = [started, Some(heir)].into_iter().flatten().find(|pid| alive(*pid)) {
+            return Ok(parent);
+        }
+        let supervisor = self.status()?.pid;
+        let parent_of = |pid| all_processes().into_iter().find(|(found, _)| *found == pid);
+        let (_, parent) = parent_of(supervisor).context("the supervisor has just ended")?;
+        // as long as it has none of ours, it has init
+        let exe = |pid| std::fs::read_link(format!("/proc/{pid}/exe"));
+        ensure!(exe(parent)? == exe(supervisor)?, "the supervisor has no parent");
+        self.heir.store(parent, Ordering::SeqCst);
+        Ok(Pid::from_raw(parent))
     }
 
     /// The supervisor's process, at whatever point of its life.
     pub fn supervisor(&self) -> Option<Pid> {
-        let parent = self.parent().ok()?;
-        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-        let first = children.ok()?.split_whitespace().next()?.parse().ok()?;
-        Some(Pid::from_raw(first)).filter(|pid| alive(*pid))
+        self.family()?.supervisor
     }
 
-    /// The parent is dead: from now on the supervisor is all there is.
-    pub fn forget_parent(&mut self) {
-        self.process = None;
+    /// Those processes that guard what waits.
+    pub fn family(&self) -> Option<Family> {
+        let parent = self.parent().ok()?;
+        let mut family = Family { parent, supervisor: None, keeper: None };
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+        for pid in children.ok()?.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+            let place = match is_keeper(pid) {
+                Some(true) => &mut family.keeper,
+                Some(false) => &mut family.supervisor,
+                None => continue,
+            };
+            *place = Some(Pid::from_raw(pid)).filter(|pid| alive(*pid)).or(*place);
+        }
+        Some(family)
     }
 
     /// Kills the supervisor and nothing else. Gives the pid that it had.
@@ -276,6 +310,16 @@ impl Daemon {
             }
         }
     }
+}
+
+/// Whether a child of the parent is the keeper, by its arguments. `None`: it is just being started, or has ended.
+fn is_keeper(pid: i32) -> Option<bool> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut arguments = line.split(|byte| *byte == 0).skip(1);
+    let first = arguments.next()?;
+    // as long as it has those of the parent, it is nothing yet
+    (first != b"--standalone" && arguments.all(|other| other != b"--standalone"))
+        .then_some(first == b"keeper")
 }
 
 /// Built anew while it ran.
