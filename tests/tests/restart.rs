@@ -224,11 +224,7 @@ fn root_no_other_daemon_in_between() -> Result<()> {
         log.contains("another hydrantd").then_some(())
     })?;
     kill(parent, Signal::SIGCONT)?;
-    let successor = until("the next supervisor serves", Duration::from_secs(60), || {
-        let pid = Pid::from_raw(world.daemon.status().ok()?.pid);
-        (pid != killed).then_some(pid)
-    })
-    .with_context(|| world.daemon.log_tail(40))?;
+    let successor = successor(&world, killed)?;
     ensure!(world.daemon.supervisor() == Some(successor), "{successor} is not {parent}'s child");
     drop(cloning);
     let got = end(&reader.wait()?)?;

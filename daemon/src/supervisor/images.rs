@@ -454,8 +454,7 @@ impl<'s> Pull<'s, '_> {
             return Ok(true);
         }
         let supervisor = self.supervisor;
-        let segments = supervisor.catalog.segments(tree.pool).await.map_err(catalog)?;
-        if segments.iter().all(|segment| segment.complete) {
+        if supervisor.catalog.is_complete(tree).await.map_err(catalog)? {
             return Ok(true);
         }
         let images = supervisor.catalog.images().await.map_err(catalog)?;

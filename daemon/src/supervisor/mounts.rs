@@ -352,12 +352,10 @@ impl Supervisor {
 
     pub(super) async fn unmark_complete(&self, tree: &Tree) -> Result<(), ApiError> {
         let shard = self.shard(tree.pool)?;
-        let segments = self.catalog.segments(tree.pool).await;
+        let segments = self.catalog.segments_of(tree).await;
         let segments = segments.map_err(|error| internal("can't read the catalog", &error))?;
-        for segment in segments {
-            if segment.complete && tree.segments.contains(&segment.id) {
-                shard.send(Command::Unmark { segment: segment.id });
-            }
+        for segment in segments.iter().filter(|segment| segment.complete) {
+            shard.send(Command::Unmark { segment: segment.id });
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use super::super::images::{self, LAYER};
 use super::super::{Supervisor, lock};
 use super::failed;
 use crate::admin::ProgressSender;
-use crate::catalog::{NewSnapshot, SnapshotKind, Tree};
+use crate::catalog::{NewSnapshot, SnapshotKind};
 use crate::ids::TreeId;
 use crate::object::ObjectId;
 use crate::snapshotter::{Error, IMAGE_REF, MANIFEST_DIGEST, REF};
@@ -121,7 +121,8 @@ impl Supervisor {
                 "unpacked, as directories of it are what lower layers say");
             return Ok(false);
         }
-        if !tree.revision.is_empty() && !self.is_complete(&tree).await? {
+        let is_complete = self.catalog.is_complete(&tree).await.map_err(failed)?;
+        if !tree.revision.is_empty() && !is_complete {
             // what is in it is what some image says, and perhaps not this one
             info!(layer = %tree.commit, "unpacked, as it is not proved yet to be that layer");
             return Ok(false);
@@ -146,13 +147,6 @@ impl Supervisor {
             self.unmount_unused(&[id]).await;
         }
         Ok(made.is_ok())
-    }
-
-    /// All of it is there, and is what its digest says.
-    async fn is_complete(&self, tree: &Tree) -> Result<bool, Error> {
-        let segments = self.catalog.segments(tree.pool).await.map_err(failed)?;
-        let mut of_it = segments.iter().filter(|segment| tree.segments.contains(&segment.id));
-        Ok(of_it.all(|segment| segment.complete))
     }
 
     /// The layer that makes `target` on top of `below`.
