@@ -152,18 +152,32 @@ impl Daemon {
 
     /// Kills every process of the daemon at once, as a power cut would.
     pub fn kill(&mut self) {
-        // a process that is ending looks like nobody's before it has let go of its files
-        let mut seen = BTreeSet::new();
-        // the parent may have just started another supervisor; and who is killed takes a moment to end
+        // one that is left over starts the others again, so none may run while they are killed
+        let mut known: BTreeSet<i32> = self.pids().into_iter().map(Pid::as_raw).collect();
+        let mut stopped = BTreeSet::new();
+        let mut quiet = 0;
         for _ in 0..6000 {
-            let pids = self.pids();
-            for pid in &pids {
-                let _ = kill(*pid, Signal::SIGKILL);
+            known.retain(|pid| alive(Pid::from_raw(*pid)));
+            let found = self.pids_with(known.clone()).into_iter().filter(|pid| alive(*pid));
+            let new: Vec<Pid> = found.filter(|pid| stopped.insert(*pid)).collect();
+            for pid in &new {
+                let _ = kill(*pid, Signal::SIGSTOP);
+                known.insert(pid.as_raw());
             }
-            self.process = None;
-            seen.extend(pids.iter().copied());
-            seen.retain(|pid| alive(*pid));
-            if pids.is_empty() && seen.is_empty() {
+            // one that is just being started is nobody's for a moment
+            quiet = if new.is_empty() { quiet + 1 } else { 0 };
+            if quiet == 3 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for pid in &stopped {
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+        self.process = None;
+        // who is killed takes a moment to let go of its files
+        for _ in 0..6000 {
+            if !stopped.iter().any(|pid| alive(*pid)) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -279,9 +293,13 @@ impl Daemon {
     /// run directory's socket answered by it, and what descends from those.
     #[must_use]
     pub fn pids(&self) -> Vec<Pid> {
+        self.pids_with(self.status().map(|status| status.pid).into_iter().collect())
+    }
+
+    /// The same, of which some are known, without asking one that may be stopped.
+    fn pids_with(&self, mut ours: BTreeSet<i32>) -> Vec<Pid> {
         let Ok(hydrantd) = self.program() else { return Vec::new() };
         let state = self.directories.state.to_string_lossy().into_owned();
-        let mut ours: BTreeSet<i32> = self.status().map(|status| status.pid).into_iter().collect();
         ours.extend(self.process.iter().map(|process| process.pid().as_raw()));
         let processes: Vec<(i32, i32)> = all_processes()
             .into_iter()

@@ -332,6 +332,25 @@ impl Supervisor {
         Ok(tree.segments.iter().map(attach).collect())
     }
 
+    /// Attaches what has been mounted, in its place, all the time. Nobody waits for that but who reads.
+    pub(super) fn attach_again(
+        &self,
+        place: &Path,
+        trees: &[(Tree, Pool)],
+    ) -> Result<(), ApiError> {
+        let replies = self.attach_trees(trees)?;
+        let (place, live) = (place.to_owned(), Arc::clone(&self.live));
+        tokio::spawn(async move {
+            if let Err(error) = all_attached(replies).await
+                // it is the next supervisor's by now
+                && !lock(&live).stopping
+            {
+                error!(place = %place.display(), %error, "can't serve all of what is mounted");
+            }
+        });
+        Ok(())
+    }
+
     /// Puts a mount in its place. Segments that need no events lose their marks.
     pub(super) fn attach_mount(
         &self,
@@ -423,16 +442,9 @@ impl Supervisor {
     /// Goes on with a mount that a supervisor before this one has made. Nobody has to wait for the
     /// worker: the segments are marked, and who reads waits.
     fn adopt(&self, mount: &Mount, trees: &[(Tree, Pool)]) -> Result<(), ApiError> {
-        let replies = self.attach_trees(trees)?;
-        let (id, directory) = (mount.id, mount.directory.clone());
-        let live = Live { pools: pools_of(trees), directory: directory.clone() };
-        lock(&self.live).mounts.insert(id, live);
-        tokio::spawn(async move {
-            if let Err(error) = all_attached(replies).await {
-                error!(mount = %id, directory = %directory.display(), %error,
-                    "can't serve all of a tree that is mounted");
-            }
-        });
+        self.attach_again(&mount.directory, trees)?;
+        let live = Live { pools: pools_of(trees), directory: mount.directory.clone() };
+        lock(&self.live).mounts.insert(mount.id, live);
         Ok(())
     }
 

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use tracing::{error, info, warn};
 
 use super::super::clone::Cloning;
-use super::super::mounts::all_attached;
 use super::super::store::Store;
 use super::super::{Supervisor, blocking, internal, lock, shard_of};
 use crate::admin::ApiError;
@@ -211,16 +210,9 @@ impl Supervisor {
         let (tree, pool) = self.tree_and_pool(id).await?;
         self.introduce_layer(&pool)?;
         let trees = [(tree, pool)];
-        let replies = self.attach_trees(&trees)?;
+        self.attach_again(&self.store.layer_dir(id), &trees)?;
         lock(&self.live).layers.insert(id, trees[0].1.id);
         self.fill_in_background(&trees).await;
-        let [(tree, _)] = trees;
-        tokio::spawn(async move {
-            // who reads waits
-            if let Err(error) = all_attached(replies).await {
-                error!(tree = %id, %error, "can't serve all of a layer that is mounted");
-            }
-        });
-        self.unmark_complete(&tree).await
+        self.unmark_complete(&trees[0].0).await
     }
 }
