@@ -142,6 +142,7 @@ pub struct Built {
 pub enum Line {
     Layer { layer: layer::LayerJob },
     Prove { prove: segment::ProveJob },
+    Compare { compare: segment::CompareJob },
     Tree(Box<Job>),
 }
 
@@ -152,6 +153,8 @@ pub enum Reply {
     Built(Box<Built>),
     BuiltLayer(layer::LayerBuilt),
     Proved,
+    /// The layer is not what its index says: how it differs, for people to read.
+    Refuted(String),
     /// What went wrong, for people to read.
     Failed(String),
 }
@@ -362,9 +365,9 @@ fn reply(line: &str) -> anyhow::Result<Reply> {
     Ok(match serde_json::from_str(line)? {
         Line::Tree(job) => Reply::Built(Box::new(build(&job)?.built)),
         Line::Layer { layer } => Reply::BuiltLayer(layer::build(&layer)?),
-        Line::Prove { prove } => {
-            segment::prove(&prove)?;
-            Reply::Proved
+        Line::Compare { compare } => {
+            segment::compare(&compare)?.map_or(Reply::Proved, Reply::Refuted)
         }
+        Line::Prove { prove } => segment::prove(&prove)?.map_or(Reply::Proved, Reply::Refuted),
     })
 }

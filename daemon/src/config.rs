@@ -1,5 +1,7 @@
 //! The configuration file, `/etc/hydrant/config.toml`. It need not exist, and nothing need be in it.
 
+mod names;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +15,7 @@ use thiserror::Error;
 use crate::fanotify::{self, QueueKind};
 use crate::queue::wire::Limits;
 use crate::sys::cgroup;
+pub use names::Names;
 
 /// More shards than any machine has use for.
 const MAX_SHARDS: u16 = 64;
@@ -50,6 +53,18 @@ pub struct Config {
     pub workers: Workers,
     #[serde(default)]
     pub images: Images,
+    #[serde(default)]
+    pub containerd: Containerd,
+}
+
+/// `[containerd]`: its snapshotter.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Containerd {
+    /// Images that say themselves what is in their layers, and are believed until these are here and proved: meanwhile
+    /// containerd has such a layer for any image that names the same one. Default: none.
+    #[serde(default)]
+    pub lazy: Names,
 }
 
 /// `[images]`: container images.
@@ -329,6 +344,8 @@ mod tests {
             memory_high = 1048576
             pids_max = 64
             cpu_weight = 50
+            [containerd]
+            lazy = ["r.example.org", "docker.io/library/*"]
             "#,
         )
         .unwrap();
@@ -350,6 +367,10 @@ mod tests {
         assert_eq!(config.socket_group.as_deref(), Some("dev"));
         assert_eq!(config.queue, Some(QueueChoice::Brokered));
         assert_eq!(config.without_landlock, Some(true));
+        let image = |name| crate::source::oci::reference::Reference::parse(name).unwrap();
+        let lazy = &config.containerd.lazy;
+        assert!(lazy.contain(&image("busybox")) && !lazy.contain(&image("a/b")));
+        assert!(load("[containerd]\nlazy = \"all\"").unwrap().containerd.lazy == Names::All);
     }
 
     #[test]
@@ -366,6 +387,8 @@ mod tests {
             ("queue = \"best\"", "queue"),
             ("[workers]\npatience_secs = 0", "patience_secs"),
             ("[workers]\nwages = 1", "wages"),
+            ("[containerd]\nlazy = true", "lazy"),
+            ("[containerd]\nlazy = [\"team/*\"]", "team/*"),
             ("[workers]\nmemory_max = \"much\"", "memory_max"),
             ("[workers]\nmemory_max = \"99999999999T\"", "memory_max"),
             ("[workers]\npids_max = 1", "pids_max"),

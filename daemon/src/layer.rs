@@ -59,5 +59,5 @@ pub mod pinned;
 pub mod span;
 pub mod tar;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod tree;

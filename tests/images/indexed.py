@@ -193,7 +193,7 @@ def flat(out, at, value):
     struct.pack_into("<I", out, at, to - at)
 
 
-def soci(archive, span=200_000):
+def soci(archive, span=200_000, change=lambda entry: None):
     packer, blob, points = zlib.compressobj(6, wbits=31), bytearray(), []
     for at in range(0, len(archive), span):
         # a checkpoint where a block ends with a byte; the next one still refers to what is before
@@ -212,10 +212,11 @@ def soci(archive, span=200_000):
     files = []
     for info in entries(archive):
         entry = described(info, True)
+        change(entry)
         name = info.name.encode("utf-8", "surrogateescape") + (b"/" if info.isdir() else b"")
         records = [Flat(key.encode(), value.encode()) for key, value in info.pax_headers.items()]
         files.append(Flat(name, entry["type"].encode(), long(info.offset_data), long(info.size if info.isreg() else 0),
-                          info.linkname.encode(), long(info.mode), int32(info.uid), int32(info.gid), b"", b"",
+                          info.linkname.encode(), long(entry["mode"]), int32(info.uid), int32(info.gid), b"", b"",
                           entry["modtime"].encode(), long(info.devmajor), long(info.devminor), records))
     ztoc = Flat(b"1.0", b"test", long(len(blob)), long(len(archive)), Flat(files),
                 Flat(Raw(b"\1"), int32(len(points) - 1), digests, checkpoints))

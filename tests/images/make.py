@@ -7,7 +7,9 @@ several platforms), `docker` (with Docker's media types), `big` (BYTES of noise 
 `wrong-diff` (a configuration that names another archive), `wrong-layer` (a manifest that names another blob).
 `odd-estargz`, `odd-chunked`, `odd-soci`, `big-estargz`: with layers that have an index (see `indexed.py`); `other-toc`: eStargz, but the
 manifest pins another table of contents; `wrong-chunk`: the table of contents has a wrong digest of the file d1/f03;
-`unproved`: eStargz whose configuration names another archive; `impostor`: that of `victim`, which is streamed.
+`unproved`: eStargz whose configuration names another archive; `impostor`: that of `victim`, which is streamed; `liar`: the very
+layer of `victim`, with a SOCI index that makes a file set-uid. `app-estargz`: a shell and BYTES of noise, all eStargz; `app-unproved`: the
+same, with a configuration that names another archive for the noise.
 With --keep, the layers' archives go to DIR as 0.tar, 1.tar, ...
 """
 import functools, gzip, hashlib, io, json, os, random, subprocess, sys, tarfile, urllib.request
@@ -194,7 +196,7 @@ def push(to, tag, layers, docker=False, architecture=None, change=lambda manifes
         kind = OCI + "layer.v1.tar" + suffix
         if docker:
             kind = DOCKER + "image.rootfs.diff.tar" + suffix.replace("+", ".")
-        if how is indexed.soci:
+        if how is indexed.soci or how is lying_soci:
             blob, ztoc = how(data)
             inside, annotations = data, {}
             ztocs.append({"mediaType": "application/octet-stream", **to.blob(ztoc),
@@ -230,6 +232,14 @@ def lying(toc):
             entry["chunkDigest"] = digest(b"something else")
 
 
+def set_uid(entry):
+    if entry["name"] == "d3/f05":
+        entry["mode"] = 0o4755
+
+
+lying_soci = functools.partial(indexed.soci, change=set_uid)
+
+
 def main():
     global FRACTION
     url, name, tag, kind = sys.argv[1:5]
@@ -254,17 +264,22 @@ def main():
         layers = [(archive(base), "gzip"), (archive(implicit), "gzip")]
     if kind == "big-estargz":
         layers = [(archive(noise(1, size)), indexed.estargz), (archive(noise(2, size)), indexed.estargz)]
+    if kind in ("app-estargz", "app-unproved"):
+        FRACTION = 0
+        layers = [(archive(base), indexed.estargz), (archive(noise(1, size)), indexed.estargz)]
     if kind in ("other-toc", "wrong-chunk", "unproved"):
         how = {"other-toc": functools.partial(indexed.estargz, change=other),
                "wrong-chunk": functools.partial(indexed.estargz, change=lying), "unproved": indexed.estargz}[kind]
         layers = [(archive(noise(1, size // 8)), how)]
 
     victim = archive(noise(3, size // 8))
+    if kind == "liar":
+        layers = [(victim, lying_soci)]
     if kind in ("impostor", "victim"):
         layers = [(archive(noise(4, size // 8)), indexed.estargz) if kind == "impostor" else (victim, "gzip")]
 
     def wrong_diff(manifest, config):
-        config["rootfs"]["diff_ids"][0] = digest(victim if kind == "impostor" else b"something else")
+        config["rootfs"]["diff_ids"][-1] = digest(victim if kind == "impostor" else b"something else")
 
     def foreign(manifest, config):
         manifest["layers"][0]["mediaType"] = DOCKER + "image.rootfs.foreign.diff.tar.gzip"
@@ -279,7 +294,7 @@ def main():
         pushed = to.manifest(tag, index, OCI + "index.v1+json")
     elif kind == "other-platform":
         pushed = push(to, tag, layers, architecture="s390x")
-    elif kind in ("wrong-diff", "unproved", "impostor"):
+    elif kind in ("wrong-diff", "unproved", "impostor", "app-unproved"):
         pushed = push(to, tag, layers, change=wrong_diff)
     elif kind == "foreign":
         pushed = push(to, tag, layers, change=foreign)

@@ -26,7 +26,13 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Host {
     fn new(name: &str) -> Result<Self> {
-        let mut world = World::with(name, Setting { start: false, ..Setting::default() })?;
+        Self::with(name, "")
+    }
+
+    /// With lines of the daemon's configuration.
+    fn with(name: &str, configuration: &'static str) -> Result<Self> {
+        let setting = Setting { start: false, configuration, ..Setting::default() };
+        let mut world = World::with(name, setting)?;
         share_mounts(&world.daemon.directories().state)?;
         world.daemon.start()?;
         let registry = Registry::start(&world.path("registry"))?;
@@ -236,7 +242,7 @@ fn root_builds_on_top_of_layers() -> Result<()> {
 #[test]
 #[ignore = "needs root"]
 fn root_a_container_outlives_everybody() -> Result<()> {
-    let mut host = Host::new("containerd-crash")?;
+    let mut host = Host::with("containerd-crash", "[images]\nbackground_fill = false\n")?;
     let slow = Quality { delay: Duration::from_millis(20), bytes_per_second: Some(8 << 20) };
     let proxy = Proxy::start(host.registry.port(), slow)?;
     host.push("app", "app")?;

@@ -224,6 +224,12 @@ pub struct Image {
     /// Of these, what is fetched ahead at a mount, as its readers wanted it before.
     #[serde(default)]
     pub traced_bytes: u64,
+    /// Layers that were pulled by an index, and of which nobody has seen yet that they are what this says.
+    #[serde(default)]
+    pub unproved: u64,
+    /// Layers that are not what the image says that they are, and why, for people to read.
+    #[serde(default)]
+    pub refuted: Vec<String>,
     /// Since the epoch.
     pub pulled_ms: u64,
     /// Where it is mounted.

@@ -3,6 +3,7 @@
 use hydrant_api::Image;
 
 use super::{bytes, number, percent, table};
+use crate::output::clean_line;
 
 /// One line each.
 pub fn images(images: &[Image]) -> String {
@@ -23,7 +24,14 @@ pub fn images(images: &[Image]) -> String {
         ]
     };
     let headings = ["IMAGE", "DIGEST", ">LAYERS", ">SIZE", ">PRESENT", ">TRACED", "MOUNTED AT"];
-    table(&headings, images.iter().map(row))
+    let mut out = table(&headings, images.iter().map(row));
+    for image in images {
+        for refuted in &image.refuted {
+            out.push_str(&clean_line(&format!("{}: {refuted}", image.reference)));
+            out.push('\n');
+        }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -43,12 +51,15 @@ mod tests {
             present_bytes: 1 << 20,
             segment_bytes: 2 << 20,
             traced_bytes: 1 << 20,
+            unproved: 1,
+            refuted: vec!["the layer is another".into()],
             pulled_ms: 0,
             mounts: vec!["/mnt".into()],
         };
         let expected = r"
 IMAGE                             DIGEST        LAYERS     SIZE         PRESENT   TRACED  MOUNTED AT
 docker.io/library/busybox:latest  0123456789ab       1  1.0 MiB  1.0 MiB (50 %)  1.0 MiB  /mnt
+docker.io/library/busybox:latest: the layer is another
 ";
         assert_eq!(images(&[image]), expected.trim_start());
         assert_eq!(images(&[]), "no images\n");

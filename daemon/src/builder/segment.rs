@@ -1,6 +1,7 @@
 //! The segment of a layer: proved to be the layer's archive, and its extent index.
 
 mod names;
+pub(crate) mod same;
 
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -41,6 +42,15 @@ pub struct SegmentJob {
 pub struct ProveJob {
     pub data: PathBuf,
     pub access: PathBuf,
+}
+
+/// Two manifests of such a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompareJob {
+    /// What its index says, of which the image was made.
+    pub said: PathBuf,
+    /// What its archive says.
+    pub truth: PathBuf,
 }
 
 /// Reads the segment and writes its extent index beside it: the chunks by their names. All files are durable
@@ -100,6 +110,10 @@ pub fn check(job: &SegmentJob, manifest: &Path, made: &mut Made) -> Result<u64, 
         made.write(&job.data.with_extension("extents"), 0o600, |out| extents.write(out, size))?;
         data.sync_all()?;
         sync(&job.access)?;
+        if job.pinned {
+            // it is kept for the proof
+            sync(manifest)?;
+        }
         job.data.parent().map_or(Ok(()), sync_dir)
     };
     write().map_err(BuildError::io("keep the layer's segment"))?;
@@ -114,8 +128,8 @@ fn read_index(access: &Path) -> Result<Index, BuildError> {
     Index::parse(&bytes).map_err(|error| BuildError::Tree(error.to_string()))
 }
 
-/// Proves that a segment that was filled by a pinned index is the layer's archive.
-pub fn prove(job: &ProveJob) -> Result<(), BuildError> {
+/// Proves that a segment that was filled by a pinned index is the layer's archive. Gives what else it is.
+pub fn prove(job: &ProveJob) -> Result<Option<String>, BuildError> {
     let index = read_index(&job.access)?;
     let failed = BuildError::io("read the layer's segment");
     let mut data =
@@ -139,9 +153,20 @@ pub fn prove(job: &ProveJob) -> Result<(), BuildError> {
     let found = hasher.finish();
     if found != index.diff_id() {
         let expected = index.diff_id();
-        return Err(BuildError::Tree(format!(
+        return Ok(Some(format!(
             "the layer's archive has the digest {found} instead of {expected}"
         )));
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Proves that the image of a layer shows what is in its archive. Gives how they differ.
+pub fn compare(job: &CompareJob) -> Result<Option<String>, BuildError> {
+    let open = |path: &Path| {
+        let file = fs_err::File::open(path);
+        let file = file.map_err(BuildError::io("read what the puller wrote"))?;
+        Ok::<_, BuildError>(BufReader::with_capacity(256 << 10, file))
+    };
+    let difference = same::difference(open(&job.said)?, open(&job.truth)?)?;
+    Ok(difference.map(|what| format!("the layer's archive and its index differ: {what}")))
 }

@@ -106,11 +106,6 @@ impl Catalog {
         Ok(segments)
     }
 
-    /// Whether all content of a tree is there, durable, and for a layer: what its digest says.
-    pub async fn is_complete(&self, tree: &Tree) -> Result<bool, CatalogError> {
-        Ok(self.segments_of(tree).await?.iter().all(|segment| segment.complete))
-    }
-
     /// Whether every block of the segment is there and durable. `false` must be on record before
     /// anything of it is evicted. A segment that is not known is left out.
     pub async fn set_complete(&self, id: SegmentId, complete: bool) -> Result<(), CatalogError> {

@@ -93,6 +93,10 @@ pub struct Tree {
     pub implicit: u64,
     pub owner: Owner,
     pub created: i64,
+    /// A layer that was pulled by an index: all of it was here, and was what the index says.
+    pub proved: bool,
+    /// Or it was not, and why.
+    pub refuted: Option<String>,
 }
 
 /// A mount, under a number from [`allocate_mount`](super::Catalog::allocate_mount).
@@ -195,7 +199,7 @@ impl Segment {
 
 impl Tree {
     pub(super) const COLUMNS: &str = "id, pool, git_commit, root, revision, image, files, bytes, owner_uid, owner_gid, created, \
-         implicit";
+         implicit, proved, refuted";
 
     /// Without its segments, which are rows of another table.
     pub(super) fn from_row(row: &Row<'_>) -> Result<Self> {
@@ -212,6 +216,8 @@ impl Tree {
             implicit: unsigned(row, 11)?,
             owner: owner(row, 8)?,
             created: row.get(10)?,
+            proved: row.get(12)?,
+            refuted: row.get(13)?,
         })
     }
 }

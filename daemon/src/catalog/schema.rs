@@ -165,7 +165,14 @@ CREATE TABLE traces (
 ) STRICT;
 ";
 
-const MIGRATIONS: [&str; 6] = [FIRST, FAILED_EVENTS, IMAGES, SNAPSHOTS, ORIGINS_OF_LAYERS, TRACES];
+const VERDICTS: &str = "
+-- Of a layer that was not streamed, once all of it was here: it is what its index says, or why not.
+ALTER TABLE trees ADD COLUMN proved INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE trees ADD COLUMN refuted TEXT;
+";
+
+const MIGRATIONS: [&str; 7] =
+    [FIRST, FAILED_EVENTS, IMAGES, SNAPSHOTS, ORIGINS_OF_LAYERS, TRACES, VERDICTS];
 
 /// The catalog's version, SQLite's `user_version`: how many migrations there are.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;

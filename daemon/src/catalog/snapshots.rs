@@ -1,6 +1,6 @@
 //! containerd's snapshots.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::types::Type;
@@ -267,22 +267,35 @@ impl Catalog {
         .await
     }
 
-    /// The trees of all pools whose URL begins so, by their commits.
+    /// The trees of all pools whose URL begins so, with their commits: first those that are known to be what their
+    /// commits say.
     pub async fn trees_by_commit(
         &self,
         url: &'static str,
-    ) -> Result<HashMap<ObjectId, TreeId>, CatalogError> {
+    ) -> Result<Vec<(ObjectId, TreeId)>, CatalogError> {
         self.run("list trees", move |t| {
             t.prepare(
                 "SELECT trees.git_commit, trees.id FROM trees JOIN pools ON pools.id = trees.pool
                  WHERE substr(pools.url, 1, length(?1)) = ?1
-                 ORDER BY trees.revision = ''",
+                 ORDER BY trees.revision <> '', trees.proved = 0, trees.id",
             )?
             .query_map([url], |row| {
                 let id = ObjectId::from_bytes(&row.get::<_, Vec<u8>>(0)?)
                     .map_err(|e| Error::FromSqlConversionFailure(0, Type::Blob, Box::new(e)))?;
                 Ok((id, TreeId(unsigned(row, 1)?)))
             })?
+            .collect()
+        })
+        .await
+    }
+
+    /// The names that images with this tree were pulled by.
+    pub async fn names_of_tree(&self, tree: TreeId) -> Result<Vec<String>, CatalogError> {
+        self.run("list the images of a layer", move |t| {
+            t.prepare(
+                "SELECT DISTINCT reference FROM images JOIN image_layers ON image = images.id WHERE tree = ?1",
+            )?
+            .query_map([signed(tree.0)?], |row| row.get(0))?
             .collect()
         })
         .await

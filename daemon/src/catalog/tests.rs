@@ -490,7 +490,8 @@ async fn images_of_containerd_go_with_its_snapshots() {
     assert_eq!(catalog.take_garbage(HashSet::new).await.unwrap(), Garbage::default());
     assert_eq!(catalog.snapshot_trees().await.unwrap(), HashSet::from([tree.id]));
     let layers = catalog.trees_by_commit("oci-layer:").await.unwrap();
-    assert_eq!(layers.get(&tree.commit), Some(&tree.id));
+    assert_eq!(layers, [(tree.commit, tree.id)]);
+    assert_eq!(catalog.names_of_tree(tree.id).await.unwrap(), ["a"]);
     assert!(catalog.trees_by_commit("oci-layer:2").await.unwrap().is_empty());
     // without a name, the layer stays nevertheless
     let named = catalog.image_named("a").await.unwrap().unwrap();

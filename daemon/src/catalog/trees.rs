@@ -94,6 +94,40 @@ impl Catalog {
         .await
     }
 
+    /// The tree that shows this segment and was pulled by an index is what that says: its segment is complete.
+    pub async fn set_proved(&self, segment: SegmentId) -> Result<(), CatalogError> {
+        self.run("note that a layer is proved", move |t| {
+            let segment = [signed(segment.0)?];
+            t.execute("UPDATE segments SET complete = 1 WHERE id = ?1", segment)?;
+            t.execute(
+                "UPDATE trees SET proved = 1, refuted = NULL WHERE revision <> ''
+                 AND id IN (SELECT tree FROM tree_segments WHERE segment = ?1)",
+                segment,
+            )?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The tree that shows this segment is not what its index says. Gives the tree.
+    pub async fn set_refuted(
+        &self,
+        segment: SegmentId,
+        why: String,
+    ) -> Result<Option<Tree>, CatalogError> {
+        self.run("note that a layer is refuted", move |t| {
+            let query = format!(
+                "UPDATE trees SET proved = 0, refuted = ?2
+                 WHERE id IN (SELECT tree FROM tree_segments WHERE segment = ?1) RETURNING {}",
+                Tree::COLUMNS
+            );
+            let key = params![signed(segment.0)?, why];
+            let tree = t.query_row(&query, key, Tree::from_row).optional()?;
+            tree.map(|tree| with_segments(t, tree)).transpose()
+        })
+        .await
+    }
+
     pub async fn trees(&self) -> Result<Vec<Tree>, CatalogError> {
         self.run("list the trees", |t| {
             let query = format!("SELECT {} FROM trees ORDER BY id", Tree::COLUMNS);

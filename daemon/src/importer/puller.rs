@@ -4,9 +4,11 @@
 //! asked for: compressed bytes in; out go the archive into the layer's segment, a manifest of its tree
 //! for the builder, and the index that lets a worker fetch parts of the layer later.
 //!
-//! A layer whose index the image pins is not streamed (`pinned`).
+//! A layer whose index the image pins is not streamed (`pinned`). What its archive says is read once all of it is here
+//! (`reread`).
 
 mod pinned;
+mod reread;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -87,10 +89,19 @@ async fn pull(
     supervisor: &Arc<Supervisor>,
     mut messages: mpsc::UnboundedReceiver<(ToPuller, Vec<OwnedFd>)>,
 ) -> anyhow::Result<()> {
-    let Some((ToPuller::Image { version, repository, reference, platform, limits }, _)) =
-        messages.recv().await
-    else {
-        anyhow::bail!("the supervisor sent no image");
+    let (version, repository, reference, platform, limits) = match messages.recv().await {
+        Some((ToPuller::Image { version, repository, reference, platform, limits }, _)) => {
+            (version, repository, reference, platform, limits)
+        }
+        Some((ToPuller::Reread { version }, fds)) => {
+            anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
+            let files = files_of(fds)?;
+            let reread = tokio::task::spawn_blocking(move || reread::read(files)).await;
+            let shown = reread.context("a thread ended")??;
+            let done = FromPuller::Layer { number: 0, shown, pinned: None };
+            return supervisor.tell(&done).await;
+        }
+        _ => anyhow::bail!("the supervisor sent no image"),
     };
     anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
     let credentials: Arc<dyn Credentials> = Arc::clone(supervisor) as _;
@@ -158,8 +169,11 @@ fn order_of(message: ToPuller, fds: Vec<OwnedFd>) -> anyhow::Result<Order> {
     let ToPuller::Layer { number } = message else {
         anyhow::bail!("the supervisor is out of step");
     };
-    let fds = fds.try_into();
-    Ok((number, fds.map_err(|_| anyhow::anyhow!("the supervisor sent no files"))?))
+    Ok((number, files_of(fds)?))
+}
+
+fn files_of(fds: Vec<OwnedFd>) -> anyhow::Result<[OwnedFd; LAYER_FDS]> {
+    fds.try_into().map_err(|_| anyhow::anyhow!("the supervisor sent no files"))
 }
 
 /// Fetches one layer. What is wrong is fetched again while there is a host that has not given any of it.
@@ -251,15 +265,21 @@ fn unpack(
 
 /// Writes the manifest of a layer's tree, and its index.
 fn write(tree: &Tree, index: &Index, manifest: File, index_file: File) -> anyhow::Result<Shown> {
+    let shown = write_manifest(tree, index.uncompressed_len(), manifest)?;
+    let mut out = BufWriter::new(index_file);
+    index.write(&mut out).context("can't write the index")?;
+    out.flush().context("can't write the index")?;
+    Ok(shown)
+}
+
+/// Writes a manifest for a segment of `len` bytes.
+fn write_manifest(tree: &Tree, len: u64, manifest: File) -> anyhow::Result<Shown> {
     // overlayfs does not look for that at the root
     anyhow::ensure!(!tree.is_opaque(), "it hides all layers below it, which is not supported");
     let summary = tree.summary();
     let implicit = tree.implicit().len() as u64;
-    let mut out = tree.write(BufWriter::new(manifest), index.uncompressed_len())?;
+    let mut out = tree.write(BufWriter::new(manifest), len)?;
     out.flush().context("can't write the manifest")?;
-    let mut out = BufWriter::new(index_file);
-    index.write(&mut out).context("can't write the index")?;
-    out.flush().context("can't write the index")?;
     let shown = [summary.files, summary.directories, summary.symlinks, summary.special];
     Ok(Shown { files: shown.iter().sum(), bytes: summary.bytes, implicit })
 }

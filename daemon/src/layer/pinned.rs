@@ -30,7 +30,7 @@ mod flat;
 mod layout;
 pub mod soci;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod time;
 mod toc;
 pub mod zstd_chunked;

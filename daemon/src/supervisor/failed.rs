@@ -21,6 +21,8 @@ pub enum News {
     Settled(SegmentId, ByteRange),
     /// Readers of a layer wanted these records.
     Touched(SegmentId, Vec<u32>),
+    /// A layer is not what its index says.
+    Refuted(SegmentId, String),
 }
 
 impl Supervisor {
@@ -57,6 +59,10 @@ impl Supervisor {
                     }
                     News::Touched(segment, records) => {
                         supervisor.add_to_trace(segment, records).await;
+                        continue;
+                    }
+                    News::Refuted(segment, why) => {
+                        supervisor.refute_layer(segment, why).await;
                         continue;
                     }
                     News::Settled(segment, range) => {

@@ -10,6 +10,7 @@ mod layer;
 mod mounting;
 mod prove;
 mod puller;
+mod refuted;
 mod trace;
 
 use std::collections::{HashMap, HashSet};
@@ -21,7 +22,9 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 pub use credentials::RegistryAccess;
+pub(super) use fill::Wanted;
 pub(super) use prove::prove;
+pub(super) use refuted::refusal;
 
 use self::puller::{Puller, Step};
 use super::clone::Cloning;
@@ -60,6 +63,12 @@ struct KnownOrigin {
 /// Whether a pool is a layer's.
 pub(super) fn is_layer(pool: &Pool) -> bool {
     pool.url.starts_with(LAYER)
+}
+
+/// Whether a layer is what its digest says: it was streamed, or all of it was here and proved. What comes of it later proves
+/// itself.
+pub(super) fn is_known(tree: &Tree) -> bool {
+    tree.revision.is_empty() || tree.proved
 }
 
 fn known_origin(pool: &Pool) -> Result<KnownOrigin, ApiError> {
@@ -249,10 +258,13 @@ impl Supervisor {
         for image in images {
             let (mut files, mut present_bytes, mut segment_bytes) = (0, 0, 0);
             let mut diff_ids = Vec::with_capacity(image.layers.len());
+            let (mut unproved, mut refuted) = (0, Vec::new());
             for (tree, _) in &image.layers {
                 let (tree, pool) = self.tree_and_pool(*tree).await?;
                 files += tree.files;
                 diff_ids.push(tree.commit);
+                unproved += u64::from(!is_known(&tree));
+                refuted.extend(refusal(&tree).map(|error| error.message));
                 for segment in &tree.segments {
                     let (present, size) =
                         self.store.present_bytes(pool.id, *segment).unwrap_or((0, 0));
@@ -270,6 +282,8 @@ impl Supervisor {
                 bytes: image.layers.iter().map(|(_, bytes)| bytes).sum(),
                 present_bytes,
                 segment_bytes,
+                unproved,
+                refuted,
                 traced_bytes: self.traced_bytes(&diff_ids).await?,
                 pulled_ms: u64::try_from(image.pulled).unwrap_or(0).saturating_mul(1000),
                 mounts: of_it.map(|m| hydrant_api::path_to_text(&m.directory)).collect(),
@@ -450,13 +464,10 @@ impl<'s> Pull<'s, '_> {
     /// Whether a layer is what its `diff_id` says. What was pulled by an index is what the manifest says that pinned
     /// the index, until all of it is here: another image, whose author may be another one, does not take it.
     async fn is_proved(&self, tree: &Tree, manifest: &ObjectId) -> Result<bool, ApiError> {
-        if tree.revision.is_empty() {
+        if is_known(tree) {
             return Ok(true);
         }
         let supervisor = self.supervisor;
-        if supervisor.catalog.is_complete(tree).await.map_err(catalog)? {
-            return Ok(true);
-        }
         let images = supervisor.catalog.images().await.map_err(catalog)?;
         let is_of = |image: &Image| image.layers.iter().any(|(layer, _)| *layer == tree.id);
         Ok(images.iter().any(|image| image.manifest == *manifest && is_of(image)))

@@ -316,6 +316,12 @@ impl Supervisor {
     }
 
     fn attach_segments(&self, tree: &Tree, pool: &Pool) -> Result<Vec<Attached>, ApiError> {
+        if let Some(refusal) = images::refusal(tree)
+            && lock(&self.live).layers.contains_key(&tree.id)
+        {
+            // containerd has it: it is not to be filled again
+            return Err(refusal);
+        }
         let shard = self.shard(pool.id)?;
         let cant = |error| internal("can't read the pool's origin", &error);
         let origin = if images::is_layer(pool) {
@@ -416,7 +422,7 @@ impl Supervisor {
             self.unmark_complete(tree).await?;
         }
         if mount.image.is_some() {
-            self.fill_in_background(&trees).await;
+            self.fill_in_background(&trees, images::Wanted::Pulled).await;
         }
         info!(mount = %mount.id, directory = %mount.directory.display(), "mounted");
         if history::is_wanted(mount)

@@ -324,14 +324,22 @@ fn hooks(catalog: &Catalog, tell: &mpsc::UnboundedSender<News>) -> impl Fn(Shard
     move |id| {
         let (catalog, runtime) = (catalog.clone(), runtime.clone());
         let (given_up, settled, touched) = (tell.clone(), tell.clone(), tell.clone());
+        let refuted = tell.clone();
         Hooks {
-            on_complete: Arc::new(move |segment| {
+            on_complete: Arc::new(move |segment, proved| {
                 let catalog = catalog.clone();
                 runtime.spawn(async move {
-                    if let Err(error) = catalog.set_complete(segment, true).await {
+                    let noted = match proved {
+                        true => catalog.set_proved(segment).await,
+                        false => catalog.set_complete(segment, true).await,
+                    };
+                    if let Err(error) = noted {
                         error!(%segment, %error, "can't note that a segment is complete");
                     }
                 });
+            }),
+            on_refuted: Arc::new(move |segment, why| {
+                refuted.send(News::Refuted(segment, why)).ok();
             }),
             on_given_up: Arc::new(move |event| {
                 given_up.send(News::GivenUp(id, Box::new(event))).ok();

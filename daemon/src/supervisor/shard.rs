@@ -43,7 +43,8 @@ use crate::source::git::Capabilities;
 use crate::sys::fdstore;
 use brokered::Brokered;
 pub use handle::{
-    Command, Counters, Hooks, LastDeath, Rules, ShardHandle, Snapshot, StartError, WorkerSnapshot,
+    Command, Completeness, Counters, Hooks, LastDeath, Rules, ShardHandle, Snapshot, StartError,
+    WorkerSnapshot,
 };
 use kernel::Kernel;
 pub use poison::{GivenUp, epoch_ms, from_epoch};

@@ -158,6 +158,12 @@ impl Supervisor {
     /// Where the snapshots are that are below another, which are mounted then. The highest first.
     async fn places(&self, below: &[Snapshot]) -> Result<Vec<PathBuf>, Error> {
         let trees: Vec<_> = below.iter().filter_map(|snapshot| snapshot.tree).collect();
+        for tree in &trees {
+            let (tree, _) = self.tree_and_pool(*tree).await?;
+            if let Some(refusal) = super::images::refusal(&tree) {
+                return Err(Error::FailedPrecondition(refusal.message));
+            }
+        }
         self.mount_layers(&trees).await?;
         Ok(below.iter().map(|snapshot| self.place(snapshot.id, snapshot.tree)).collect())
     }

@@ -251,6 +251,12 @@ impl Store {
         Ok(fds)
     }
 
+    /// A layer's data and its access index, for reading alone, in a way that raises no events.
+    pub fn open_to_reread(&self, pool: PoolId, segment: SegmentId) -> io::Result<[File; 2]> {
+        let open = |kind| self.open_private(pool, segment, kind, OFlag::O_RDONLY);
+        Ok([open("data")?, open("access")?])
+    }
+
     /// Marks a segment: from here on its readers wait for what is not there.
     pub fn mark(&self, group: &Group, pool: PoolId, segment: SegmentId) -> io::Result<SegmentFile> {
         let file = self.open_private(pool, segment, "data", OFlag::O_RDONLY)?;
@@ -328,9 +334,11 @@ impl Store {
         }
         let data = self.data_path(pool, segment);
         std::fs::remove_file(data.with_extension("extents"))?;
-        match std::fs::remove_file(data.with_extension("access")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        for of_layers in ["access", "manifest", "reread"] {
+            match std::fs::remove_file(data.with_extension(of_layers)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
         std::fs::remove_file(data)?;
         Ok(true)

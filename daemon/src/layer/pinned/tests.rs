@@ -27,6 +27,26 @@ fn decoded(span: &Span, blob: &[u8]) -> Vec<u8> {
     span.decode(&blob[from..to], &[]).unwrap()
 }
 
+/// Blobs of each kind, and what their indexes say.
+pub fn all() -> Vec<(Vec<u8>, Pinned)> {
+    let mut all = Vec::new();
+    for chunk in [1000, 1 << 20] {
+        let blob = estargz(&archive(), chunk);
+        let at = estargz::toc_at(&blob.bytes, blob.bytes.len() as u64).unwrap();
+        let read = estargz::read(&blob.bytes[at as usize..], at, blob.toc, &blob.layer());
+        all.push((blob.bytes, read.unwrap()));
+        let (blob, places) = zstd_chunked(&archive(), chunk);
+        let both = places.both(blob.bytes.len() as u64).unwrap();
+        let bytes = &blob.bytes[both.offset() as usize..both.end() as usize];
+        let read = zstd_chunked::read(bytes, &places, &blob.layer());
+        all.push((blob.bytes, read.unwrap()));
+    }
+    let (blob, ztoc) = gzip_with_ztoc(&large_archive(), false);
+    let read = soci::read(&ztoc, blob.toc, &blob.layer());
+    all.push((blob.bytes, read.unwrap()));
+    all
+}
+
 /// What a tree shows: for each name what it is, and its content.
 fn shown(tree: &Tree, segment: &[u8]) -> Vec<String> {
     let manifest = tree.write(Vec::new(), segment.len() as u64).unwrap();

@@ -102,7 +102,8 @@ pub(super) fn guard(
         let user = WorkerUser { uid: 0, gid: 0, without_landlock: true };
         let store = Arc::new(Store::open(&state(), user).unwrap());
         let hooks = Hooks {
-            on_complete: Arc::new(|_| ()),
+            on_complete: Arc::new(|_, _| ()),
+            on_refuted: Arc::new(|_, _| ()),
             on_given_up: Arc::new(|given_up| panic!("{given_up:?}")),
             on_settled: Arc::new(|_, _| ()),
             on_touched: Arc::new(|_, _| ()),

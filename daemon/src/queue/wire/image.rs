@@ -137,6 +137,10 @@ pub enum ToPuller {
         platform: Platform,
         limits: Limits,
     },
+    /// The first message, instead. A layer that was filled by an index is all in its segment (first fd; the second is its
+    /// access index): write the manifest of what its archive says into the third fd. Answered with
+    /// [`FromPuller::Layer`], after which the process ends.
+    Reread { version: u32 },
     /// Fetch layer `number`, counted from 0, into these fds: the segment, the manifest of its tree,
     /// its access index.
     Layer { number: u32 },

@@ -5,7 +5,7 @@ use std::io;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use crate::builder::layer::LayerJob;
-use crate::builder::segment::ProveJob;
+use crate::builder::segment::{CompareJob, ProveJob};
 use crate::builder::{Job, Line, Reply};
 use crate::sys::spawn::{Child, Role, Spawn};
 
@@ -44,6 +44,11 @@ impl Builder {
     /// Has a layer proved that has come piece by piece.
     pub async fn prove(&mut self, job: ProveJob) -> io::Result<Reply> {
         self.work(&Line::Prove { prove: job }).await
+    }
+
+    /// Has two manifests of a layer compared.
+    pub async fn compare(&mut self, job: CompareJob) -> io::Result<Reply> {
+        self.work(&Line::Compare { compare: job }).await
     }
 
     async fn work(&mut self, work: &Line) -> io::Result<Reply> {

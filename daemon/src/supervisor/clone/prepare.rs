@@ -173,7 +173,7 @@ impl<'a> Clone<'a> {
                 let message = format!("can't build the tree: {message}");
                 return Err(ApiError::new(ErrorCode::Origin, message).into());
             }
-            Ok(Reply::BuiltLayer(_) | Reply::Proved) => {
+            Ok(Reply::BuiltLayer(_) | Reply::Proved | Reply::Refuted(_)) => {
                 let message = "the builder has built something else";
                 return Err(ApiError::new(ErrorCode::Internal, message).into());
             }

@@ -15,10 +15,22 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// More chunks than any layer has.
 const ALL: Run = Run { first: 0, count: u32::MAX };
 
+/// The layers of which the rest is to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum Wanted {
+    All,
+    /// Those that were pulled by an index. What was evicted comes when it is read.
+    Pulled,
+}
+
 impl Supervisor {
     /// Begins to fetch what is missing of the layers of a mount, behind whoever reads: what was read of them before, then the
-    /// rest of those that were never complete, one layer after the other. Ends with the mount.
-    pub(in super::super) async fn fill_in_background(&self, trees: &[(Tree, Pool)]) {
+    /// rest, one layer after the other. Ends with the mount.
+    pub(in super::super) async fn fill_in_background(
+        &self,
+        trees: &[(Tree, Pool)],
+        wanted: Wanted,
+    ) {
         let mut missing = Vec::new();
         for (tree, pool) in trees {
             let (Ok(segments), Ok(shard)) =
@@ -39,8 +51,7 @@ impl Supervisor {
             debug!(%segment, runs = runs.len(), "fetching what was read before");
             replays.push(shard.prefetch(segment, runs));
         }
-        // pulled by an index
-        missing.retain(|(tree, ..)| !tree.revision.is_empty());
+        missing.retain(|(tree, ..)| wanted == Wanted::All || !tree.revision.is_empty());
         if !self.config.images.background_fill.unwrap_or(true) {
             missing.clear();
         }

@@ -31,6 +31,8 @@ pub struct LayerFiles {
     /// Which parts of the blob make which parts of the segment.
     access: (PathBuf, File),
     keep: bool,
+    /// The manifest too: what the image shows is to be proved.
+    unproved: bool,
 }
 
 /// The path of a layer's access index, beside its segment.
@@ -53,6 +55,7 @@ impl LayerFiles {
             access: create(access_path(&data))?,
             data: create(data)?,
             keep: false,
+            unproved: false,
         })
     }
 
@@ -66,6 +69,7 @@ impl LayerFiles {
 impl Drop for LayerFiles {
     fn drop(&mut self) {
         let unwanted: &[&PathBuf] = match self.keep {
+            true if self.unproved => &[],
             true => &[&self.manifest.0],
             false => &[&self.manifest.0, &self.access.0, &self.data.0],
         };
@@ -118,7 +122,7 @@ impl Pull<'_, '_> {
                 let message = format!("can't build a layer: {message}");
                 return Err(ApiError::new(ErrorCode::Origin, message));
             }
-            Ok(Reply::Built(_) | Reply::Proved) => {
+            Ok(Reply::Built(_) | Reply::Proved | Reply::Refuted(_)) => {
                 return Err(ApiError::internal("the builder is out of step"));
             }
             Err(error) => return Err(internal("the builder failed", &error)),
@@ -142,6 +146,7 @@ impl Pull<'_, '_> {
         let segment = NewSegment { id: files.segment, kind: SegmentKind::Data, size };
         supervisor.catalog.insert_tree(tree, vec![segment]).await.map_err(catalog)?;
         files.keep = true;
+        files.unproved = pinned.is_some();
         if pinned.is_none() {
             // the builder has read all of it and synced it
             supervisor.catalog.set_complete(files.segment, true).await.map_err(catalog)?;

@@ -12,7 +12,7 @@ use super::super::clone::Cloning;
 use super::super::durable;
 use super::super::target::Target;
 use super::super::{Supervisor, internal};
-use super::{ROOT, catalog};
+use super::{ROOT, Wanted, catalog};
 use crate::admin::{ApiError, Caller};
 use crate::catalog::{Image, Mount, NewMount};
 use crate::ids::MountId;
@@ -92,7 +92,7 @@ impl Supervisor {
         for (tree, _) in &trees {
             self.unmark_complete(tree).await?;
         }
-        self.fill_in_background(&trees).await;
+        self.fill_in_background(&trees, Wanted::Pulled).await;
         info!(mount = %id, image = image.reference, directory = %target.path.display(), "mounted");
         let (files, tree_bytes) = trees
             .iter()

@@ -1,5 +1,6 @@
 //! A puller process, as the supervisor sees it.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -49,7 +50,8 @@ pub struct Puller {
     /// Dropped after the process.
     cgroup: Option<Cgroup>,
     control: Seqpacket,
-    access: RegistryAccess,
+    /// `None`: it has nothing to ask for.
+    access: Option<RegistryAccess>,
     upcalls: u32,
     buffer: Vec<u8>,
 }
@@ -63,6 +65,19 @@ impl Puller {
         store: &Store,
         cgroups: &Cgroups,
         access: RegistryAccess,
+    ) -> Result<Self, ApiError> {
+        Self::spawn(store, cgroups, Some(access))
+    }
+
+    /// One that is to read what is here.
+    pub fn offline(store: &Store, cgroups: &Cgroups) -> Result<Self, ApiError> {
+        Self::spawn(store, cgroups, None)
+    }
+
+    fn spawn(
+        store: &Store,
+        cgroups: &Cgroups,
+        access: Option<RegistryAccess>,
     ) -> Result<Self, ApiError> {
         let (control, theirs) = seqpacket::pair().map_err(cant("can't make a socket"))?;
         let control = Seqpacket::new(control).map_err(cant("can't use a socket"))?;
@@ -105,7 +120,10 @@ impl Puller {
                     if self.upcalls > MAX_UPCALLS {
                         return Err(ApiError::internal("the puller asks for too much"));
                     }
-                    let result = self.access.credential(&url, rejected.as_ref()).await;
+                    let result = match &self.access {
+                        Some(access) => access.credential(&url, rejected.as_ref()).await,
+                        None => Err("it is to ask nobody".into()),
+                    };
                     self.tell(&ToPuller::Credential { request, result }, &[]).await?;
                 }
                 FromPuller::Failed { message, hint } => {
@@ -147,6 +165,16 @@ impl Puller {
                 FromPuller::Progress { .. } => {}
                 _ => return Err(ApiError::internal("the puller is out of step")),
             }
+        }
+    }
+
+    /// Has the manifest written of what is in a layer: segment, access index, manifest.
+    pub async fn reread(&mut self, files: [File; 3]) -> Result<(), ApiError> {
+        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        self.tell(&ToPuller::Reread { version: wire::VERSION }, &fds).await?;
+        match self.hear().await? {
+            FromPuller::Layer { .. } => Ok(()),
+            _ => Err(ApiError::internal("the puller is out of step")),
         }
     }
 

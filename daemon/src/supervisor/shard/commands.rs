@@ -10,7 +10,8 @@ use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
 use super::{
-    Check, Command, GONE, GRACE, Pool, Prefetch, Segment, Shard, Snapshot, WorkerSnapshot, now,
+    Check, Command, Completeness, GONE, GRACE, Pool, Prefetch, Segment, Shard, Snapshot,
+    WorkerSnapshot, now,
 };
 use crate::ids::{PoolId, SegmentId};
 use crate::queue::broker::Pending;
@@ -211,34 +212,48 @@ impl Shard {
         segment.check = Check::UnderWay;
         let (pool, size, attachment) = (segment.pool, segment.size, segment.attachment);
         let (store, own) = (Arc::clone(&self.store), self.own.clone());
+        let cgroups = Arc::clone(&self.rules.cgroups);
         tokio::spawn(async move {
             let looking = Arc::clone(&store);
             let look = move || looking.sync_if_complete(pool, id, size);
             let complete = tokio::task::spawn_blocking(look).await;
-            let mut complete = complete.unwrap_or_else(|error| Err(io::Error::other(error)));
-            if matches!(complete, Ok(true)) && said == Said::Worker {
-                complete = images::prove(&store, pool, id).await.map(|()| true);
-            }
+            let complete = match complete.unwrap_or_else(|error| Err(io::Error::other(error))) {
+                Ok(true) if said == Said::Worker => images::prove(&store, &cgroups, pool, id).await,
+                Ok(true) => Ok(Completeness::Yes),
+                Ok(false) => Ok(Completeness::No),
+                Err(error) => Err(error),
+            };
             if let Some(own) = own.upgrade() {
                 own.send(Command::Checked { segment: id, attachment, complete }).ok();
             }
         });
     }
 
-    pub(super) fn checked(&mut self, id: SegmentId, attachment: u64, complete: io::Result<bool>) {
+    pub(super) fn checked(
+        &mut self,
+        id: SegmentId,
+        attachment: u64,
+        complete: io::Result<Completeness>,
+    ) {
         let Some(segment) = self.segments.get_mut(&id) else { return };
         if segment.attachment != attachment {
             return;
         }
         let again = std::mem::replace(&mut segment.check, Check::No) == Check::Again;
         match complete {
-            Ok(true) => {
+            Ok(complete @ (Completeness::Yes | Completeness::Proved)) => {
                 self.unmark(id);
-                (self.hooks.on_complete)(id);
-                debug!(shard = %self.id, segment = %id, "complete");
+                (self.hooks.on_complete)(id, complete == Completeness::Proved);
+                debug!(shard = %self.id, segment = %id, ?complete, "complete");
             }
-            Ok(false) if again => self.check_complete(id, Said::Worker),
-            Ok(false) => warn!(shard = %self.id, segment = %id, "said to be complete, but is not"),
+            Ok(Completeness::Refuted(error)) => {
+                error!(shard = %self.id, segment = %id, error, "can't count it as complete");
+                (self.hooks.on_refuted)(id, error);
+            }
+            Ok(Completeness::No) if again => self.check_complete(id, Said::Worker),
+            Ok(Completeness::No) => {
+                warn!(shard = %self.id, segment = %id, "said to be complete, but is not")
+            }
             Err(error) => {
                 error!(shard = %self.id, segment = %id, %error, "can't count it as complete")
             }

@@ -95,8 +95,20 @@ pub enum Command {
         segment: SegmentId,
         /// Which attach of the segment it was about.
         attachment: u64,
-        complete: io::Result<bool>,
+        complete: io::Result<Completeness>,
     },
+}
+
+/// What was found where a segment was said to be complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Completeness {
+    /// It has holes.
+    No,
+    Yes,
+    /// It was filled by an index, and is the layer that this says it is.
+    Proved,
+    /// Or it is not: how it differs.
+    Refuted(String),
 }
 
 /// What a shard is doing.
@@ -170,8 +182,10 @@ pub struct Rules {
 /// Who is told what happens in a shard. They return at once.
 #[derive(Clone)]
 pub struct Hooks {
-    /// A segment has become complete and durable.
-    pub on_complete: Arc<dyn Fn(SegmentId) + Send + Sync>,
+    /// A segment has become complete and durable; `true`: and was proved to be the layer that its index says.
+    pub on_complete: Arc<dyn Fn(SegmentId, bool) + Send + Sync>,
+    /// A layer is complete, and not what its index says.
+    pub on_refuted: Arc<dyn Fn(SegmentId, String) + Send + Sync>,
     pub on_given_up: Arc<dyn Fn(GivenUp) + Send + Sync>,
     /// A range was in quarantine, and now its bytes are there.
     pub on_settled: Arc<dyn Fn(SegmentId, ByteRange) + Send + Sync>,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tracing::{error, info, warn};
 
 use super::super::clone::Cloning;
+use super::super::images::{self, Wanted};
 use super::super::store::Store;
 use super::super::{Supervisor, blocking, internal, lock, shard_of};
 use crate::admin::ApiError;
@@ -99,6 +100,9 @@ impl Supervisor {
             in_use.push(Cloning::begin(self, pool.id));
             // it may have gone in between, as garbage
             let (tree, pool) = self.tree_and_pool(id).await?;
+            if let Some(refusal) = images::refusal(&tree) {
+                return Err(refusal);
+            }
             self.introduce_layer(&pool)?;
             if !trees.iter().any(|(known, _): &(Tree, Pool)| known.id == id) {
                 trees.push((tree, pool));
@@ -109,7 +113,7 @@ impl Supervisor {
             self.mount_layer(tree, pool).await?;
             self.unmark_complete(tree).await?;
         }
-        self.fill_in_background(&trees).await;
+        self.fill_in_background(&trees, Wanted::All).await;
         Ok(())
     }
 
@@ -212,7 +216,13 @@ impl Supervisor {
         let trees = [(tree, pool)];
         self.attach_again(&self.store.layer_dir(id), &trees)?;
         lock(&self.live).layers.insert(id, trees[0].1.id);
-        self.fill_in_background(&trees).await;
-        self.unmark_complete(&trees[0].0).await
+        let [(tree, _)] = &trees;
+        if tree.refuted.is_some() {
+            // its readers, who may have waited meanwhile, get errors
+            self.close_layer(tree).await;
+            return Ok(());
+        }
+        self.fill_in_background(&trees, Wanted::All).await;
+        self.unmark_complete(tree).await
     }
 }

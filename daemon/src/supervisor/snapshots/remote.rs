@@ -4,8 +4,9 @@
 //! containerd asks for a snapshot to unpack a layer into, with the chain ID of what will come of it
 //! ([`REF`]). If the layer is here as a tree, it becomes that snapshot, and containerd is told that
 //! there is one already. The chain ID proves that it is the right one: it is a hash over the digests of all
-//! layers up to this. It proves nothing of a layer that was pulled by its index and is not complete: what is known of that
-//! is what *some* image pins, so containerd unpacks it.
+//! layers up to this. It proves nothing of a layer that was pulled by its index and was never complete: what is known of that
+//! is what *some* image pins, and the snapshot would stand for the layer of all images. So containerd unpacks it, unless the
+//! administrator has said that this image's name is good for that ([`Containerd::lazy`](crate::config::Containerd::lazy)).
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use super::super::images::{self, LAYER};
 use super::super::{Supervisor, lock};
 use super::failed;
 use crate::admin::ProgressSender;
-use crate::catalog::{NewSnapshot, SnapshotKind};
+use crate::catalog::{NewSnapshot, Snapshot, SnapshotKind, Tree};
 use crate::ids::TreeId;
 use crate::object::ObjectId;
 use crate::snapshotter::{Error, IMAGE_REF, MANIFEST_DIGEST, REF};
@@ -69,11 +70,13 @@ impl Supervisor {
         let is_target =
             |labels: &crate::catalog::Labels| labels.get(REF).is_some_and(|found| found == target);
         // for another of containerd's namespaces
-        if all
-            .iter()
-            .any(|s| s.tree.is_some() && s.parent.as_deref() == parent && is_target(&s.labels))
-        {
-            return Ok(true);
+        let is_it = |snapshot: &&Snapshot| {
+            snapshot.parent.as_deref() == parent && is_target(&snapshot.labels)
+        };
+        for tree in all.iter().filter(is_it).filter_map(|snapshot| snapshot.tree) {
+            if self.tree_and_pool(tree).await?.0.refuted.is_none() {
+                return Ok(true);
+            }
         }
         let below = match parent {
             None => None,
@@ -121,12 +124,6 @@ impl Supervisor {
                 "unpacked, as directories of it are what lower layers say");
             return Ok(false);
         }
-        let is_complete = self.catalog.is_complete(&tree).await.map_err(failed)?;
-        if !tree.revision.is_empty() && !is_complete {
-            // what is in it is what some image says, and perhaps not this one
-            info!(layer = %tree.commit, "unpacked, as it is not proved yet to be that layer");
-            return Ok(false);
-        }
         self.mount_layers(&[id]).await?;
         let number = self.catalog.allocate_snapshot().await.map_err(failed)?;
         let mut new = NewSnapshot {
@@ -149,15 +146,36 @@ impl Supervisor {
         Ok(made.is_ok())
     }
 
-    /// The layer that makes `target` on top of `below`.
+    /// Whether containerd may have it: it is that layer, or an image that says so is believed.
+    async fn may_be_taken(&self, tree: &Tree) -> Result<bool, Error> {
+        if tree.refuted.is_some() {
+            return Ok(false);
+        }
+        if images::is_known(tree) {
+            return Ok(true);
+        }
+        // the pool's origin tells who was asked last, and not who has said what is in it
+        let names = self.catalog.names_of_tree(tree.id).await.map_err(failed)?;
+        let lazy = &self.config.containerd.lazy;
+        Ok(names.iter().any(|name| Reference::parse(name).is_ok_and(|image| lazy.contain(&image))))
+    }
+
+    /// The layer that makes `target` on top of `below`, and that containerd may have.
     async fn layer_of_chain(
         &self,
         target: &str,
         below: Option<&str>,
     ) -> Result<Option<TreeId>, Error> {
         let layers = self.catalog.trees_by_commit(LAYER).await.map_err(failed)?;
-        let found = layers.iter().find(|(diff_id, _)| chain_id(below, diff_id) == target);
-        Ok(found.map(|(_, tree)| *tree))
+        for (_, id) in layers.iter().filter(|(diff_id, _)| chain_id(below, diff_id) == target) {
+            let Some(tree) = self.catalog.tree(*id).await.map_err(failed)? else { continue };
+            if self.may_be_taken(&tree).await? {
+                return Ok(Some(*id));
+            }
+            let (layer, refuted) = (tree.commit, tree.refuted);
+            info!(%layer, refuted, "not used, as it is not proved to be that layer");
+        }
+        Ok(None)
     }
 
     /// Pulls the image that containerd is unpacking, if it says which, as root. What is returned keeps its layers.
