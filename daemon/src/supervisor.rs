@@ -41,6 +41,7 @@ use tokio::sync::watch;
 pub use kept::{Kept, KeptShard};
 pub use manager::awaited;
 pub use run::{Outcome, run};
+pub use shard::STRAY_ANSWERS;
 
 use crate::admin::ApiError;
 use crate::catalog::Catalog;

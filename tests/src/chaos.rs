@@ -11,6 +11,7 @@
 //!   something that was never read.
 //! - [`killer`]: SIGKILL for workers and supervisors.
 //! - [`witness`]: compares `hydrant queue` and the counters with what the readers announce.
+//! - [`verdict`]: what of all that should not have been.
 //! - [`guard`]: cleans up when the program is killed.
 //! - [`peers`]: the same readers and kills for designs with a single process.
 
@@ -25,6 +26,7 @@ pub mod reader;
 pub mod report;
 pub mod run;
 pub mod trees;
+pub mod verdict;
 pub mod weather;
 pub mod witness;
 

@@ -3,6 +3,8 @@
 //! The container has namespaces of its own for processes, mounts, the host name, IPC and cgroups; users
 //! and the network are the machine's. Its `/usr` is this machine's below an overlay, its `/etc` is the
 //! test's. All of it ends with the test: SIGKILL for the first process is SIGKILL for all.
+//!
+//! `HYDRANT_TEST_SYSTEMD` names a directory with another systemd, and all that it needs, as `tests/systemd/get` makes it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,6 +22,7 @@ use crate::world::{GIT_ENVIRONMENT, World};
 
 const BOOT: &str = include_str!("container/boot.sh");
 const PREFIX: &str = "hydrant-test-";
+const OTHER_SYSTEMD: &str = "HYDRANT_TEST_SYSTEMD";
 
 /// What is not the container's business, or takes time.
 const MASKED: [&str; 16] = [
@@ -75,9 +78,10 @@ impl Container {
         fs::write(&boot, BOOT)?;
         let log = fs::File::create(directory.join("log"))?.into_parts().0;
         let script = "echo $$ >\"$1/cgroup.procs\"; \
-            exec unshare --mount --uts --ipc --cgroup --pid --fork --kill-child sh \"$2\" \"$3\"";
+            exec unshare --mount --uts --ipc --cgroup --pid --fork --kill-child sh \"$2\" \"$3\" \"$4\"";
         let mut command = Command::new("sh");
         command.args(["-euc", script, "sh"]).arg(&cgroup.0).arg(&boot).arg(&directory);
+        command.arg(std::env::var_os(OTHER_SYSTEMD).unwrap_or_default());
         command.stdin(std::process::Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let process = leash(command)?;
         let mut container = Self { init: process.pid(), directory, process, cgroup };
@@ -132,6 +136,13 @@ impl Container {
     /// `systemctl ARGUMENTS`.
     pub fn systemctl(&self, arguments: &[&str]) -> Result<String> {
         Ok(self.check(&[&["systemctl"], arguments].concat())?.text())
+    }
+
+    /// The first number of its version.
+    pub fn version(&self) -> Result<u32> {
+        let said = self.systemctl(&["--version"])?;
+        let number = said.split_whitespace().nth(1).context("a version without a number")?;
+        number.parse().with_context(|| said.clone())
     }
 
     /// Lines that come after those of the unit.

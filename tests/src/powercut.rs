@@ -25,7 +25,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use crate::process::{Leashed, Run, leash, require};
 use crate::repository::Random;
 use crate::scratch::Scratch;
-use book::{Book, Figures, Plan, Report, Work};
+use book::{Book, Figures, Finding, Plan, Report, Work};
 use disk::{Disk, Lost};
 
 pub use guest::run as run_in_guest;
@@ -122,6 +122,8 @@ pub struct Outcome {
     pub lost: usize,
     /// Files that were read under load.
     pub read: u64,
+    /// Errors that somebody had after the cut, of a disk that was off.
+    pub after_the_cut: u64,
     pub checked: Figures,
 }
 
@@ -132,7 +134,7 @@ impl fmt::Display for Outcome {
             f,
             "{} cuts ({} of them in a recovery), {} of {} cached writes lost; {} clones, {} removals, {} files \
              read under load; {} checks: {trees} trees, {files} files, {user_files} files of users, {bytes} bytes, \
-             {complete_segments} complete segments: all right",
+             {complete_segments} complete segments: all right; {} errors without a disk",
             self.cuts,
             self.early,
             self.lost,
@@ -141,7 +143,33 @@ impl fmt::Display for Outcome {
             self.removals,
             self.read,
             self.checks,
+            self.after_the_cut,
         )
+    }
+}
+
+impl Outcome {
+    /// Takes a report in. What a guest has found is an error, whenever it is heard of.
+    fn count(&mut self, report: &Report) -> Result<()> {
+        match report {
+            Report::Finding(found) | Report::Failed(found) if !found.counts() => {
+                self.after_the_cut += 1;
+            }
+            Report::Finding(Finding { text, .. }) => bail!("{text}"),
+            Report::Failed(Finding { text, .. }) => bail!("in the guest: {text}"),
+            Report::Checked { figures, .. } => {
+                self.checks += 1;
+                self.checked += *figures;
+            }
+            Report::Cloned { .. } => self.clones += 1,
+            Report::Removed { .. } => self.removals += 1,
+            Report::Read(count) => self.read += count,
+            Report::Cloning { .. }
+            | Report::Removing { .. }
+            | Report::Wrote { .. }
+            | Report::Complete(_) => {}
+        }
+        Ok(())
     }
 }
 
@@ -315,27 +343,16 @@ impl Rig {
         let mut checked = Figures::default();
         loop {
             let ended = guest.process.ended();
-            let reports = self.reports()?;
-            // what goes wrong without a disk is no wonder
+            // before the reports: what has been reported by then comes now, or after its end
             let off = self.disk.is_off();
-            for report in &reports {
+            for report in &self.reports()? {
+                self.outcome.count(report).map_err(|found| anyhow!("{found}\n{}", guest.log()))?;
                 match report {
-                    Report::Finding(text) if !off || text.contains("wrong bytes") => {
-                        bail!("{text}\n{}", guest.log())
-                    }
-                    Report::Failed(text) if !off => bail!("in the guest: {text}\n{}", guest.log()),
                     Report::Checked { figures, .. } => {
                         checked = *figures;
-                        self.outcome.checks += 1;
-                        self.outcome.checked += *figures;
                         armed |= !last && (checked.trees > 0 || self.random.below(4) == 0);
                     }
-                    Report::Cloned { .. } => {
-                        self.outcome.clones += 1;
-                        armed |= !last;
-                    }
-                    Report::Removed { .. } => self.outcome.removals += 1,
-                    Report::Read(count) => self.outcome.read += count,
+                    Report::Cloned { .. } => armed |= !last,
                     _ => {}
                 }
                 self.book.note(report);
@@ -347,10 +364,15 @@ impl Rig {
                 }
             }
             if off {
+                let log = guest.log();
                 guest.kill()?;
                 // it has gone on for a moment
-                for report in self.reports()? {
-                    self.book.note(&report);
+                for report in &self.reports()? {
+                    self.outcome.count(report).map_err(|found| anyhow!("{found}\n{log}"))?;
+                    if let Report::Checked { figures, .. } = report {
+                        checked = *figures;
+                    }
+                    self.book.note(report);
                 }
                 return Ok(checked);
             }
@@ -385,5 +407,22 @@ impl Rig {
                     .with_context(|| format!("report {:?}", String::from_utf8_lossy(line)))
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_found_counts_unless_the_disk_was_off() {
+        let found = |bytes, disk| Finding { text: "found".into(), bytes, disk };
+        let mut outcome = Outcome::default();
+        for report in [Report::Finding, Report::Failed] {
+            assert!(outcome.count(&report(found(false, true))).is_err(), "read when it was off");
+            assert!(outcome.count(&report(found(true, false))).is_err());
+            assert!(outcome.count(&report(found(false, false))).is_ok());
+        }
+        assert_eq!(outcome.after_the_cut, 2);
     }
 }

@@ -42,6 +42,7 @@ fn root_chaos() -> Result<()> {
     ensure!(report.worker_kills + report.supervisor_kills > 10, "hardly any kills");
     ensure!(report.cold_reads > guest::or(50, 10), "hardly any reads");
     ensure!(report.queue_events_compared > 0, "the queue was never seen");
+    ensure!(report.queue_events_with_worker > 0, "no event was ever with a worker");
     Ok(())
 }
 

@@ -167,25 +167,43 @@ fn root_crash_loop_starves_nobody() -> Result<()> {
         Ok(shards.iter().find(|found| found.shard == shard).and_then(|found| found.worker_pid))
     };
     let begun = Instant::now();
-    let mut crashes = 0;
+    let mut last = None;
+    // crashes the worker that comes next, and gives what is there in its place
+    let mut crash = || -> Result<Option<i32>> {
+        let pid = until("there is a worker to crash", PATIENCE, || {
+            worker(bad).ok().flatten().filter(|pid| Some(*pid) != last)
+        })?;
+        kill(Pid::from_raw(pid), Signal::SIGABRT)?;
+        last = Some(pid);
+        until("it has ended", PATIENCE, || worker(bad).ok().filter(|worker| *worker != last))
+    };
     let mut crowd = None;
-    for part in of_good.chunks(12) {
-        // four crashes a part, in a row from the second on
-        for _ in 0..4 {
-            let pid = until("there is a worker to crash", PATIENCE, || worker(bad).ok().flatten())?;
-            // it may not be the one any more that it was a moment ago
-            crashes += usize::from(kill(Pid::from_raw(pid), Signal::SIGABRT).is_ok());
-        }
+    // The pauses between the workers grow: sooner or later another shard's readers are served within one.
+    let mut within_a_pause = false;
+    let mut parts = of_good.chunks(12);
+    for part in parts.by_ref().take(4) {
+        crash()?;
+        let next = crash()?;
         Crowd::start(Kind::Read, part)?.expect_right()?;
+        within_a_pause |= next.is_none() && worker(bad)?.is_none();
         if crowd.is_none() {
             crowd = Some(Crowd::start(Kind::Read, &of_good[..1])?);
         }
     }
+    for (file, truth) in parts.flatten() {
+        if within_a_pause {
+            break;
+        }
+        let next = crash()?;
+        expect_right(Kind::Read, file, truth)?;
+        within_a_pause = next.is_none() && worker(bad)?.is_none();
+    }
+    ensure!(within_a_pause, "no pause is as long as a read\n{}", world.daemon.log_tail(60));
     let took = begun.elapsed();
     let shards = world.daemon.status()?.shards;
     let of = |shard| shards.iter().find(|found| found.shard == shard).context("no such shard");
     ensure!(of(good)?.worker_deaths == 0, "{shards:?}");
-    ensure!(of(bad)?.worker_deaths >= 5, "{crashes} crashes in {took:?}: {shards:?}");
+    ensure!(of(bad)?.worker_deaths >= 5, "{took:?}: {shards:?}");
     crowd.context("no crowd")?.expect_right()?;
     Crowd::start(Kind::Pread, &of_bad)?.expect_right()
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use hydrant_api::Worker;
 use hydrant_daemon::queue::inflight;
 use hydrant_tests::access::Kind;
 use hydrant_tests::container::Container;
@@ -250,8 +251,10 @@ fn root_systemd_hardening() -> Result<()> {
     ensure!(namespace(&container.property("MainPID")?)? == namespace("1")?);
     let log = container.journal(1000);
     // systemd before 254 does not know this one, and goes on without
-    let complains =
-        |line: &&str| line.contains("hydrantd.service:") && !line.contains("DelegateSubgroup");
+    let knows_all = container.version()? >= 254;
+    let complains = |line: &&str| {
+        line.contains("hydrantd.service:") && (knows_all || !line.contains("DelegateSubgroup"))
+    };
     let complaints: Vec<_> = log.lines().filter(complains).collect();
     ensure!(complaints.is_empty(), "{complaints:#?}");
     // from a local path: git runs as its other end
@@ -266,6 +269,50 @@ fn root_systemd_hardening() -> Result<()> {
     container.check(&["git", "-C", "/home/local", "status"])?;
     container.check(&["hydrant", "rm", "--keep", "/home/local"])?;
     files.iter().try_for_each(|(file, truth)| expect_right(Kind::Read, file, truth))
+}
+
+/// Each worker has a cgroup of its own below the service's, with what limits there are controllers for; with systemd 254 and
+/// later the supervisor has one beside them (`DelegateSubgroup=`), without which there could be no limits.
+#[test]
+#[ignore = "needs root"]
+fn root_systemd_cgroups() -> Result<()> {
+    let service = Service::boot("systemd-cgroups")?;
+    let container = &service.container;
+    container.systemctl(&["start", "hydrantd"])?;
+    let subgroup = container.version()? >= 254;
+    let own = PathBuf::from(container.property("ControlGroup")?);
+    let of = |pid: &str| -> Result<PathBuf> {
+        let groups = container.check(&["cat", &format!("/proc/{pid}/cgroup")])?.text();
+        let unified = groups.lines().find_map(|line| line.strip_prefix("0::"));
+        Ok(PathBuf::from(unified.with_context(|| groups.clone())?))
+    };
+    let supervisor = of(&container.property("MainPID")?)?;
+    ensure!(supervisor == if subgroup { own.join("supervisor") } else { own.clone() });
+    let workers: Vec<Worker> = container.admin().get("/v1/workers")?;
+    ensure!(!workers.is_empty());
+    let in_its_own = |worker: &Worker| -> Result<()> {
+        let group = of(&worker.pid.context("no worker")?.to_string())?;
+        let name = group.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let right = group.parent() == Some(&own) && name.starts_with("worker-");
+        ensure!(right, "{group:?} in {own:?}\n{}", container.journal(40));
+        Ok(())
+    };
+    let place = container.path("/sys/fs/cgroup").join(own.strip_prefix("/")?);
+    let controllers = fs_err::read_to_string(place.join("cgroup.controllers"))?;
+    let limited = subgroup && controllers.split_whitespace().any(|name| name == "memory");
+    for worker in &workers {
+        in_its_own(worker)?;
+        ensure!(worker.memory_max_bytes.is_some() == limited, "{controllers}: {worker:?}");
+    }
+    // the next supervisor finds those of the dead
+    let killed = container.supervisor()?;
+    kill(killed, Signal::SIGKILL)?;
+    service.successor(killed)?;
+    let next: Vec<Worker> = container.admin().get("/v1/workers")?;
+    next.iter().try_for_each(in_its_own)?;
+    container.systemctl(&["stop", "hydrantd"])?;
+    ensure!(container.property("Result")? == "success", "{}", container.journal(60));
+    Ok(())
 }
 
 /// An upgrade of the files in their place, under readers: `reload` goes on in the same process, `restart`

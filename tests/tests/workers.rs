@@ -240,6 +240,15 @@ fn root_workers_have_cgroups_of_their_own() -> Result<()> {
     let all = workers(&world, &[])?;
     let groups: Vec<PathBuf> =
         all.iter().map(|worker| of_worker(&world, worker)).collect::<Result<_>>()?;
+    // a file that is kept open would keep the kernel from telling of the end of its group
+    let supervisor = world.daemon.supervisor().context("no supervisor")?;
+    until("nobody has a file of a cgroup open", PATIENCE, || {
+        let pids = all.iter().filter_map(|worker| worker.pid).chain([supervisor.as_raw()]);
+        let opened = pids.flat_map(|pid| fs_err::read_dir(format!("/proc/{pid}/fd")));
+        let mut files =
+            opened.flatten().flatten().filter_map(|fd| fs_err::read_link(fd.path()).ok());
+        (!files.any(|file| file.starts_with(&root))).then_some(())
+    })?;
     let above = groups[0].parent().context("no parent")?.to_owned();
     kill(Pid::from_raw(all[0].pid.context("no pid")?), Signal::SIGKILL)?;
     until("its cgroup is removed", PATIENCE, || (!groups[0].exists()).then_some(()))?;

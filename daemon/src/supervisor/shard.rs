@@ -48,6 +48,7 @@ pub use handle::{
 };
 use kernel::Kernel;
 pub use poison::{GivenUp, epoch_ms, from_epoch};
+pub use queue::STRAY_ANSWERS;
 use queue::{Queue, Scope};
 use spare::Spare;
 
@@ -66,9 +67,6 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A worker that lived for less ended as soon as it was started.
 const QUICK_DEATH: Duration = Duration::from_secs(2);
-
-/// So many quick deaths in a row, and nobody waits for the next worker.
-const TOO_MANY_DEATHS: u32 = 5;
 
 /// A segment that this shard serves.
 #[derive(Debug)]
@@ -131,11 +129,9 @@ pub struct Shard {
     servers: HashMap<PoolId, Box<Capabilities>>,
     worker: Option<Worker>,
     spare: Spare,
-    /// When to start the next worker, and how long to wait after the one after that.
+    /// When to start the next worker.
     restart_at: Option<tokio::time::Instant>,
-    backoff: Duration,
-    /// Workers in a row that ended soon, or could not be started.
-    quick_deaths: u32,
+    backoff: workers::Backoff,
     pace: workers::Pace,
     worker_deaths: u64,
     last_death: Option<LastDeath>,
@@ -261,8 +257,7 @@ impl Shard {
             worker: None,
             spare: Spare::new(),
             restart_at: Some(tokio::time::Instant::now()),
-            backoff: Duration::ZERO,
-            quick_deaths: 0,
+            backoff: workers::Backoff::default(),
             pace: workers::Pace::default(),
             worker_deaths: 0,
             last_death: None,

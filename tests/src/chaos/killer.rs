@@ -49,6 +49,8 @@ pub struct Kill {
 pub struct Register {
     running: Mutex<Vec<Seen>>,
     births: Mutex<Vec<Seen>>,
+    /// When each was missed first.
+    deaths: Mutex<Vec<Seen>>,
     kills: Mutex<Vec<Kill>>,
 }
 
@@ -70,6 +72,18 @@ impl Register {
     #[must_use]
     pub fn kills(&self) -> Vec<Kill> {
         lock(&self.kills).clone()
+    }
+
+    /// When the process with this number was seen first as worker, or spare one, of a shard, and when it was missed
+    /// first. The latest of that number.
+    #[must_use]
+    pub fn life(&self, pid: i32, shard: u64) -> Option<(u64, Option<u64>)> {
+        let of_shard = |seen: &&Seen| {
+            seen.pid == pid && [Role::Worker(shard), Role::Spare(shard)].contains(&seen.role)
+        };
+        let born = lock(&self.births).iter().rev().find(of_shard)?.at;
+        let died = lock(&self.deaths).iter().rev().find(of_shard).map(|seen| seen.at);
+        Some((born, died.filter(|died| *died >= born)))
     }
 
     /// Whether there was a kill in this time, of the supervisor or of anything.
@@ -109,7 +123,13 @@ impl Register {
                     running.push(Seen { role, pid, at });
                 }
             }
-            known.retain(|pid, _| running.iter().any(|seen| seen.pid == *pid));
+            known.retain(|pid, role| {
+                let runs = running.iter().any(|seen| seen.pid == *pid);
+                if !runs {
+                    lock(&self.deaths).push(Seen { role: *role, pid: *pid, at: now() });
+                }
+                runs
+            });
             *lock(&self.running) = running;
             thread::sleep(Duration::from_millis(1));
         }
@@ -145,7 +165,8 @@ fn children(pid: i32) -> Vec<i32> {
 
 /// The role of a process that says in its arguments that it is a worker. (It maps nothing lazy, so
 /// looking at its arguments waits for nobody.)
-fn worker(pid: i32) -> Option<Role> {
+#[must_use]
+pub fn worker(pid: i32) -> Option<Role> {
     let arguments = fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).ok()?;
     let mut words = arguments.split(|byte| *byte == 0);
     if words.nth(1)? != b"worker" {
@@ -250,4 +271,13 @@ fn kill_next(
         thread::sleep(Duration::from_millis(1));
     }
     false
+}
+
+#[cfg(test)]
+impl Register {
+    /// Of processes that were born and died.
+    pub(super) fn of(births: &[Seen], deaths: &[Seen]) -> Self {
+        let (births, deaths) = (Mutex::new(births.to_vec()), Mutex::new(deaths.to_vec()));
+        Self { births, deaths, ..Self::default() }
+    }
 }

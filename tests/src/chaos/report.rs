@@ -30,8 +30,10 @@ pub struct Report {
     pub wrong: u64,
     /// Reads that failed while the origin was well, by errno.
     pub errors: BTreeMap<String, u64>,
-    /// Reads that failed while the origin was broken, or soon after.
+    /// Reads that failed while the origin was broken, or for what was asked for then, and how long after it the
+    /// last of these failed.
     pub errors_of_the_origin: BTreeMap<String, u64>,
+    pub longest_excuse_ms: f64,
     /// Reads that failed because the supervisor was killed between reading their event and writing it
     /// down.
     pub errors_in_no_table: BTreeMap<String, u64>,
@@ -48,7 +50,9 @@ pub struct Report {
     pub commands_cut_short: BTreeMap<String, u64>,
     pub queue_samples: u64,
     pub queue_events_compared: u64,
-    /// Of these, not as they should be, but their trees were being replaced at that moment.
+    /// Of these, with a worker.
+    pub queue_events_with_worker: u64,
+    /// Of all of them, not as they should be, but their trees were being replaced at that moment.
     pub queue_passed_over: u64,
     pub queue_blocked_readers_found: u64,
     pub queue_longest: usize,
@@ -194,7 +198,10 @@ impl Report {
             ("reads with zeros", |r| r.zeros.to_string()),
             ("reads with other wrong bytes", |r| r.wrong.to_string()),
             ("errors while the origin was well", |r| list(&r.errors)),
-            ("errors while it was broken", |r| list(&r.errors_of_the_origin)),
+            ("errors of what was asked for while it was broken", |r| match r.longest_excuse_ms {
+                0.0 => list(&r.errors_of_the_origin),
+                after => format!("{} (up to {after:.0} ms later)", list(&r.errors_of_the_origin)),
+            }),
             ("hung", |r| r.hung.to_string()),
             ("answers lost or twice", |r| r.lost_or_twice.to_string()),
             ("kill of a worker to the next answer, p50 / p99 / longest", |r| {
@@ -213,8 +220,9 @@ impl Report {
             ("looks at the queue, blocked readers found", |r| {
                 format!("{}, {}", r.queue_samples, r.queue_blocked_readers_found)
             }),
-            ("events compared, of these of a tree that was just replaced", |r| {
-                format!("{}, {}", r.queue_events_compared, r.queue_passed_over)
+            ("events compared; of these with a worker, of a tree that was just replaced", |r| {
+                let (with_worker, passed) = (r.queue_events_with_worker, r.queue_passed_over);
+                format!("{}; {with_worker}, {passed}", r.queue_events_compared)
             }),
             ("events caught in no table, and reads that failed for that", |r| {
                 format!("{}, {}", r.in_no_table, list(&r.errors_in_no_table))

@@ -7,17 +7,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use hydrant_daemon::supervisor::STRAY_ANSWERS;
 
-use super::MS;
-use super::board::{Board, Done, MAX_READERS, MAX_TREES, Outcome};
+use super::board::{Board, MAX_READERS, MAX_TREES};
 use super::content::Content;
-use super::crew::{Crew, Harvest};
+use super::crew::Crew;
 use super::guard::Guard;
 use super::killer::{self, Plan, Register, Role};
 use super::origin::Origin;
 use super::reader::Orders;
-use super::report::{Report, answers};
+use super::report::Report;
 use super::trees::Rotation;
+use super::verdict::{judge, read_log, time};
 use super::weather::{self, Almanac};
 use super::witness::Witness;
 use crate::process::until;
@@ -28,12 +29,11 @@ use crate::world::{Setting, World};
 /// What the daemon is configured with: short stalls, so that they are over soon.
 const CONFIGURATION: &str = "deadline_secs = 30\nstall_secs = 2\n";
 const WITHOUT_SPARE: &str = "deadline_secs = 30\nstall_secs = 2\n[workers]\nspare = false\n";
+#[cfg(test)]
+pub(super) const CONFIGURATIONS: [&str; 2] = [CONFIGURATION, WITHOUT_SPARE];
 
 /// An access that takes longer than this is hung: longer than the deadline with all that comes on top.
 pub const LIMIT: Duration = Duration::from_secs(120);
-
-/// So many are told.
-const MOST_VIOLATIONS: usize = 200;
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -79,6 +79,9 @@ pub fn hydrant(options: &Options) -> Result<Report> {
     let setting = Setting { configuration, ..Setting::default() };
     let mut world = World::with("chaos", Setting { start: false, ..setting })?;
     let guard = Guard::start(&options.program, world.scratch.path())?;
+    // the one thing of which only the log tells, and which is nothing to people
+    let log = std::env::var("RUST_LOG").unwrap_or("info".to_owned());
+    world.daemon.set_env("RUST_LOG", &format!("{log},{STRAY_ANSWERS}=debug"));
     world.daemon.start()?;
     let queue = world.daemon.status()?.queue;
     if options.queue.as_ref().is_some_and(|wanted| *wanted != queue) {
@@ -198,12 +201,13 @@ pub fn hydrant(options: &Options) -> Result<Report> {
     report.fault_seconds = almanac.bad().as_secs_f64();
     report.queue_samples = seen.samples;
     report.queue_events_compared = seen.events;
+    report.queue_events_with_worker = seen.with_worker;
     report.queue_passed_over = seen.passed_over;
     report.queue_blocked_readers_found = seen.blocked;
     report.queue_longest = seen.longest;
     report.requeued = seen.requeued;
     report.other_processes = seen.others;
-    report.lost_or_twice =
+    report.lost_or_twice +=
         seen.violations.iter().filter(|v| v.contains("by supervisor")).count() as u64;
     report.violations.extend(seen.violations);
     {
@@ -227,101 +231,4 @@ pub fn hydrant(options: &Options) -> Result<Report> {
     drop(world);
     drop(guard);
     Ok(report)
-}
-
-/// An outcome in a report.
-#[must_use]
-pub fn name(outcome: Outcome) -> String {
-    match outcome {
-        Outcome::Errno(errno) => format!("{:?}", nix::errno::Errno::from_raw(errno)),
-        other => format!("{other:?}").to_uppercase(),
-    }
-}
-
-/// Sorts what was not right.
-fn judge(report: &mut Report, harvest: &Harvest, almanac: &Almanac, register: &Register) {
-    report.reads = harvest.reads;
-    report.cold_reads = harvest.cold;
-    report.bytes_compared = harvest.bytes;
-    report.longest_read_ms = harvest.longest as f64 / MS as f64;
-    for done in &harvest.bad {
-        let Done { began, ended, outcome, .. } = *done;
-        // what the page cache makes of every answer that is no: TROUBLESHOOTING.md
-        let is_denial = matches!(outcome, Outcome::Errno(libc::EIO | libc::EFAULT) | Outcome::Bus);
-        let caught: u64 = report.errors_in_no_table.values().sum();
-        let place = match outcome {
-            Outcome::Zeros => {
-                report.zeros += 1;
-                None
-            }
-            Outcome::Wrong | Outcome::Right => {
-                report.wrong += 1;
-                None
-            }
-            _ if is_denial && almanac.was_bad(began, ended) => {
-                Some(&mut report.errors_of_the_origin)
-            }
-            // documented: the supervisor was killed between the kernel's read and its table
-            _ if is_denial
-                && caught < report.in_no_table
-                && register.killed(began, ended, true) =>
-            {
-                Some(&mut report.errors_in_no_table)
-            }
-            _ => {
-                *report.errors.entry(name(outcome)).or_default() += 1;
-                None
-            }
-        };
-        if let Some(excused) = place {
-            *excused.entry(name(outcome)).or_default() += 1;
-        } else if report.violations.len() < MOST_VIOLATIONS {
-            let took = (ended - began) / MS;
-            report.violation(format!("{outcome:?} after {took} ms: {:?}", done.access));
-        }
-    }
-    if report.hung > 0 {
-        report.violation(format!("{} readers hung", report.hung));
-    }
-    report.violations.extend(harvest.deaths.iter().cloned());
-}
-
-fn time(report: &mut Report, register: &Register, harvest: &Harvest) {
-    let (kills, births) = (register.kills(), register.births());
-    let mut roles: Vec<Role> = kills.iter().map(|kill| kill.role).collect();
-    roles.sort_unstable();
-    roles.dedup();
-    let records = |supervisor: bool| {
-        let of_kind = move |role: &&Role| match role {
-            Role::Supervisor => supervisor,
-            Role::Worker(_) => !supervisor,
-            // nobody waits for one
-            Role::Spare(_) | Role::Parent | Role::Keeper => false,
-        };
-        let records = |role: &Role| (&kills[..], &births[..], &harvest.waits[..], *role);
-        answers(roles.iter().filter(of_kind).map(records))
-    };
-    report.after_supervisor_kill = records(true);
-    report.after_worker_kill = records(false);
-}
-
-/// Errors in the daemon's log, and readers that were caught between the kernel and the table.
-fn read_log(report: &mut Report, log: &str) {
-    for line in log.lines() {
-        if line.contains("that were in no table") {
-            let found = line.split("found=").nth(1).and_then(|rest| rest.split_whitespace().next());
-            report.in_no_table += found.and_then(|found| found.parse().ok()).unwrap_or(1);
-        }
-        let stray = line.contains("an answer that nobody waits for");
-        report.lost_or_twice += u64::from(stray);
-        // a worker that was just starting when its supervisor was killed
-        let orphan = line.contains("die with the parent: it has ended");
-        // a command found nobody listening between two supervisors, and tried to start one
-        let second = line.contains("ERROR hydrantd: another hydrantd");
-        let excused = orphan || second;
-        if line.contains("panicked") || line.contains("ERROR") && !excused || stray {
-            report.violation(format!("log: {line}"));
-        }
-    }
-    report.violations.truncate(MOST_VIOLATIONS);
 }

@@ -1,9 +1,13 @@
 //! Compares what the daemon says with what the readers announce, during all of the chaos.
 //!
 //! - Every event of `hydrant queue` is about an access that its process had announced: the process, the
-//!   tree, the path, and a range of the file's place in its segment.
+//!   tree, its origin and shard, the path, and a range of the file's place in its segment; and not older than that.
+//! - An event's age grows with the time, whoever dies meanwhile; its worker is one of its shard that lives, and the
+//!   process has the name and the user that it is said to have (`columns`).
 //! - A reader that has been blocked for a while is in the queue, or somebody is for the same file.
 //! - Events that came in are those that were answered and those that wait; no answer is one too many.
+
+mod columns;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -16,6 +20,8 @@ use hydrant_api::{QueueEvent, Status};
 use hydrant_daemon::ids::SegmentId;
 use hydrant_daemon::range::ByteRange;
 use hydrant_daemon::segment::extents::Extents;
+
+use columns::{Columns, Look};
 
 use super::board::{Access, Announced, Board};
 use super::trees::Rotation;
@@ -47,6 +53,8 @@ pub struct Count {
     pub requeued: u64,
     /// Events of trees that were being replaced meanwhile.
     pub passed_over: u64,
+    /// Events that were said to be with a worker.
+    pub with_worker: u64,
     /// Supervisors whose counters were seen, and of these: events minus answers, which may not change.
     /// By their instance: ten thousand kills use up all pids.
     pub balances: BTreeMap<u64, i64>,
@@ -63,6 +71,7 @@ pub struct Witness<'a> {
     missing: BTreeSet<(usize, u64)>,
     /// A reader that is blocked for longer, in nanoseconds, is in the queue.
     listed_after: u64,
+    columns: Columns<'a>,
     /// Of the last supervisor that was asked for its counters: events minus answers.
     balance: Option<(u64, i64)>,
     pub count: Count,
@@ -74,7 +83,9 @@ impl<'a> Witness<'a> {
         let board = rotation.board;
         let (extents, missing, count) = (HashMap::new(), BTreeSet::new(), Count::default());
         let listed_after = listed_after.as_nanos() as u64;
-        Self { rotation, board, extents, missing, listed_after, balance: None, count }
+        // a supervisor that is not late to read events is not late to hear of a death either
+        let columns = Columns::new(rotation.register, listed_after);
+        Self { rotation, board, extents, missing, listed_after, columns, balance: None, count }
     }
 
     /// Compares until `over`.
@@ -88,6 +99,8 @@ impl<'a> Witness<'a> {
                 _ => self.sample(false),
             }
         }
+        self.count.with_worker = self.columns.with_worker;
+        self.count.violations.extend(self.columns.verdict().err());
         self.count
     }
 
@@ -121,10 +134,14 @@ impl<'a> Witness<'a> {
             if let (Some(directory), Some(path)) = (&event.directory, &event.path) {
                 listed.insert((directory.clone(), path.clone()));
             }
-            if let Err(why) = self.event(event, &before, &after, from) {
+            for why in self.columns.check(event, Look { from, to }) {
+                self.count.violations.push(format!("{why}: {event:?}"));
+            }
+            if let Err(why) = self.event(event, &before, &after, Look { from, to }) {
                 found.push(format!("{why}: {event:?}"));
             }
         }
+        self.columns.forget(Look { from, to });
         // what a path meant is not known any more
         if self.rotation.opened() == stood {
             self.count.violations.append(&mut found);
@@ -165,7 +182,7 @@ impl<'a> Witness<'a> {
         event: &QueueEvent,
         before: &[Option<Announced>],
         after: &[Option<Announced>],
-        from: u64,
+        look: Look,
     ) -> Result<(), String> {
         let pid = u64::from(event.process.pid.unsigned_abs());
         let of_pid =
@@ -175,21 +192,34 @@ impl<'a> Witness<'a> {
             *self.count.others.entry(name).or_default() += 1;
             return Ok(());
         };
+        columns::process(event)?;
         let now_and_then = [before[slot], after[slot]];
-        let mut accesses: Vec<Access> =
-            now_and_then.iter().flatten().map(|announced| announced.access).collect();
+        let announced = now_and_then.iter().flatten();
+        let mut accesses: Vec<(Access, u64)> =
+            announced.map(|announced| (announced.access, announced.began)).collect();
         let state = &self.board.slots[slot];
         let recent = state.since(state.done().saturating_sub(64));
-        accesses.extend(recent.iter().filter(|done| done.ended >= from).map(|done| done.access));
+        let recent = recent.iter().filter(|done| done.ended >= look.from);
+        accesses.extend(recent.map(|done| (done.access, done.began)));
         let path = event.path.as_deref().ok_or("an event without a path")?;
         let directory = event.directory.as_deref().ok_or("an event without a tree")?;
         let mut why = "no access of this reader";
-        for access in &accesses {
+        let arrived = Columns::arrival(event, look);
+        for (access, began) in &accesses {
             if Path::new(directory) != self.rotation.path(access.tree) {
                 continue;
             }
             let Some(open) = self.rotation.open(access.tree) else { continue };
             if path != open.content.path(access.file) {
+                continue;
+            }
+            if arrived < *began {
+                why = "older than what is read";
+                continue;
+            }
+            let (_, url) = &self.rotation.sources[access.tree as usize];
+            if event.origin.as_ref() != Some(url) || u64::from(event.shard) != access.shard {
+                why = "not this tree's origin or shard";
                 continue;
             }
             match self.overlaps(open.pool, event, path, access) {

@@ -6,6 +6,7 @@
 #   usr/   what is to be seen in /usr besides what this machine has there
 #   etc/   /etc                state/  /var/lib/hydrant                home/  /home
 #   root/  empty; work/  on the same file system as usr/
+# $2: a directory, or nothing; what is in its usr/ comes before what this machine has there
 set -eu
 root=$1/root
 
@@ -16,7 +17,7 @@ mkdir usr etc var run proc sys dev tmp root home old
 for directory in bin sbin lib lib32 lib64; do
   [ -e "/$directory" ] && ln -s "usr/$directory" "$directory"
 done
-mount -t overlay -o "lowerdir=/usr,upperdir=$1/usr,workdir=$1/work" overlay usr
+mount -t overlay -o "lowerdir=${2:+$2/usr:}/usr,upperdir=$1/usr,workdir=$1/work" overlay usr
 mount --bind "$1/etc" etc
 mount --bind "$1/home" home
 mkdir -p var/lib/hydrant var/log var/tmp

@@ -70,10 +70,10 @@ pub struct UserFile {
 /// What the guest says, each before or after it is done, and on the other machine's disk before the guest goes on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Report {
-    /// Something is wrong: text for people.
-    Finding(String),
+    /// Something is wrong.
+    Finding(Finding),
     /// The guest is out of order.
-    Failed(String),
+    Failed(Finding),
     /// After the check: what was looked at, and which trees there are.
     Checked {
         figures: Figures,
@@ -101,6 +101,25 @@ pub enum Report {
     Read(u64),
     /// Segments that are complete by now.
     Complete(u64),
+}
+
+/// What a guest has found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// For people.
+    pub text: String,
+    /// Somebody saw other bytes than there should be. No state of a disk is a reason for that.
+    pub bytes: bool,
+    /// The disk was still on when that had been seen.
+    pub disk: bool,
+}
+
+impl Finding {
+    /// Whether it is a fault of ours: not an error that comes of the missing disk.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        self.bytes || self.disk
+    }
 }
 
 /// What was looked at in one check, or in all.

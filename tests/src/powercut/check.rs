@@ -116,7 +116,8 @@ fn one(guest: &Guest, tree: &Tree, mount: &Mount, figures: &mut Figures) -> Resu
         if expected.kind != "file" || unknown(path) || users.contains_key(path.as_path()) {
             continue;
         }
-        compare(&place.join(path), &fs_err::read(truth.join(path))?, |what| wrong(path, what))?;
+        let name = format!("{}: {}", tree.name, path.display());
+        compare(guest, &place.join(path), &fs_err::read(truth.join(path))?, &name)?;
         figures.files += 1;
         figures.bytes += expected.size;
     }
@@ -126,9 +127,8 @@ fn one(guest: &Guest, tree: &Tree, mount: &Mount, figures: &mut Figures) -> Resu
         }
     }
     for (path, file) in &users {
-        compare(&place.join(path), &content(file), |what| {
-            wrong(path, format!("a user's: {what}"))
-        })?;
+        let name = format!("{}: {}: a user's", tree.name, path.display());
+        compare(guest, &place.join(path), &content(file), &name)?;
         figures.user_files += 1;
         figures.bytes += file.len as u64;
     }
@@ -136,10 +136,10 @@ fn one(guest: &Guest, tree: &Tree, mount: &Mount, figures: &mut Figures) -> Resu
 }
 
 /// Reports where a file differs, and whether it looks like a hole.
-fn compare(path: &Path, expected: &[u8], wrong: impl Fn(String) -> Result<()>) -> Result<()> {
+fn compare(guest: &Guest, path: &Path, expected: &[u8], name: &str) -> Result<()> {
     let found = match fs_err::read(path) {
         Ok(found) => found,
-        Err(error) => return wrong(error.to_string()),
+        Err(error) => return guest.finding(format!("{name}: {error}")),
     };
     if found == expected {
         return Ok(());
@@ -147,7 +147,9 @@ fn compare(path: &Path, expected: &[u8], wrong: impl Fn(String) -> Result<()>) -
     let differ = found.iter().zip(expected).filter(|(a, b)| a != b).count();
     let zeros = found.iter().zip(expected).filter(|(a, b)| a != b && **a == 0).count();
     let lengths = (found.len(), expected.len());
-    wrong(format!("{differ} bytes differ, {zeros} of them are zero; lengths {lengths:?}"))
+    guest.wrong_bytes(format!(
+        "{name}: {differ} bytes differ, {zeros} of them are zero; lengths {lengths:?}"
+    ))
 }
 
 /// The repository is sound, and nothing has changed but what users change.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::book::{Plan, Report, Work};
+use super::book::{Finding, Plan, Report, Work};
 use super::{check, load, reboot};
 use crate::daemon::Daemon;
 use crate::process::{Output, Run};
@@ -39,9 +39,16 @@ pub fn run(plan: &Path) -> Result<()> {
     let done = guest.round();
     if let Err(error) = &done {
         let text = format!("{error:#}\n{}", guest.daemon.log_tail(60));
-        guest.tell(&Report::Failed(text))?;
+        guest.tell(&Report::Failed(found(text, false)))?;
     }
     done
+}
+
+/// A finding. Whether the disk is on, a flush tells, which nothing in the guest answers in its place. (What was cached is
+/// not lost any more then; but after a finding nobody looks at that.)
+fn found(text: String, bytes: bool) -> Finding {
+    let disk = std::fs::File::open(DEVICE).and_then(|device| device.sync_all()).is_ok();
+    Finding { text, bytes, disk }
 }
 
 impl Guest {
@@ -54,8 +61,14 @@ impl Guest {
         Ok(())
     }
 
+    /// Something is wrong. The disk is asked after that: one that is still on has been on all the time.
     pub fn finding(&self, text: impl Into<String>) -> Result<()> {
-        self.tell(&Report::Finding(text.into()))
+        self.tell(&Report::Finding(found(text.into(), false)))
+    }
+
+    /// Bytes are wrong.
+    pub fn wrong_bytes(&self, text: impl Into<String>) -> Result<()> {
+        self.tell(&Report::Finding(found(text.into(), true)))
     }
 
     /// Where a tree is.

@@ -109,7 +109,7 @@ fn read(guest: &Guest, trees: &Trees, mut random: Random) -> Result<()> {
             let name = format!("{}: {}", tree.name, path.display());
             match fs_err::read(tree.place.join(path)) {
                 Ok(found) if found == right => read += 1,
-                Ok(_) => guest.finding(format!("{name}: wrong bytes under load"))?,
+                Ok(_) => guest.wrong_bytes(format!("{name}: wrong bytes under load"))?,
                 Err(error) => guest.finding(format!("{name}: {error}"))?,
             }
             if read == READS {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
-use super::queue::{STOPS, Scope};
+use super::queue::{STOPS, STRAY_ANSWERS, Scope};
 use super::waiter::{self, Held, Waiter};
 use super::{GONE, now};
 use crate::fanotify::{self, AsyncChannel, DenyErrno, Group, Owed, PermissionEvent, Verdict};
@@ -264,7 +264,8 @@ impl Brokered {
                 match self.broker.answered(event, verdict, reason.map(cut)) {
                     Some(answer) => self.finish(answer, scope),
                     None => {
-                        debug!(shard = %scope.shard, %event, "an answer that nobody waits for");
+                        debug!(target: STRAY_ANSWERS, shard = %scope.shard, %event, ?verdict,
+                            "an answer that nobody waits for");
                     }
                 }
             }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
-use super::queue::{STOPS, Scope};
+use super::queue::{STOPS, STRAY_ANSWERS, Scope};
 use super::{Counters, now, waiter};
 use crate::fanotify::{self, DenyErrno, FileId, Group, Verdict};
 use crate::ids::{EventId, SegmentId};
@@ -265,7 +265,8 @@ impl Kernel {
                 }
             }
             FromQueue::Answer { event, .. } => {
-                debug!(shard = %scope.shard, %event, "an answer that is not ours to give");
+                debug!(target: STRAY_ANSWERS, shard = %scope.shard, %event,
+                    "an answer that is not ours to give");
             }
         }
     }

@@ -17,6 +17,10 @@ use crate::supervisor::worker::Worker;
 /// Why a reader is denied that waits when the daemon stops, and with what.
 pub(super) const STOPS: (DenyErrno, &str) = (DenyErrno::Eagain, "Hydrant stops");
 
+/// What the log has, at the level debug, of answers that belong to no event: the target of these lines. A worker's answer
+/// and the end of its event may cross, and a worker may send what it likes: so nobody need see them, but for tests.
+pub const STRAY_ANSWERS: &str = "hydrant_daemon::stray_answers";
+
 /// What a queue sees of its shard.
 #[derive(Debug)]
 pub struct Scope<'a> {

@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, error, info, warn};
 
 use super::commands::Said;
-use super::{LastDeath, Pool, Prefetch, QUICK_DEATH, Shard, TOO_MANY_DEATHS};
+use super::{LastDeath, Pool, Prefetch, QUICK_DEATH, Shard};
 use crate::ids::{PoolId, SegmentId};
 use crate::queue::broker::{Death, MAX_STRIKES};
 use crate::queue::wire::{self, Counters as FetchCounters, FromWorker, ToWorker, encode};
@@ -21,6 +21,37 @@ const PACE_TIME: Duration = Duration::from_secs(1);
 
 /// The most that is kept of what a server can do, in bytes.
 const MAX_SERVER: usize = 4 << 10;
+
+/// So many quick deaths in a row, and nobody waits for the next worker.
+const TOO_MANY_DEATHS: u32 = 5;
+
+/// The first and the longest pause between workers that end as soon as they are started.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
+
+/// The workers in a row that ended soon by their own fault, or could not be started.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    deaths: u32,
+    pause: Duration,
+}
+
+impl Backoff {
+    /// How long to wait after a worker that has `lived` for so long. The first restart is at once; each that fails soon
+    /// is followed by twice the pause of the one before.
+    fn after(&mut self, lived: Duration) -> Duration {
+        if lived > QUICK_DEATH {
+            *self = Self::default();
+        } else {
+            self.deaths = self.deaths.saturating_add(1);
+            self.pause = (self.pause * 2).clamp(BACK_OFF.0, BACK_OFF.1);
+        }
+        self.pause
+    }
+
+    fn is_loop(&self) -> bool {
+        self.deaths >= TOO_MANY_DEATHS
+    }
+}
 
 /// When the latest workers died by somebody else's doing.
 #[derive(Debug, Default)]
@@ -64,17 +95,10 @@ impl Shard {
         }
     }
 
-    /// The first restart is at once; one that fails soon waits longer and longer.
+    /// The next worker, after one that has `lived` for so long and ended by its own fault.
     pub(super) fn schedule_restart(&mut self, lived: Duration) {
-        if lived > QUICK_DEATH {
-            self.quick_deaths = 0;
-            self.backoff = Duration::ZERO;
-        } else {
-            self.quick_deaths = self.quick_deaths.saturating_add(1);
-            self.backoff =
-                (self.backoff * 2).clamp(Duration::from_millis(20), Duration::from_secs(5));
-        }
-        if self.quick_deaths >= TOO_MANY_DEATHS {
+        let pause = self.backoff.after(lived);
+        if self.backoff.is_loop() {
             let why = "the workers end as soon as they are started: see the log";
             self.segments.values_mut().for_each(|segment| segment.refuse(why));
             for (_, Prefetch { reply, .. }) in self.prefetches.drain() {
@@ -82,7 +106,7 @@ impl Shard {
             }
             self.end_recycle(Err(why.into()));
         }
-        self.restart_after(self.backoff);
+        self.restart_after(pause);
     }
 
     fn restart_after(&mut self, pause: Duration) {
@@ -337,6 +361,28 @@ fn add(sum: &mut FetchCounters, more: &FetchCounters) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_crash_loop_gets_slower_and_ends_with_the_first_worker_that_lives() {
+        let at_once = Duration::from_millis(5);
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.after(2 * QUICK_DEATH), Duration::ZERO, "the first one");
+        let pauses: Vec<_> = (0..12).map(|_| backoff.after(at_once).as_millis()).collect();
+        assert_eq!(pauses[..6], [20, 40, 80, 160, 320, 640]);
+        assert_eq!(pauses[8..], [5000, 5000, 5000, 5000]);
+        assert!(backoff.is_loop());
+        // each shard has its own
+        assert!(!Backoff::default().is_loop());
+        assert_eq!(backoff.after(2 * QUICK_DEATH), Duration::ZERO);
+        assert!(!backoff.is_loop());
+        assert_eq!(backoff.after(at_once), BACK_OFF.0);
+        assert!((0..3).all(|_| {
+            backoff.after(at_once);
+            !backoff.is_loop()
+        }));
+        backoff.after(at_once);
+        assert!(backoff.is_loop());
+    }
 
     #[test]
     fn kills_are_followed_at_once_up_to_a_pace() {

@@ -33,6 +33,8 @@ const STEPS: [&str; 6] = [
     "change directory",
     "exec",
 ];
+/// In place of an index: it is not in its control group, and goes on.
+const NOT_IN_CGROUP: u8 = u8::MAX;
 
 impl Plan {
     pub fn new(
@@ -62,12 +64,13 @@ impl Plan {
         let arguments = pointers(&self.arguments);
         let environment = pointers(&self.environment);
         let raw: Vec<RawFd> = self.fds.iter().map(AsRawFd::as_raw_fd).collect();
-        let prepared = Prepared {
+        let mut prepared = Prepared {
             plan: &self,
             arguments: &arguments,
             environment: &environment,
             fds: &raw,
             parent: std::process::id() as c_int,
+            join: None,
         };
         let mut moved = vec![-1; raw.len()];
 
@@ -75,10 +78,7 @@ impl Plan {
         // returns.
         let mut pid = self.cgroup.as_ref().map_or(-1, |cgroup| unsafe { fork_into(cgroup) });
         if pid < 0 {
-            if self.cgroup.is_some() {
-                let error = io::Error::last_os_error();
-                tracing::warn!(%error, "can't start a process in its cgroup: it runs without");
-            }
+            prepared.join = self.cgroup.as_ref();
             // SAFETY: as above.
             pid = unsafe { libc::fork() };
         }
@@ -96,22 +96,27 @@ impl Plan {
         let child = Child::new(pid).map_err(|error| ("open a pidfd", error))?;
         let mut report = [0; 8];
         let mut reader = reader;
-        match reader.read_exact(&mut report) {
-            // Closed by exec without a word.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(child),
-            Err(error) => Err(("hear from the child", error)),
-            Ok(()) => {
-                let [a, b, c, d, e, f, g, h] = report;
-                let step = STEPS.get(usize::from(a)).copied().unwrap_or("start");
-                let _ = (b, c, d);
-                Err((step, io::Error::from_raw_os_error(i32::from_ne_bytes([e, f, g, h]))))
+        loop {
+            match reader.read_exact(&mut report) {
+                // Closed by exec without a word.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(child),
+                Err(error) => return Err(("hear from the child", error)),
+                Ok(()) => {}
             }
+            let [a, _, _, _, e, f, g, h] = report;
+            let error = io::Error::from_raw_os_error(i32::from_ne_bytes([e, f, g, h]));
+            if a != NOT_IN_CGROUP {
+                let step = STEPS.get(usize::from(a)).copied().unwrap_or("start");
+                return Err((step, error));
+            }
+            tracing::warn!(%error, "can't start a process in its cgroup: it runs without");
         }
     }
 }
 
-/// fork(2), but the child is in a control group from the start (clone3(2)). To move it there later would have the
-/// kernel wait for all its processors.
+/// fork(2), but the child is in a control group from the start (clone3(2)). To move there later, as the child does where
+/// this fails, has the kernel wait for all its processors. (systemd's `RestrictNamespaces=` makes it fail: a seccomp
+/// filter can't see whether clone3 is to make namespaces.)
 ///
 /// # Safety
 ///
@@ -155,6 +160,8 @@ struct Prepared<'a> {
     environment: &'a [*const c_char],
     fds: &'a [RawFd],
     parent: c_int,
+    /// The control group that the child is to move to.
+    join: Option<&'a OwnedFd>,
 }
 
 impl Prepared<'_> {
@@ -170,13 +177,9 @@ impl Prepared<'_> {
             Ok(never) => match never {},
             Err(step) => (step, nix::errno::Errno::last_raw()),
         };
-        let mut message = [0; 8];
-        message[0] = step;
-        message[4..].copy_from_slice(&errno.to_ne_bytes());
-        // SAFETY: writes 8 bytes of a live array, then ends this process without running anything of
-        // the parent's.
+        // SAFETY: as for this function; it ends this process without running anything of the parent's.
         unsafe {
-            libc::write(report, message.as_ptr().cast(), message.len());
+            tell(report, step, errno);
             libc::_exit(127)
         }
     }
@@ -199,6 +202,12 @@ impl Prepared<'_> {
             if self.plan.death_signal != 0 && libc::getppid() != self.parent {
                 // It ended before it was asked to tell us.
                 libc::_exit(127);
+            }
+
+            if let Some(cgroup) = self.join
+                && !join(cgroup)
+            {
+                tell(*report, NOT_IN_CGROUP, nix::errno::Errno::last_raw());
             }
 
             // First out of the way of the numbers that are wanted, then onto them.
@@ -242,6 +251,40 @@ impl Prepared<'_> {
         }
         Err(5)
     }
+}
+
+/// Moves this process to a control group. `false` with errno set: it is where it was.
+///
+/// # Safety
+///
+/// Makes async-signal-safe system calls alone.
+unsafe fn join(cgroup: &OwnedFd) -> bool {
+    // SAFETY: the name ends with a NUL byte, one byte is read of a live text, and the fd is our own.
+    unsafe {
+        let flags = libc::O_WRONLY | libc::O_CLOEXEC;
+        let processes = libc::openat(cgroup.as_raw_fd(), c"cgroup.procs".as_ptr(), flags);
+        // "0" is who writes it
+        processes >= 0 && {
+            let moved = libc::write(processes, c"0".as_ptr().cast(), 1) == 1;
+            let errno = nix::errno::Errno::last();
+            libc::close(processes);
+            errno.set();
+            moved
+        }
+    }
+}
+
+/// Writes to the parent's pipe.
+///
+/// # Safety
+///
+/// Makes async-signal-safe system calls alone.
+unsafe fn tell(report: RawFd, step: u8, errno: c_int) {
+    let mut message = [0; 8];
+    message[0] = step;
+    message[4..].copy_from_slice(&errno.to_ne_bytes());
+    // SAFETY: writes 8 bytes of a live array.
+    unsafe { libc::write(report, message.as_ptr().cast(), message.len()) };
 }
 
 fn check(result: c_int, step: u8) -> Result<c_int, u8> {
