@@ -25,6 +25,7 @@ use tracing::{debug, error, info, warn};
 use crate::fanotify::{Answered, DenyErrno, Group, Owed, QueueKind, Verdict, answer_number};
 use crate::ids::ShardId;
 use crate::queue::inflight::{Record, Slot, Table, TableError};
+use crate::standalone::keeper::LIFELINE;
 use crate::sys::{fdstore, limits};
 use crate::version::OtherVersion;
 
@@ -40,6 +41,12 @@ pub const LISTENER: &str = "admin";
 
 /// The name of an admin socket that the program before us in this process made.
 pub const OWN_LISTENER: &str = "own-admin";
+
+/// The name of containerd's socket where systemd listens for us: `FileDescriptorName=` in `hydrant-containerd.socket`.
+pub const CONTAINERD: &str = "containerd";
+
+/// The name of one that a supervisor made.
+pub const OWN_CONTAINERD: &str = "own-containerd";
 
 /// The name of a pidfd: of the process that guards what a supervisor left when it was told to restart.
 pub const GUARD: &str = "guard";
@@ -65,16 +72,18 @@ pub fn table_name(shard: ShardId) -> String {
 pub struct Kept {
     shards: BTreeMap<u16, KeptShard>,
     listener: Option<Listener>,
+    containerd: Option<Listener>,
     guard: Option<OwnedFd>,
     lock: Option<OwnedFd>,
+    lifeline: Option<OwnedFd>,
 }
 
-/// An admin socket that we did not make.
+/// A socket that we did not make.
 #[derive(Debug)]
 pub enum Listener {
     /// systemd's.
     Managers(OwnedFd),
-    /// Of the program before us in this process.
+    /// Of a program before us.
     Ours(OwnedFd),
 }
 
@@ -103,19 +112,25 @@ impl Kept {
         let begin = Instant::now();
         let mut groups = BTreeMap::new();
         let mut tables = BTreeMap::new();
-        let (mut listener, mut guard, mut lock) = (None, None, None);
+        let (mut listener, mut containerd) = (None, None);
+        let (mut guard, mut lock, mut lifeline) = (None, None, None);
         for (name, fd) in fdstore::take()? {
             match (name.as_str(), number_after(&name, GROUP), number_after(&name, TABLE)) {
                 (LISTENER, ..) => listener = Some(Listener::Managers(fd)),
                 (OWN_LISTENER, ..) => listener = Some(Listener::Ours(fd)),
+                (CONTAINERD, ..) => containerd = Some(Listener::Managers(fd)),
+                // of several, systemd's
+                (OWN_CONTAINERD, ..) => containerd = containerd.or(Some(Listener::Ours(fd))),
                 (GUARD, ..) => guard = Some(fd),
                 (LOCK, ..) => lock = Some(fd),
+                (LIFELINE, ..) => lifeline = Some(fd),
                 (_, Some(shard), _) => drop(groups.insert(shard, fd)),
                 (_, _, Some(shard)) => drop(tables.insert(shard, fd)),
                 _ => warn!(name, "a file descriptor that nobody here knows"),
             }
         }
-        let mut kept = Self { shards: BTreeMap::new(), listener, guard, lock };
+        let shards = BTreeMap::new();
+        let mut kept = Self { shards, listener, containerd, guard, lock, lifeline };
         let mut ours = Vec::with_capacity(groups.len());
         for (shard, group) in groups {
             let table = tables.remove(&shard).map(open_table).transpose()?.flatten();
@@ -174,10 +189,22 @@ impl Kept {
         self.listener.take()
     }
 
+    /// containerd's socket, if there has been one all the time.
+    #[must_use]
+    pub fn containerd(&mut self) -> Option<Listener> {
+        self.containerd.take()
+    }
+
     /// The lock of the state directory, which nobody else could have meanwhile.
     #[must_use]
     pub fn lock(&mut self) -> Option<OwnedFd> {
         self.lock.take()
+    }
+
+    /// What a keeper sees the end of when this process and its parent are gone: to be held for life.
+    #[must_use]
+    pub fn lifeline(&mut self) -> Option<OwnedFd> {
+        self.lifeline.take()
     }
 
     /// Ends the process that has guarded what is ours now. To be called once orders are taken.
@@ -312,6 +339,7 @@ pub fn forget_all(shards: impl IntoIterator<Item = ShardId>) {
         forget(&table_name(shard));
     }
     forget(LOCK);
+    forget(OWN_CONTAINERD);
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ use crate::fanotify::QueueKind;
 use crate::ids::{PoolId, ShardId};
 use crate::queue::inflight;
 use crate::range::ByteRange;
+use crate::standalone::keeper;
 use crate::sys::{fdstore, limits, replace};
 use crate::worker::sandbox;
 
@@ -71,6 +72,7 @@ pub async fn run(
     }
     kept.relieve_guard();
     let kept_lock = kept.lock();
+    let lifeline = kept.lifeline();
     let mut instance = if kept.is_empty() && kept_lock.is_none() {
         InstanceLock::take(&directories)?
     } else {
@@ -152,9 +154,10 @@ pub async fn run(
     let (shut, mut shutting) = watch::channel(false);
     let mut also_shutting = shut.subscribe();
     // who hears from us can rely on it
-    let snapshotter = supervisor.listen_for_containerd(async move {
+    let snapshotter = supervisor.listen_for_containerd(kept.containerd(), async move {
         also_shutting.wait_for(|shut| *shut).await.ok();
     });
+    let (snapshotter, containerd) = snapshotter.map(|s| (s.task, s.estate)).unzip();
     let server = serve(socket, Arc::clone(&supervisor), async move {
         shutting.wait_for(|shut| *shut).await.ok();
     });
@@ -164,7 +167,8 @@ pub async fn run(
             snapshotter.await.ok();
         }
     });
-    notify("READY=1");
+    let held = lifeline.iter().map(|_| format!("\n{}", keeper::KNOWN)).collect::<String>();
+    notify(&format!("READY=1{held}"));
     tokio::spawn(manager::keep_watchdog_quiet(supervisor.shards.clone()));
     let end = tokio::select! {
         _ = terminate.recv() => manager::meaning_of_terminate().await,
@@ -207,9 +211,11 @@ pub async fn run(
             let name = if file.is_some() { kept::OWN_LISTENER } else { kept::LISTENER };
             file.into_iter().for_each(SocketFile::keep);
             estate.push((name.to_owned(), listener));
+            estate.extend(containerd);
             if let Some(lock) = instance.keep() {
                 estate.push((kept::LOCK.to_owned(), lock.try_clone_to_owned()?));
             }
+            estate.extend(lifeline.map(|lifeline| (keeper::LIFELINE.to_owned(), lifeline)));
             Ok(if end == End::Parent { Outcome::Parent(estate) } else { Outcome::Replace(estate) })
         }
     }

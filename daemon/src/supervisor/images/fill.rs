@@ -5,10 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hydrant_api::LayerFill;
-use tokio::sync::oneshot;
 use tracing::{debug, info};
 
-use super::super::shard::{Command, GONE, ShardHandle};
+use super::super::shard::GONE;
 use super::super::{Supervisor, lock};
 use crate::catalog::{Pool, Tree};
 use crate::ids::{PoolId, SegmentId};
@@ -102,12 +101,11 @@ impl Supervisor {
         let mut missing = Vec::new();
         for (tree, pool) in trees {
             let (Ok(segments), Ok(shard)) =
-                (self.catalog.segments(pool.id).await, self.shard(pool.id))
+                (self.catalog.segments_of(tree).await, self.shard(pool.id))
             else {
                 continue;
             };
-            let wanted = segments.into_iter();
-            let wanted = wanted.filter(|s| !s.complete && tree.segments.contains(&s.id));
+            let wanted = segments.into_iter().filter(|segment| !segment.complete);
             missing.extend(wanted.map(|segment| (tree, shard.clone(), segment.id)));
         }
         let incomplete: Vec<_> = missing.iter().map(|(tree, ..)| *tree).collect();
@@ -118,7 +116,7 @@ impl Supervisor {
         let mut replays = Vec::new();
         {
             let mut fills = lock(&self.fills);
-            for (tree, shard, segment) in &missing {
+            for (tree, _, segment) in &missing {
                 let runs = traced.iter().find(|(of, _)| of == segment);
                 let traced = runs.map(|(_, runs)| runs.clone()).unwrap_or_default();
                 let state = match (traced.is_empty(), is_filled(tree)) {
@@ -126,13 +124,17 @@ impl Supervisor {
                     (true, true) => WAITING,
                     (true, false) => continue,
                 };
-                if state == REPLAYING {
-                    debug!(%segment, runs = traced.len(), "fetching what was read before");
-                    replays.push((*segment, prefetch(shard, *segment, traced.clone())));
-                }
                 let (layer, pool) = (tree.commit, tree.pool);
                 fills.insert(*segment, Fill { layer, pool, traced, state, trouble: None });
             }
+        }
+        // in the order in which they were read
+        for (segment, runs) in traced {
+            let Some((_, shard, _)) = missing.iter().find(|(.., id)| *id == segment) else {
+                continue;
+            };
+            debug!(%segment, runs = runs.len(), "fetching what was read before");
+            replays.push((segment, shard.prefetch(segment, runs)));
         }
         missing.retain(|(tree, ..)| is_filled(tree));
         let missing: Vec<_> = missing.into_iter().map(|(_, shard, id)| (shard, id)).collect();
@@ -150,7 +152,7 @@ impl Supervisor {
                 note(&fills, segment, FILLING, None);
                 let mut wait = FIRST_WAIT;
                 loop {
-                    match prefetch(&shard, segment, vec![ALL]).await {
+                    match shard.prefetch(segment, vec![ALL]).await {
                         Ok(Ok(())) => break,
                         Ok(Err(why)) if why != GONE => {
                             info!(%segment, why, "a layer can't be filled yet");
@@ -170,14 +172,4 @@ impl Supervisor {
             }
         });
     }
-}
-
-fn prefetch(
-    shard: &ShardHandle,
-    segment: SegmentId,
-    runs: Vec<Run>,
-) -> oneshot::Receiver<Result<(), String>> {
-    let (reply, answer) = oneshot::channel();
-    shard.send(Command::Prefetch { segment, runs, reply });
-    answer
 }
