@@ -22,9 +22,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hydrant_api::{
-    Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, Mount, MountImageRequest,
-    PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest, RmRequest, Status,
-    Summary, UmountRequest, Worker,
+    Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, IndexRequest, Mount,
+    MountImageRequest, PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest,
+    RmRequest, Status, Summary, UmountRequest, Worker,
 };
 
 pub use caller::Caller;
@@ -88,6 +88,13 @@ pub trait Service: Send + Sync + 'static {
         &self,
         caller: Caller,
         request: PullRequest,
+        progress: ProgressSender,
+    ) -> impl Future<Output = Result<Summary, ApiError>> + Send;
+
+    fn index_image(
+        &self,
+        caller: Caller,
+        request: IndexRequest,
         progress: ProgressSender,
     ) -> impl Future<Output = Result<Summary, ApiError>> + Send;
 

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use fs_err as fs;
 use hydrant_api::{ConfiguredDirectories, Directories};
-use serde::Deserialize;
-use serde::de::IntoDeserializer;
+use serde::de::{Error as _, IntoDeserializer};
+use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
 use crate::fanotify::{self, QueueKind};
 use crate::queue::wire::Limits;
+use crate::source::oci::keys::PublicKey;
 use crate::sys::cgroup;
 pub use names::Names;
 
@@ -83,6 +84,19 @@ pub struct Images {
     /// Whether what the readers of a layer want in the first two minutes of a mount is remembered, and fetched before they ask
     /// the next time. Default: yes.
     pub trace: Option<bool>,
+    /// Who may say what is in the layers of an image, by an index that they have signed and put beside it: Ed25519, PEM or
+    /// base64. Default: nobody.
+    #[serde(default, deserialize_with = "keys")]
+    pub index_keys: Vec<PublicKey>,
+}
+
+fn keys<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PublicKey>, D::Error> {
+    let texts = Vec::<String>::deserialize(from)?;
+    let key = |text: &String| {
+        PublicKey::parse(text)
+            .ok_or_else(|| D::Error::custom(format!("{text:?} is no public key for Ed25519")))
+    };
+    texts.iter().map(key).collect()
 }
 
 /// `[workers]`: what the processes that fetch may use, and how long they may be silent.
@@ -384,6 +398,7 @@ mod tests {
             ("connections = 0", "connections"),
             ("state_dir = \"var\"", "state_dir"),
             ("[images]\nhosts_dir = \"certs.d\"", "hosts_dir"),
+            ("[images]\nindex_keys = [\"AAAA\"]", "AAAA"),
             ("queue = \"best\"", "queue"),
             ("[workers]\npatience_secs = 0", "patience_secs"),
             ("[workers]\nwages = 1", "wages"),

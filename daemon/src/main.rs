@@ -23,6 +23,9 @@ use tracing_subscriber::EnvFilter;
 /// The very file that runs now, even if it has been replaced.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 
+/// The role of the keeper, on the command line.
+const KEEPER: &str = "keeper";
+
 /// The Hydrant daemon.
 #[derive(Debug, Parser)]
 #[command(name = "hydrantd", version)]
@@ -72,6 +75,9 @@ enum Role {
     /// Keeps file descriptors in a restart; started by the supervisor
     #[command(hide = true)]
     Guard,
+    /// Takes the parent's place should that and the supervisor be killed; started by the parent
+    #[command(hide = true)]
+    Keeper,
     /// Whether this program could take over from a supervisor; started by that one
     #[command(hide = true)]
     Check {
@@ -139,7 +145,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             }
             let programs =
                 Programs { installed: installed_program()?, own: Path::new(OWN_PROGRAM) };
-            let code = standalone::run(programs, &arguments, kept)?;
+            let keeper: Vec<_> = [KEEPER.into()].into_iter().chain(arguments.clone()).collect();
+            let code = standalone::run(programs, &arguments, Some(&keeper), kept)?;
             Ok(ExitCode::from(code))
         }
         None => {
@@ -177,6 +184,18 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                     std::thread::sleep(Duration::from_secs(1));
                 }
             })
+        }
+        Some(Role::Keeper) => {
+            let [lifeline] = inherited()?;
+            let kept = standalone::keeper::run(&lifeline)?;
+            if kept.is_empty() {
+                return Ok(ExitCode::SUCCESS);
+            }
+            drop(lifeline);
+            let arguments = std::env::args_os().skip(1).filter(|argument| argument != KEEPER);
+            let arguments: Vec<_> = arguments.chain(["--standalone".into()]).collect();
+            let error = replace(Path::new(OWN_PROGRAM), &arguments, kept);
+            Err(error).context("can't become the parent of a supervisor")
         }
         Some(Role::Guard) => {
             let kept = fdstore::take().context("can't take what is to be guarded")?;

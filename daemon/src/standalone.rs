@@ -5,7 +5,8 @@
 //! next one, which gets them back (sd_listen_fds(3)). So the fanotify groups live on, and readers
 //! wait for the next supervisor instead of getting zeros. It is one thread, touches no tree and has
 //! little that could go wrong. If it is killed all the same, the supervisor leaves everything to the next one, which is
-//! started by the process that it is itself: that is the parent from then on.
+//! started by the process that it is itself: that is the parent from then on. If both are killed at the same moment,
+//! that is the [`keeper`].
 
 use std::ffi::OsString;
 use std::io;
@@ -23,6 +24,9 @@ use tracing::{error, info, warn};
 
 use crate::sys::notify::{Listener, Notification};
 use crate::sys::spawn::{Child, Spawn, SpawnError};
+use keeper::Keeper;
+
+pub mod keeper;
 
 /// More than a supervisor with as many shards as there can be has to keep.
 const MAX_KEPT: usize = 512;
@@ -56,16 +60,33 @@ pub struct Programs<'a> {
 }
 
 /// Runs a program as the supervisor, again and again until it ends by itself, with our environment and
-/// the variables of the protocol. `kept`: what one before us has left for it. Gives the exit code to end with.
+/// the variables of the protocol. `kept`: what one before us has left for it. `keeper`: the arguments of our own program
+/// that make it a [`keeper`], if there is to be one. Gives the exit code to end with.
 ///
 /// # Errors
 /// Only as long as nothing is kept: after that it goes on trying.
 pub fn run(
     programs: Programs<'_>,
     arguments: &[OsString],
-    kept: Vec<(String, OwnedFd)>,
+    keeper: Option<&[OsString]>,
+    mut kept: Vec<(String, OwnedFd)>,
 ) -> Result<u8, StandaloneError> {
-    Parent::new(kept, false)?.run(programs, arguments)
+    // of a parent before us
+    let former = kept.extract_if(.., |(name, _)| name == keeper::LIFELINE);
+    let former: Vec<_> = former.map(|(_, lifeline)| lifeline).collect();
+    let mut parent = Parent::new(kept, false)?;
+    match keeper.map(|arguments| Keeper::new(programs.own, arguments)).transpose() {
+        Ok(keeper) => parent.keeper = keeper,
+        // readers wait: there must be a parent all the same
+        Err(error) => error!(%error, "there will be no keeper"),
+    }
+    if let Some(keeper) = &mut parent.keeper {
+        keeper.tend(&parent.kept);
+    }
+    former.iter().for_each(keeper::dismiss);
+    // not closed here, which would say to one that has not heard us that we are gone
+    parent.former = former;
+    parent.run(programs, arguments)
 }
 
 /// Guards what a supervisor left when systemd told it to restart, until the next one has it and kills us.
@@ -85,18 +106,16 @@ pub fn guard(
     Parent::new(kept, true)?.run(programs, arguments)
 }
 
-fn prepare() -> Result<(Listener, SignalFd), StandaloneError> {
+/// The signals that tell to stop, from here on.
+fn take_signals() -> Result<SignalFd, StandaloneError> {
     let stop_signals: SigSet =
         [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
-    let signals = stop_signals
+    stop_signals
         .thread_block()
         .and_then(|()| {
             SignalFd::with_flags(&stop_signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         })
-        .map_err(|errno| StandaloneError::Prepare("take signals", errno.into()))?;
-    let listener =
-        Listener::bind().map_err(|error| StandaloneError::Prepare("take notifications", error))?;
-    Ok((listener, signals))
+        .map_err(|errno| StandaloneError::Prepare("take signals", errno.into()))
 }
 
 fn longer(delay: Duration) -> Duration {
@@ -114,13 +133,18 @@ struct Parent {
     listener: Listener,
     signals: SignalFd,
     kept: Vec<(String, OwnedFd)>,
+    keeper: Option<Keeper>,
+    /// Lifelines of those that were dismissed.
+    former: Vec<OwnedFd>,
     told_to_stop: bool,
 }
 
 impl Parent {
     fn new(kept: Vec<(String, OwnedFd)>, told_to_stop: bool) -> Result<Self, StandaloneError> {
-        let (listener, signals) = prepare()?;
-        Ok(Self { listener, signals, kept, told_to_stop })
+        let signals = take_signals()?;
+        let listener = Listener::bind()
+            .map_err(|error| StandaloneError::Prepare("take notifications", error))?;
+        Ok(Self { listener, signals, kept, keeper: None, former: Vec::new(), told_to_stop })
     }
 
     fn run(
@@ -161,25 +185,24 @@ impl Parent {
     }
 
     fn start(&self, program: &Path, arguments: &[OsString]) -> Result<Child, SpawnError> {
+        let kept = self.kept.iter().map(|(name, fd)| (name.as_str(), fd.as_fd()));
+        let lifeline = self.keeper.iter().map(|keeper| (keeper::LIFELINE, keeper.lifeline()));
+        let fds: Vec<_> = kept.chain(lifeline).collect();
         let mut spawn = Spawn::program(program)
             .outlives_us()
             .variable("NOTIFY_SOCKET", self.listener.address())
-            .variable("LISTEN_FDS", self.kept.len().to_string());
+            .variable("LISTEN_FDS", fds.len().to_string());
         // `LISTEN_PID` is missing: it can't be known before the fork
-        let names: Vec<_> = self.kept.iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<_> = fds.iter().map(|(name, _)| *name).collect();
         spawn = spawn.variable("LISTEN_FDNAMES", names.join(":"));
         for argument in arguments {
             spawn = spawn.argument(argument);
         }
-        let of_protocol = |name: &OsString| {
-            let name = name.to_string_lossy();
-            name == "NOTIFY_SOCKET" || name.starts_with("LISTEN_")
-        };
-        for (name, value) in std::env::vars_os().filter(|(name, _)| !of_protocol(name)) {
+        for (name, value) in environment() {
             spawn = spawn.variable(name, value);
         }
-        for (_, fd) in &self.kept {
-            match fd.try_clone() {
+        for (_, fd) in fds {
+            match fd.try_clone_to_owned() {
                 Ok(fd) => spawn = spawn.fd(fd),
                 Err(source) => {
                     return Err(SpawnError::new(program, "pass file descriptors", source));
@@ -214,9 +237,15 @@ impl Parent {
                     error!(%error, "can't tell the supervisor to stop");
                 }
             }
+            let again = self.keeper.as_mut().and_then(|keeper| keeper.tend(&self.kept));
             let fds = [self.listener.as_fd(), self.signals.as_fd(), supervisor.as_fd()];
-            let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            wait(&mut fds, PollTimeout::NONE).map_err(StandaloneError::Wait)?;
+            let keeper = self.keeper.as_ref().and_then(Keeper::process);
+            let fds = fds.into_iter().chain(keeper);
+            let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+            let timeout = again.map_or(PollTimeout::NONE, |after| {
+                PollTimeout::try_from(after).unwrap_or(PollTimeout::MAX)
+            });
+            wait(&mut fds, timeout).map_err(StandaloneError::Wait)?;
         }
     }
 
@@ -247,9 +276,15 @@ impl Parent {
         let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored");
         if has("READY=1") {
             ready.get_or_insert_with(Instant::now);
+            if let Some(keeper) = &mut self.keeper {
+                keeper.is_known(has(keeper::KNOWN));
+            }
         }
         if has("FDSTOREREMOVE=1") {
             self.kept.retain(|(kept, _)| kept != name);
+            if let Some(keeper) = &mut self.keeper {
+                keeper.forget(name);
+            }
         } else if has("FDSTORE=1") {
             // names are joined by colons
             let is_name = !name.is_empty() && name.len() <= 255;
@@ -258,7 +293,12 @@ impl Parent {
             } else if self.kept.len() + fds.len() > MAX_KEPT {
                 warn!(pid, name, "too many file descriptors: not kept");
             } else {
-                self.kept.extend(fds.into_iter().map(|fd| (name.to_owned(), fd)));
+                for fd in fds {
+                    if let Some(keeper) = &mut self.keeper {
+                        keeper.keep(name, fd.as_fd());
+                    }
+                    self.kept.push((name.to_owned(), fd));
+                }
             }
         }
     }
@@ -282,6 +322,15 @@ impl Parent {
         // a supervisor that does not get far must not be started in a tight loop
         std::thread::sleep(delay.min(BACK_OFF.0));
     }
+}
+
+/// What our children get of our environment.
+fn environment() -> impl Iterator<Item = (OsString, OsString)> {
+    let of_protocol = |name: &OsString| {
+        let name = name.to_string_lossy();
+        name == "NOTIFY_SOCKET" || name.starts_with("LISTEN_")
+    };
+    std::env::vars_os().filter(move |(name, _)| !of_protocol(name))
 }
 
 fn wait(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> io::Result<()> {

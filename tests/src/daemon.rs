@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use hydrant_api::{Directories, Mount, RUN_DIR_ENV, STATE_DIR_ENV, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -39,10 +40,21 @@ pub struct Daemon {
     directories: Directories,
     log: PathBuf,
     process: Option<Leashed>,
+    /// The parent, where that is not the process any more.
+    heir: AtomicI32,
     environment: Vec<(String, String)>,
     configuration: Option<PathBuf>,
     /// One of the test's own, that can be replaced.
     program: Option<PathBuf>,
+}
+
+/// The processes of a daemon that have its groups.
+#[derive(Debug, Clone, Copy)]
+pub struct Family {
+    pub parent: Pid,
+    pub supervisor: Option<Pid>,
+    /// Would take the parent's place.
+    pub keeper: Option<Pid>,
 }
 
 impl Daemon {
@@ -54,6 +66,7 @@ impl Daemon {
             directories: Directories { state: state.to_owned(), run: directory.join("run") },
             log: directory.join("hydrantd.log"),
             process: None,
+            heir: AtomicI32::new(0),
             environment: Vec::new(),
             configuration: None,
             program: None,
@@ -120,7 +133,8 @@ impl Daemon {
     /// Asks it to stop (SIGTERM) and waits until it has.
     pub fn stop(&mut self) -> Result<()> {
         let pids = self.pids();
-        match self.process.take() {
+        let process = self.process.take();
+        match process.and_then(|mut process| process.ended().is_none().then_some(process)) {
             Some(mut process) => {
                 process.signal(Signal::SIGTERM);
                 if process.wait(Duration::from_secs(30)).is_none() {
@@ -131,47 +145,81 @@ impl Daemon {
                 self.admin().post("/v1/stop", &serde_json::json!({}))?;
             }
         }
-        until("all processes of the daemon have ended", Duration::from_secs(10), || {
+        until("all processes of the daemon have ended", Duration::from_secs(30), || {
             pids.iter().all(|pid| !alive(*pid)).then_some(())
         })
     }
 
     /// Kills every process of the daemon at once, as a power cut would.
     pub fn kill(&mut self) {
-        // a process that is ending looks like nobody's before it has let go of its files
-        let mut seen = BTreeSet::new();
-        // the parent may have just started another supervisor; and who is killed takes a moment to end
+        // one that is left over starts the others again, so none may run while they are killed
+        let mut known: BTreeSet<i32> = self.pids().into_iter().map(Pid::as_raw).collect();
+        let mut stopped = BTreeSet::new();
+        let mut quiet = 0;
         for _ in 0..6000 {
-            let pids = self.pids();
-            for pid in &pids {
-                let _ = kill(*pid, Signal::SIGKILL);
+            known.retain(|pid| alive(Pid::from_raw(*pid)));
+            let found = self.pids_with(known.clone()).into_iter().filter(|pid| alive(*pid));
+            let new: Vec<Pid> = found.filter(|pid| stopped.insert(*pid)).collect();
+            for pid in &new {
+                let _ = kill(*pid, Signal::SIGSTOP);
+                known.insert(pid.as_raw());
             }
-            self.process = None;
-            seen.extend(pids.iter().copied());
-            seen.retain(|pid| alive(*pid));
-            if pids.is_empty() && seen.is_empty() {
+            // one that is just being started is nobody's for a moment
+            quiet = if new.is_empty() { quiet + 1 } else { 0 };
+            if quiet == 3 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for pid in &stopped {
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+        self.process = None;
+        // who is killed takes a moment to let go of its files
+        for _ in 0..6000 {
+            if !stopped.iter().any(|pid| alive(*pid)) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// The process that [`start`](Self::start) started: the supervisor's parent.
+    /// The supervisor's parent: the process that [`start`](Self::start) started, or what has taken its place.
     pub fn parent(&self) -> Result<Pid> {
-        self.process.as_ref().map(Leashed::pid).context("the daemon was not started by the test")
+        let started = self.process.as_ref().map(Leashed::pid);
+        let heir = Pid::from_raw(self.heir.load(Ordering::SeqCst));
+        if let Some(parent) = [started, Some(heir)].into_iter().flatten().find(|pid| alive(*pid)) {
+            return Ok(parent);
+        }
+        let supervisor = self.status()?.pid;
+        let parent_of = |pid| all_processes().into_iter().find(|(found, _)| *found == pid);
+        let (_, parent) = parent_of(supervisor).context("the supervisor has just ended")?;
+        // as long as it has none of ours, it has init
+        let exe = |pid| std::fs::read_link(format!("/proc/{pid}/exe"));
+        ensure!(exe(parent)? == exe(supervisor)?, "the supervisor has no parent");
+        self.heir.store(parent, Ordering::SeqCst);
+        Ok(Pid::from_raw(parent))
     }
 
     /// The supervisor's process, at whatever point of its life.
     pub fn supervisor(&self) -> Option<Pid> {
-        let parent = self.parent().ok()?;
-        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-        let first = children.ok()?.split_whitespace().next()?.parse().ok()?;
-        Some(Pid::from_raw(first)).filter(|pid| alive(*pid))
+        self.family()?.supervisor
     }
 
-    /// The parent is dead: from now on the supervisor is all there is.
-    pub fn forget_parent(&mut self) {
-        self.process = None;
+    /// Those processes that guard what waits.
+    pub fn family(&self) -> Option<Family> {
+        let parent = self.parent().ok()?;
+        let mut family = Family { parent, supervisor: None, keeper: None };
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+        for pid in children.ok()?.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+            let place = match is_keeper(pid) {
+                Some(true) => &mut family.keeper,
+                Some(false) => &mut family.supervisor,
+                None => continue,
+            };
+            *place = Some(Pid::from_raw(pid)).filter(|pid| alive(*pid)).or(*place);
+        }
+        Some(family)
     }
 
     /// Kills the supervisor and nothing else. Gives the pid that it had.
@@ -245,9 +293,13 @@ impl Daemon {
     /// run directory's socket answered by it, and what descends from those.
     #[must_use]
     pub fn pids(&self) -> Vec<Pid> {
+        self.pids_with(self.status().map(|status| status.pid).into_iter().collect())
+    }
+
+    /// The same, of which some are known, without asking one that may be stopped.
+    fn pids_with(&self, mut ours: BTreeSet<i32>) -> Vec<Pid> {
         let Ok(hydrantd) = self.program() else { return Vec::new() };
         let state = self.directories.state.to_string_lossy().into_owned();
-        let mut ours: BTreeSet<i32> = self.status().map(|status| status.pid).into_iter().collect();
         ours.extend(self.process.iter().map(|process| process.pid().as_raw()));
         let processes: Vec<(i32, i32)> = all_processes()
             .into_iter()
@@ -276,6 +328,16 @@ impl Daemon {
             }
         }
     }
+}
+
+/// Whether a child of the parent is the keeper, by its arguments. `None`: it is just being started, or has ended.
+fn is_keeper(pid: i32) -> Option<bool> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut arguments = line.split(|byte| *byte == 0).skip(1);
+    let first = arguments.next()?;
+    // as long as it has those of the parent, it is nothing yet
+    (first != b"--standalone" && arguments.all(|other| other != b"--standalone"))
+        .then_some(first == b"keeper")
 }
 
 /// Built anew while it ran.

@@ -172,19 +172,24 @@ pub fn same_list(expected: &str, found: &str) -> Result<()> {
 impl Front {
     /// Stands in front of what listens on `upstream`.
     pub fn start(directory: &Path, upstream: u16) -> Result<Self> {
-        Self::with(directory, upstream, &[])
+        Self::with("front.py", directory, upstream, &[])
+    }
+
+    /// Has a list of what refers to what, and lets only `user` write, with the password `secret`.
+    pub fn with_referrers(directory: &Path, upstream: u16) -> Result<Self> {
+        Self::with("referrers.py", directory, upstream, &[])
     }
 
     /// Wants no token, and to see none.
     pub fn open(directory: &Path, upstream: u16) -> Result<Self> {
-        Self::with(directory, upstream, &["--open"])
+        Self::with("front.py", directory, upstream, &["--open"])
     }
 
-    fn with(directory: &Path, upstream: u16, options: &[&str]) -> Result<Self> {
+    fn with(program: &str, directory: &Path, upstream: u16, options: &[&str]) -> Result<Self> {
         fs_err::create_dir_all(directory)?;
         let output = directory.join("port");
         let mut command = Command::new("python3");
-        command.arg(script("front.py")).arg(format!("http://127.0.0.1:{upstream}")).arg(directory);
+        command.arg(script(program)).arg(format!("http://127.0.0.1:{upstream}")).arg(directory);
         command.args(options);
         command.stdin(Stdio::null()).stdout(fs_err::File::create(&output)?.into_parts().0);
         let process = leash(command)?;

@@ -224,11 +224,7 @@ fn root_no_other_daemon_in_between() -> Result<()> {
         log.contains("another hydrantd").then_some(())
     })?;
     kill(parent, Signal::SIGCONT)?;
-    let successor = until("the next supervisor serves", Duration::from_secs(60), || {
-        let pid = Pid::from_raw(world.daemon.status().ok()?.pid);
-        (pid != killed).then_some(pid)
-    })
-    .with_context(|| world.daemon.log_tail(40))?;
+    let successor = successor(&world, killed)?;
     ensure!(world.daemon.supervisor() == Some(successor), "{successor} is not {parent}'s child");
     drop(cloning);
     let got = end(&reader.wait()?)?;
@@ -259,9 +255,59 @@ fn root_killed_parent_does_no_harm() -> Result<()> {
     let got = end(&reader.wait()?)?;
     ensure!(got == End::Right, "{got:?}");
     files.iter().try_for_each(|(file, truth)| expect_right(Kind::MmapPrivate, file, truth))?;
-    world.daemon.forget_parent();
     world.daemon.stop()?;
     until("the parent has ended", Duration::from_secs(60), || (!alive(supervisor)).then_some(()))
+}
+
+/// Parent and supervisor are killed at the same moment, again and again: the keeper takes the parent's place, and no reader
+/// notices. So it is with a keeper that is killed, of which there is another at once.
+#[test]
+#[ignore = "needs root"]
+fn root_killed_parent_and_supervisor_cost_nobody_an_error() -> Result<()> {
+    let mut world = world("restart-keeper", Quality::default())?;
+    let repository = lonely(6, 200_000)?;
+    let tree = world.quick(&repository)?;
+    let files = world.lonely_files(&repository, &tree, 0..6)?;
+    let keeper = |world: &World, but: Pid| {
+        until("there is a keeper", Duration::from_secs(60), || {
+            world.daemon.family()?.keeper.filter(|keeper| *keeper != but)
+        })
+    };
+    world.proxy()?.hold();
+    let kinds = [Kind::Read, Kind::MmapShared, Kind::Splice];
+    let readers: Result<Vec<_>> = kinds
+        .into_iter()
+        .zip(&files)
+        .map(|(kind, (file, truth))| start(kind, file, truth))
+        .collect();
+    let readers = readers?;
+    let before = queue(&world, kinds.len(), |event| event.state == "in_flight")?;
+    for round in 0..4 {
+        let (parent, supervisor) =
+            (world.daemon.parent()?, Pid::from_raw(world.daemon.status()?.pid));
+        let first = keeper(&world, supervisor)?;
+        kill(first, Signal::SIGKILL)?;
+        let next = keeper(&world, first)?;
+        let order = if round % 2 == 0 { [parent, supervisor] } else { [supervisor, parent] };
+        order.into_iter().try_for_each(|pid| kill(pid, Signal::SIGKILL))?;
+        successor(&world, supervisor)?;
+        ensure!(world.daemon.parent()? == next, "{next} is not the parent");
+        let after = queue(&world, kinds.len(), |event| event.state == "in_flight")?;
+        for event in &before {
+            ensure!(after.iter().any(|other| other.id == event.id), "{event:?} of {after:#?}");
+        }
+    }
+    world.proxy()?.heal();
+    for reader in readers {
+        let got = end(&reader.wait()?)?;
+        ensure!(got == End::Right, "{got:?}\n{}", world.daemon.log_tail(60));
+    }
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::MmapPrivate, file, truth))?;
+    let log = world.daemon.log_tail(10_000);
+    ensure!(!log.contains("nothing guarded this tree"), "{log}");
+    world.daemon.stop()?;
+    ensure!(fs_err::read_dir(&tree)?.next().is_none(), "still mounted");
+    Ok(())
 }
 
 /// A clean stop after a restart: all is unmounted, nothing is left running, and the next start is a plain one.

@@ -12,6 +12,7 @@
 //! | `POST /v1/prefetch` | [`PrefetchRequest`] | lines of [`Progress`] |
 //! | `GET /v1/images` | | list of [`Image`] |
 //! | `POST /v1/image/pull` | [`PullRequest`] | lines of [`Progress`] |
+//! | `POST /v1/image/index` | [`IndexRequest`] | lines of [`Progress`] |
 //! | `POST /v1/image/mount` | [`MountImageRequest`] | lines of [`Progress`] |
 //! | `POST /v1/image/evict` | [`ImageRequest`] | [`Evicted`] |
 //! | `POST /v1/image/rm` | [`ImageRequest`] | `{}` |
@@ -171,6 +172,34 @@ pub struct PullRequest {
     /// For whom root asks (`sudo`): whose credentials are used.
     #[serde(default)]
     pub owner: Option<Owner>,
+}
+
+/// `POST /v1/image/index`: makes indexes of an image's layers that are here.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexRequest {
+    pub reference: String,
+    /// Put them into the image's repository, signed.
+    #[serde(default)]
+    pub push: bool,
+    /// A private key: Ed25519, PKCS#8 in PEM.
+    #[serde(default)]
+    pub key: Option<String>,
+    /// As in [`PullRequest`].
+    #[serde(default)]
+    pub environment: Vec<(String, String)>,
+    #[serde(default)]
+    pub owner: Option<Owner>,
+}
+
+impl std::fmt::Debug for IndexRequest {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { reference, push, .. } = self;
+        f.debug_struct("IndexRequest")
+            .field("reference", reference)
+            .field("push", push)
+            .finish_non_exhaustive()
+    }
 }
 
 /// `POST /v1/image/mount`

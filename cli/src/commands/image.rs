@@ -1,5 +1,7 @@
+use std::path::PathBuf;
+
 use clap::Subcommand;
-use hydrant_api::{Evicted, Image as Pulled, ImageRequest, PullRequest};
+use hydrant_api::{Evicted, Image as Pulled, ImageRequest, IndexRequest, PullRequest};
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -18,6 +20,7 @@ pub struct Image {
 pub enum ImageCommand {
     Pull(Pull),
     Ls(Ls),
+    Index(Index),
     Evict(Evict),
     Rm(Rm),
 }
@@ -35,6 +38,23 @@ pub struct Ls {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Make indexes of an image's layers, by which parts of them can be fetched
+///
+/// With --push they are put beside the image at its registry, signed. Who has the public key in `index_keys` (section
+/// `[images]` of the configuration) does not have to stream the layers at a first pull.
+#[derive(Debug, clap::Args)]
+pub struct Index {
+    /// As it was pulled; all of it has to be here
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// Put them into the image's repository
+    #[arg(long, requires = "key")]
+    pub push: bool,
+    /// A private key, as `openssl genpkey -algorithm ed25519` makes it
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
 }
 
 /// Let go of an image's content; it is fetched again, in parts, when it is read
@@ -64,6 +84,23 @@ impl Image {
                 let summary =
                     client.watch("/v1/image/pull", &request, &mut Reporter::new()).await?;
                 print(&render::summary(&reference, &summary))
+            }
+            ImageCommand::Index(Index { reference, push, key }) => {
+                let owner = environment::sudo_caller();
+                let environment = environment::for_git(owner);
+                let key = key.map(fs_err::read_to_string).transpose();
+                let key = key.map_err(|error| Failure::new(error.to_string()))?;
+                let request =
+                    IndexRequest { reference: reference.clone(), push, key, environment, owner };
+                let client = context.client()?;
+                let summary =
+                    client.watch("/v1/image/index", &request, &mut Reporter::new()).await?;
+                print(&format!(
+                    "{}: {}, {}\n",
+                    clean_line(&reference),
+                    clean_line(summary.message.as_deref().unwrap_or_default()),
+                    render::bytes(summary.tree_bytes)
+                ))
             }
             ImageCommand::Ls(Ls { json }) => {
                 let images: Vec<Pulled> = context.client()?.get("/v1/images").await?;

@@ -15,9 +15,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hydrant_api::{
-    Cleared, CloneRequest, ErrorBody, Evicted, FailedEvent, Image, ImageRequest, Mount,
-    MountImageRequest, PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest,
-    RmRequest, STATE_DIR_HEADER, Status, UmountRequest, VERSION_HEADER, Worker,
+    Cleared, CloneRequest, ErrorBody, Evicted, FailedEvent, Image, ImageRequest, IndexRequest,
+    Mount, MountImageRequest, PathRequest, PrefetchRequest, PullRequest, QueueEvent,
+    RestartRequest, RmRequest, STATE_DIR_HEADER, Status, UmountRequest, VERSION_HEADER, Worker,
 };
 use serde::de::DeserializeOwned;
 
@@ -43,6 +43,7 @@ pub(super) fn router<S: Service>(service: Arc<S>) -> Router {
         .route("/v1/prefetch", post(prefetch::<S>))
         .route("/v1/images", get(images::<S>))
         .route("/v1/image/pull", post(pull_image::<S>))
+        .route("/v1/image/index", post(index_image::<S>))
         .route("/v1/image/mount", post(mount_image::<S>))
         .route("/v1/image/evict", post(evict_image::<S>))
         .route("/v1/image/rm", post(rm_image::<S>))
@@ -181,6 +182,20 @@ async fn pull_image<S: Service>(
     tracing::info!(uid = caller.uid, image = request.reference, "pull");
     Ok(progress::respond("pull", move |progress| async move {
         service.pull_image(caller, request, progress).await
+    }))
+}
+
+async fn index_image<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let mut request: IndexRequest = parse(body)?;
+    check::image(&caller, &request.reference, &mut request.environment, &mut request.owner)?;
+    let IndexRequest { reference, push, .. } = &request;
+    tracing::info!(uid = caller.uid, image = reference, push, "index");
+    Ok(progress::respond("index", move |progress| async move {
+        service.index_image(caller, request, progress).await
     }))
 }
 

@@ -4,8 +4,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use hydrant_api::{
-    Counters, Directories, ErrorBody, ErrorCode, Evicted, Image, ImageRequest, MountImageRequest,
-    Owner, Progress, PullRequest, path_from_text, path_to_text,
+    Counters, Directories, ErrorBody, ErrorCode, Evicted, Image, ImageRequest, IndexRequest,
+    MountImageRequest, Owner, Progress, PullRequest, path_from_text, path_to_text,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -140,6 +140,16 @@ impl Service for Fake {
         _: ProgressSender,
     ) -> Result<Summary, ApiError> {
         self.note(format!("pull {}", request.reference));
+        Ok(Summary::default())
+    }
+
+    async fn index_image(
+        &self,
+        _: Caller,
+        request: IndexRequest,
+        _: ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        self.note(format!("index {} {:?}", request.reference, request.key));
         Ok(Summary::default())
     }
 

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rusqlite::{OptionalExtension, params};
 
 use super::records::{kind_text, signed};
-use super::{Catalog, CatalogError, NewPool, NewSegment, Pool, Segment, sequence};
+use super::{Catalog, CatalogError, NewPool, NewSegment, Pool, Segment, Tree, sequence};
 use crate::ids::{PoolId, SegmentId};
 use crate::object::HashKind;
 
@@ -97,6 +97,13 @@ impl Catalog {
             t.prepare(&query)?.query_map([signed(pool.0)?], Segment::from_row)?.collect()
         })
         .await
+    }
+
+    /// Those of its pool's segments that have content of a tree, oldest first.
+    pub async fn segments_of(&self, tree: &Tree) -> Result<Vec<Segment>, CatalogError> {
+        let mut segments = self.segments(tree.pool).await?;
+        segments.retain(|segment| tree.segments.contains(&segment.id));
+        Ok(segments)
     }
 
     /// Whether every block of the segment is there and durable. `false` must be on record before

@@ -8,7 +8,9 @@
 //! (`reread`).
 
 mod pinned;
+mod publish;
 mod reread;
+mod signed;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -23,6 +25,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use self::signed::Signed;
 use super::process;
 use crate::layer::index::Index;
 use crate::layer::indexer::Indexer;
@@ -89,9 +92,16 @@ async fn pull(
     supervisor: &Arc<Supervisor>,
     mut messages: mpsc::UnboundedReceiver<(ToPuller, Vec<OwnedFd>)>,
 ) -> anyhow::Result<()> {
-    let (version, repository, reference, platform, limits) = match messages.recv().await {
-        Some((ToPuller::Image { version, repository, reference, platform, limits }, _)) => {
-            (version, repository, reference, platform, limits)
+    let credentials: Arc<dyn Credentials> = Arc::clone(supervisor) as _;
+    let (version, repository, reference, platform, limits, keys) = match messages.recv().await {
+        Some((
+            ToPuller::Image { version, repository, reference, platform, limits, index_keys },
+            _,
+        )) => (version, repository, reference, platform, limits, index_keys),
+        Some((ToPuller::Publish { version, repository, image, limits, push }, _)) => {
+            anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
+            let registry = Registry::new(&repository, limits, &credentials)?;
+            return publish::publish(supervisor, messages, &registry, &image, push).await;
         }
         Some((ToPuller::Reread { version }, fds)) => {
             anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
@@ -104,7 +114,6 @@ async fn pull(
         _ => anyhow::bail!("the supervisor sent no image"),
     };
     anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
-    let credentials: Arc<dyn Credentials> = Arc::clone(supervisor) as _;
     let registry = Arc::new(Registry::new(&repository, limits, &credentials)?);
     let mut failures = 0;
     let (resolved, pins) = loop {
@@ -120,6 +129,7 @@ async fn pull(
         }
     };
     let layers = resolved.layers.clone();
+    let signed = Arc::new(Signed::new(resolved.manifest, keys, Arc::clone(supervisor)));
     supervisor.tell(&FromPuller::Resolved(Box::new(resolved))).await?;
 
     let slots = Arc::new(Semaphore::new(LAYERS));
@@ -136,10 +146,15 @@ async fn pull(
                 let layer = *layers.get(number as usize).context("there is no such layer")?;
                 let pin = pins.get(number as usize).copied().flatten();
                 let (registry, slots) = (Arc::clone(&registry), Arc::clone(&slots));
+                let signed = Arc::clone(&signed);
                 let received = Arc::clone(&received);
                 running.spawn(async move {
                     let _slot = slots.acquire_owned().await;
                     let failed = || format!("layer {} can't be used", number + 1);
+                    let pin = match pin {
+                        Some(pin) => Some(pin),
+                        None => signed.pin(&registry, &layer).await,
+                    };
                     if let Some(pin) = pin {
                         let made = pinned::make(&registry, &layer, &pin, &files, &received).await;
                         if let Some((shown, format)) = made.with_context(failed)? {
@@ -266,10 +281,14 @@ fn unpack(
 /// Writes the manifest of a layer's tree, and its index.
 fn write(tree: &Tree, index: &Index, manifest: File, index_file: File) -> anyhow::Result<Shown> {
     let shown = write_manifest(tree, index.uncompressed_len(), manifest)?;
-    let mut out = BufWriter::new(index_file);
-    index.write(&mut out).context("can't write the index")?;
-    out.flush().context("can't write the index")?;
+    write_index(index, index_file)?;
     Ok(shown)
+}
+
+fn write_index(index: &Index, file: File) -> anyhow::Result<()> {
+    let mut out = BufWriter::new(file);
+    index.write(&mut out).context("can't write the index")?;
+    out.flush().context("can't write the index")
 }
 
 /// Writes a manifest for a segment of `len` bytes.

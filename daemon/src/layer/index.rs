@@ -100,6 +100,13 @@ impl Index {
         self.pinned
     }
 
+    /// The same, as it is known to somebody else: nobody here has seen the segment.
+    #[must_use]
+    pub fn into_pinned(mut self) -> Self {
+        self.pinned = true;
+        self
+    }
+
     /// Whether a file whose first [`HEAD_LEN`] bytes these are has a pinned index.
     pub fn is_pinned_by(start: &[u8]) -> Result<bool, IndexError> {
         Fields { rest: start }.head().map(|(_, _, pinned)| pinned)

@@ -13,6 +13,7 @@
 //! |---|---|---|---|
 //! | eStargz | the TOC (annotation `…stargz/toc.digest`) | each chunk of each file, and what the tree says, by the TOC | the archive, by `diff_id` |
 //! | SOCI, version 2 | the index of the layers' zTOCs (annotation of the manifest `…soci.index-digest`), it the zTOC | the compressed bytes, and what the tree says | the archive, by `diff_id` |
+//! | our own ([`own`]), signed | nothing: who has signed it has seen the archive, and names image and index | each byte of the archive, and what the tree says | the archive, by `diff_id` |
 //! | zstd:chunked | TOC (`…zstd-chunked.manifest-checksum`) and, in it, the headers of the archive | each byte of the archive | the archive, by `diff_id` |
 //!
 //! What these say of trees is taken as the archive's own entries are ([`TreeBuilder`](super::tree::TreeBuilder)): the same
@@ -28,6 +29,7 @@
 pub mod estargz;
 mod flat;
 mod layout;
+pub mod own;
 pub mod soci;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -70,6 +72,11 @@ pub enum Pin {
     /// A blob of its own, of so many bytes.
     Soci {
         ztoc: Digest,
+        size: u64,
+    },
+    /// Not by the image, but by somebody who is trusted: a blob of its own, of so many bytes.
+    Own {
+        blob: Digest,
         size: u64,
     },
 }

@@ -72,6 +72,20 @@ pub struct Run {
     pub count: u32,
 }
 
+impl Run {
+    #[must_use]
+    pub fn one(record: u32) -> Self {
+        Self { first: record, count: 1 }
+    }
+
+    /// Takes the record in if it is the next.
+    pub fn take(&mut self, record: u32) -> bool {
+        let is_next = self.first.checked_add(self.count) == Some(record);
+        self.count += u32::from(is_next);
+        is_next
+    }
+}
+
 /// From the worker, on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromWorker {

@@ -11,13 +11,15 @@ use nix::unistd::Pid;
 
 use super::*;
 use crate::sys::fdstore;
+use crate::sys::spawn::inherited;
 use crate::sys::test_support::in_single_thread;
 
+const KEEPER: &str = "keeper";
 const DIRECTORY: &str = "HYDRANT_TEST_STANDALONE";
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Runs the test `name` again in another process, as the parent; where it was started by that parent,
-/// runs `supervisor` with the number of supervisors before it.
+/// runs `supervisor` with the number of supervisors before it, or is the keeper.
 fn scene(
     name: &str,
     supervisor: impl FnOnce(usize, &Path),
@@ -34,7 +36,14 @@ fn scene(
             .unwrap();
         return Some((parent, directory));
     };
-    if std::env::var_os("NOTIFY_SOCKET").is_some() {
+    let mut kept = Vec::new();
+    if std::env::args().any(|argument| argument == KEEPER) {
+        let [lifeline] = inherited().unwrap();
+        kept = keeper::run(&lifeline).unwrap();
+        if kept.is_empty() {
+            std::process::exit(0);
+        }
+    } else if std::env::var_os("NOTIFY_SOCKET").is_some() {
         let lives = directory.join("lives");
         let before = std::fs::read(&lives).map_or(0, |lives| lives.len());
         std::fs::write(&lives, vec![b'x'; before + 1]).unwrap();
@@ -47,13 +56,19 @@ fn scene(
         std::fs::write(directory.join("parent"), std::process::id().to_string()).unwrap();
         let program = std::env::current_exe().unwrap();
         let programs = Programs { installed: &program, own: &program };
-        run(programs, &arguments.map(OsString::from), Vec::new()).unwrap().into()
+        let arguments = arguments.map(OsString::from);
+        let keeper: Vec<_> = arguments.iter().cloned().chain([KEEPER.into()]).collect();
+        run(programs, &arguments, Some(&keeper), kept).unwrap().into()
     })
 }
 
+/// What has written its process id into the file.
+fn pid(directory: &Path, who: &str) -> Pid {
+    Pid::from_raw(std::fs::read_to_string(directory.join(who)).unwrap().parse().unwrap())
+}
+
 fn signal_parent(directory: &Path, signal: Signal) {
-    let pid = std::fs::read_to_string(directory.join("parent")).unwrap().parse().unwrap();
-    kill(Pid::from_raw(pid), signal).unwrap();
+    kill(pid(directory, "parent"), signal).unwrap();
 }
 
 fn until<T>(mut probe: impl FnMut() -> Option<T>) -> T {
@@ -96,9 +111,10 @@ fn fds_outlive_their_supervisors() {
         let kept = fdstore::take().unwrap();
         let names: Vec<_> = kept.iter().map(|(name, _)| name.as_str()).collect();
         assert!(kept.iter().all(|(_, fd)| fd.as_raw_fd() >= 512), "out of the way");
+        let [names @ .., keeper::LIFELINE] = &names[..] else { panic!("{names:?}") };
         match before {
             0 => {
-                assert!(kept.is_empty());
+                assert!(names.is_empty());
                 for name in ["a", "b", "bad name"] {
                     let mut file = tempfile::tempfile().unwrap();
                     write!(file, "this is {name}").unwrap();
@@ -167,6 +183,65 @@ fn a_supervisor_outlives_its_parent() {
     parent.wait().unwrap();
     std::fs::write(directory.path().join("orphan"), "").unwrap();
     until(|| directory.path().join("lived").exists().then_some(()));
+}
+
+/// While the supervisor lives, it is not the keeper's turn. Nor does a supervisor that does not know its lifeline have one.
+#[test]
+fn a_keeper_takes_the_place_of_a_parent_that_dies_with_its_supervisor() {
+    let name = "a_keeper_takes_the_place_of_a_parent_that_dies_with_its_supervisor";
+    let scene = scene(name, |before, directory| {
+        let kept = fdstore::take().unwrap();
+        let names: Vec<_> = kept.iter().map(|(name, _)| name.as_str()).collect();
+        match before {
+            0 => {
+                assert_eq!(names, [keeper::LIFELINE]);
+                let mut file = tempfile::tempfile().unwrap();
+                write!(file, "for life").unwrap();
+                fdstore::store("a", file.as_fd()).unwrap();
+                fdstore::store("b", file.as_fd()).unwrap();
+                fdstore::remove("b").unwrap();
+                fdstore::notify(&format!("READY=1\n{}", keeper::KNOWN)).unwrap();
+                // what was said counts
+                raise(Signal::SIGKILL).unwrap();
+            }
+            1 | 2 => {
+                assert_eq!(names, ["a", keeper::LIFELINE]);
+                fdstore::notify(&format!("READY=1\n{}", keeper::KNOWN)).unwrap();
+                std::fs::write(directory.join(format!("ready-{before}")), "").unwrap();
+                std::thread::sleep(LIMIT);
+            }
+            3 => {
+                assert_eq!(names, ["a", keeper::LIFELINE]);
+                assert_eq!(text_of(&kept[0].1), "for life");
+                fdstore::remove("a").unwrap();
+                std::fs::write(directory.join("done"), "").unwrap();
+            }
+            _ => panic!("too many lives"),
+        }
+    });
+    let (mut parent, directory) = scene.unwrap();
+    let directory = directory.path();
+    let exists = |name: &str| until(|| directory.join(name).exists().then_some(()));
+    let supervisor = || kill(pid(directory, "supervisor"), Signal::SIGKILL).unwrap();
+    exists("ready-1");
+    // the parent first: its supervisor goes on
+    signal_parent(directory, Signal::SIGKILL);
+    parent.wait().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(std::fs::read(directory.join("lives")).unwrap().len(), 2, "it is not dead");
+    supervisor();
+    exists("ready-2");
+    // then the other way round, and at once: its parent is the one that was the keeper
+    let second = pid(directory, "parent");
+    assert_ne!(i64::from(parent.id()), i64::from(second.as_raw()));
+    kill(second, Signal::SIGSTOP).unwrap();
+    supervisor();
+    kill(second, Signal::SIGKILL).unwrap();
+    exists("done");
+    let third = pid(directory, "parent");
+    assert_ne!(third, second);
+    // nothing is left: parent and keeper end
+    until(|| kill(third, None).is_err().then_some(()));
 }
 
 #[test]

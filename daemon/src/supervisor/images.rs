@@ -9,6 +9,7 @@ mod hosts;
 mod layer;
 mod mounting;
 mod prove;
+mod publish;
 mod puller;
 mod refuted;
 mod trace;
@@ -34,7 +35,7 @@ use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::catalog::{CatalogError, Image, NewImage, NewPool, Pool, Tree};
 use crate::ids::{PoolId, SegmentId};
 use crate::object::{HashKind, ObjectId};
-use crate::queue::wire::image::{Host, Layer, LayerOrigin, Platform, Repository};
+use crate::queue::wire::image::{Host, Layer, LayerOrigin, PinnedFormat, Platform, Repository};
 use crate::segment::SegmentKind;
 use crate::source::oci::digest;
 use crate::source::oci::reference::Reference;
@@ -69,6 +70,12 @@ pub(super) fn is_layer(pool: &Pool) -> bool {
 /// itself.
 pub(super) fn is_known(tree: &Tree) -> bool {
     tree.revision.is_empty() || tree.proved
+}
+
+/// Or, as long as nothing else has been found, somebody has signed that it is.
+pub(super) fn is_vouched_for(tree: &Tree) -> bool {
+    let signed = tree.revision == PinnedFormat::Signed.name() && tree.refuted.is_none();
+    is_known(tree) || signed
 }
 
 fn known_origin(pool: &Pool) -> Result<KnownOrigin, ApiError> {
@@ -387,7 +394,8 @@ impl<'s> Pull<'s, '_> {
         let access = access(&self.repository, self.user, self.environment)?;
         let mut puller = Puller::start(&supervisor.store, &supervisor.cgroups, access)?;
         let (repository, limits) = (self.repository.clone(), supervisor.limits());
-        let resolved = puller.resolve(repository, manifest, Platform::ours(), limits);
+        let keys = supervisor.config.images.index_keys.clone();
+        let resolved = puller.resolve(repository, manifest, Platform::ours(), limits, keys);
         let resolved = match self.held {
             true => resolved.await?,
             // containerd may know better how to reach it
@@ -431,6 +439,10 @@ impl<'s> Pull<'s, '_> {
                 Step::Progress(so_far) => {
                     self.progress.count(so_far.min(total), Some(total), "bytes");
                 }
+                Step::Note(message) => {
+                    warn!(image = reference, message, "note of a pull");
+                    self.progress.note(message);
+                }
                 Step::Layer { number, shown, pinned } => {
                     let (layer, files) = wanted.remove(&number).ok_or_else(|| {
                         ApiError::internal("the puller speaks of a layer that is not asked for")
@@ -464,7 +476,7 @@ impl<'s> Pull<'s, '_> {
     /// Whether a layer is what its `diff_id` says. What was pulled by an index is what the manifest says that pinned
     /// the index, until all of it is here: another image, whose author may be another one, does not take it.
     async fn is_proved(&self, tree: &Tree, manifest: &ObjectId) -> Result<bool, ApiError> {
-        if is_known(tree) {
+        if is_vouched_for(tree) {
             return Ok(true);
         }
         let supervisor = self.supervisor;

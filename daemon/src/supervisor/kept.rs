@@ -25,6 +25,7 @@ use tracing::{debug, error, info, warn};
 use crate::fanotify::{Answered, DenyErrno, Group, Owed, QueueKind, Verdict, answer_number};
 use crate::ids::ShardId;
 use crate::queue::inflight::{Record, Slot, Table, TableError};
+use crate::standalone::keeper::LIFELINE;
 use crate::sys::{fdstore, limits};
 use crate::version::OtherVersion;
 
@@ -67,6 +68,7 @@ pub struct Kept {
     listener: Option<Listener>,
     guard: Option<OwnedFd>,
     lock: Option<OwnedFd>,
+    lifeline: Option<OwnedFd>,
 }
 
 /// An admin socket that we did not make.
@@ -103,19 +105,20 @@ impl Kept {
         let begin = Instant::now();
         let mut groups = BTreeMap::new();
         let mut tables = BTreeMap::new();
-        let (mut listener, mut guard, mut lock) = (None, None, None);
+        let (mut listener, mut guard, mut lock, mut lifeline) = (None, None, None, None);
         for (name, fd) in fdstore::take()? {
             match (name.as_str(), number_after(&name, GROUP), number_after(&name, TABLE)) {
                 (LISTENER, ..) => listener = Some(Listener::Managers(fd)),
                 (OWN_LISTENER, ..) => listener = Some(Listener::Ours(fd)),
                 (GUARD, ..) => guard = Some(fd),
                 (LOCK, ..) => lock = Some(fd),
+                (LIFELINE, ..) => lifeline = Some(fd),
                 (_, Some(shard), _) => drop(groups.insert(shard, fd)),
                 (_, _, Some(shard)) => drop(tables.insert(shard, fd)),
                 _ => warn!(name, "a file descriptor that nobody here knows"),
             }
         }
-        let mut kept = Self { shards: BTreeMap::new(), listener, guard, lock };
+        let mut kept = Self { shards: BTreeMap::new(), listener, guard, lock, lifeline };
         let mut ours = Vec::with_capacity(groups.len());
         for (shard, group) in groups {
             let table = tables.remove(&shard).map(open_table).transpose()?.flatten();
@@ -178,6 +181,12 @@ impl Kept {
     #[must_use]
     pub fn lock(&mut self) -> Option<OwnedFd> {
         self.lock.take()
+    }
+
+    /// What a keeper sees the end of when this process and its parent are gone: to be held for life.
+    #[must_use]
+    pub fn lifeline(&mut self) -> Option<OwnedFd> {
+        self.lifeline.take()
     }
 
     /// Ends the process that has guarded what is ours now. To be called once orders are taken.

@@ -338,6 +338,25 @@ impl Supervisor {
         Ok(tree.segments.iter().map(attach).collect())
     }
 
+    /// Attaches what has been mounted, in its place, all the time. Nobody waits for that but who reads.
+    pub(super) fn attach_again(
+        &self,
+        place: &Path,
+        trees: &[(Tree, Pool)],
+    ) -> Result<(), ApiError> {
+        let replies = self.attach_trees(trees)?;
+        let (place, live) = (place.to_owned(), Arc::clone(&self.live));
+        tokio::spawn(async move {
+            if let Err(error) = all_attached(replies).await
+                // it is the next supervisor's by now
+                && !lock(&live).stopping
+            {
+                error!(place = %place.display(), %error, "can't serve all of what is mounted");
+            }
+        });
+        Ok(())
+    }
+
     /// Puts a mount in its place. Segments that need no events lose their marks.
     pub(super) fn attach_mount(
         &self,
@@ -358,12 +377,10 @@ impl Supervisor {
 
     pub(super) async fn unmark_complete(&self, tree: &Tree) -> Result<(), ApiError> {
         let shard = self.shard(tree.pool)?;
-        let segments = self.catalog.segments(tree.pool).await;
+        let segments = self.catalog.segments_of(tree).await;
         let segments = segments.map_err(|error| internal("can't read the catalog", &error))?;
-        for segment in segments {
-            if segment.complete && tree.segments.contains(&segment.id) {
-                shard.send(Command::Unmark { segment: segment.id });
-            }
+        for segment in segments.iter().filter(|segment| segment.complete) {
+            shard.send(Command::Unmark { segment: segment.id });
         }
         Ok(())
     }
@@ -431,16 +448,9 @@ impl Supervisor {
     /// Goes on with a mount that a supervisor before this one has made. Nobody has to wait for the
     /// worker: the segments are marked, and who reads waits.
     fn adopt(&self, mount: &Mount, trees: &[(Tree, Pool)]) -> Result<(), ApiError> {
-        let replies = self.attach_trees(trees)?;
-        let (id, directory) = (mount.id, mount.directory.clone());
-        let live = Live { pools: pools_of(trees), directory: directory.clone() };
-        lock(&self.live).mounts.insert(id, live);
-        tokio::spawn(async move {
-            if let Err(error) = all_attached(replies).await {
-                error!(mount = %id, directory = %directory.display(), %error,
-                    "can't serve all of a tree that is mounted");
-            }
-        });
+        self.attach_again(&mount.directory, trees)?;
+        let live = Live { pools: pools_of(trees), directory: mount.directory.clone() };
+        lock(&self.live).mounts.insert(mount.id, live);
         Ok(())
     }
 

@@ -7,25 +7,16 @@ use std::time::Instant;
 use hydrant_api::{PrefetchRequest, Summary, path_from_text};
 
 use super::queue::milliseconds;
-use super::shard::Command;
 use super::target::canonical;
 use super::{Supervisor, blocking, internal};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::catalog::{Mount, Pool, Tree};
 use crate::ids::SegmentId;
-use crate::queue::wire;
+use crate::queue::wire::Run;
 use crate::segment::SegmentKind;
 
 /// Records asked for at a time, so that progress can be told.
 const STEP: u32 = 2000;
-
-/// Consecutive records of one segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Run {
-    segment: SegmentId,
-    first: u32,
-    count: u32,
-}
 
 /// What is below a path.
 #[derive(Debug, Default)]
@@ -33,7 +24,7 @@ struct Below {
     files: u64,
     bytes: u64,
     /// What may have to be fetched.
-    runs: Vec<Run>,
+    runs: Vec<(SegmentId, Run)>,
 }
 
 impl Supervisor {
@@ -82,11 +73,11 @@ impl Supervisor {
         let (mut files, mut bytes) = (0, 0);
         for (tree, pool) in &trees {
             let of_tree = self.below(tree, pool, inside).await?;
-            runs.extend(of_tree.runs.into_iter().map(|run| (pool.id, run)));
+            runs.extend(of_tree.runs.into_iter().map(|(segment, run)| (pool.id, segment, run)));
             files += of_tree.files;
             bytes += of_tree.bytes;
         }
-        let total: u64 = runs.iter().map(|(_, run)| u64::from(run.count)).sum();
+        let total: u64 = runs.iter().map(|(.., run)| u64::from(run.count)).sum();
         progress.step("fetch");
         let mut done = 0;
         // two at a time: one is fetched while the other's end is waited for
@@ -94,13 +85,9 @@ impl Supervisor {
         let mut next = runs.into_iter();
         loop {
             while pending.len() < 2
-                && let Some((pool, Run { segment, first, count })) = next.next()
+                && let Some((pool, segment, run)) = next.next()
             {
-                let shard = self.shard(pool)?;
-                let (reply, answer) = tokio::sync::oneshot::channel();
-                let runs = vec![wire::Run { first, count }];
-                shard.send(Command::Prefetch { segment, runs, reply });
-                pending.push_back((count, answer));
+                pending.push_back((run.count, self.shard(pool)?.prefetch(segment, vec![run])));
             }
             let Some((count, answer)) = pending.pop_front() else { break };
             answer
@@ -125,10 +112,10 @@ impl Supervisor {
 
     async fn below(&self, tree: &Tree, pool: &Pool, inside: &Path) -> Result<Below, ApiError> {
         let failed = |error| internal("can't read the catalog", &error);
-        let segments = self.catalog.segments(pool.id).await.map_err(failed)?;
+        let segments = self.catalog.segments_of(tree).await.map_err(failed)?;
         let wanted: Vec<_> = segments
             .iter()
-            .filter(|s| s.kind == SegmentKind::Data && tree.segments.contains(&s.id))
+            .filter(|s| s.kind == SegmentKind::Data)
             // what all of a tree is, the catalog knows
             .filter(|s| !s.complete || !inside.as_os_str().is_empty())
             .map(|s| (s.id, s.complete))
@@ -164,16 +151,15 @@ fn is_below(path: &[u8], inside: &[u8]) -> bool {
         || path.strip_prefix(inside).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
-fn extend(runs: &mut Vec<Run>, segment: SegmentId, record: u32) {
-    if let Some(last) = runs.last_mut()
-        && last.segment == segment
-        && last.first + last.count == record
-        && last.count < STEP
+fn extend(runs: &mut Vec<(SegmentId, Run)>, segment: SegmentId, record: u32) {
+    if let Some((of, run)) = runs.last_mut()
+        && *of == segment
+        && run.count < STEP
+        && run.take(record)
     {
-        last.count += 1;
         return;
     }
-    runs.push(Run { segment, first: record, count: 1 });
+    runs.push((segment, Run::one(record)));
 }
 
 #[cfg(test)]
@@ -195,7 +181,8 @@ mod tests {
             extend(&mut runs, SegmentId(1), record);
         }
         extend(&mut runs, SegmentId(2), 4);
-        let counts: Vec<_> = runs.iter().map(|run| (run.segment.0, run.first, run.count)).collect();
+        let counts: Vec<_> =
+            runs.iter().map(|(segment, run)| (segment.0, run.first, run.count)).collect();
         assert_eq!(counts, [(1, 0, 2), (1, 3, 1), (2, 4, 1)]);
     }
 }

@@ -31,6 +31,7 @@ use crate::fanotify::QueueKind;
 use crate::ids::{PoolId, ShardId};
 use crate::queue::inflight;
 use crate::range::ByteRange;
+use crate::standalone::keeper;
 use crate::sys::{fdstore, limits, replace};
 use crate::worker::sandbox;
 
@@ -71,6 +72,7 @@ pub async fn run(
     }
     kept.relieve_guard();
     let kept_lock = kept.lock();
+    let lifeline = kept.lifeline();
     let mut instance = if kept.is_empty() && kept_lock.is_none() {
         InstanceLock::take(&directories)?
     } else {
@@ -163,7 +165,8 @@ pub async fn run(
             snapshotter.await.ok();
         }
     });
-    notify("READY=1");
+    let held = lifeline.iter().map(|_| format!("\n{}", keeper::KNOWN)).collect::<String>();
+    notify(&format!("READY=1{held}"));
     tokio::spawn(manager::keep_watchdog_quiet(supervisor.shards.clone()));
     let end = tokio::select! {
         _ = terminate.recv() => manager::meaning_of_terminate().await,
@@ -209,6 +212,7 @@ pub async fn run(
             if let Some(lock) = instance.keep() {
                 estate.push((kept::LOCK.to_owned(), lock.try_clone_to_owned()?));
             }
+            estate.extend(lifeline.map(|lifeline| (keeper::LIFELINE.to_owned(), lifeline)));
             Ok(if end == End::Parent { Outcome::Parent(estate) } else { Outcome::Replace(estate) })
         }
     }

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use hydrant_api::{
-    Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, Mount, MountImageRequest,
-    PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest, RmRequest, Status,
-    Summary, UmountRequest, Worker,
+    Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, IndexRequest, Mount,
+    MountImageRequest, PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest,
+    RmRequest, Status, Summary, UmountRequest, Worker,
 };
 
 use super::Supervisor;
@@ -74,6 +74,15 @@ impl Service for Supervisor {
         progress: ProgressSender,
     ) -> Result<Summary, ApiError> {
         self.pull_request(&caller, &request, &progress).await
+    }
+
+    async fn index_image(
+        &self,
+        caller: Caller,
+        request: IndexRequest,
+        progress: ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        self.index_request(&caller, &request, &progress).await
     }
 
     async fn mount_image(

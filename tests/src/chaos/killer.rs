@@ -1,4 +1,4 @@
-//! SIGKILL for workers and supervisors, and the record of it.
+//! SIGKILL for workers, supervisors and those who guard what these have, and the record of it.
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,6 +23,10 @@ pub enum Role {
     Worker(u64),
     /// The one that is ready to be the worker of this shard, or is about to be.
     Spare(u64),
+    /// The supervisor's.
+    Parent,
+    /// Would take the parent's place.
+    Keeper,
 }
 
 /// A process that was first seen at a time.
@@ -95,9 +99,16 @@ impl Register {
         let mut known: HashMap<i32, Role> = HashMap::new();
         while !over() {
             let mut running = Vec::new();
-            if let Some(supervisor) = daemon.supervisor() {
-                let mut pids = vec![(supervisor.as_raw(), Some(Role::Supervisor))];
-                pids.extend(children(supervisor.as_raw()).into_iter().map(|pid| (pid, None)));
+            if let Some(family) = daemon.family() {
+                let guards = [(Some(family.parent), Role::Parent), (family.keeper, Role::Keeper)];
+                let family = guards.into_iter().chain([(family.supervisor, Role::Supervisor)]);
+                let mut pids = Vec::new();
+                for (pid, role) in family.filter_map(|(pid, role)| Some((pid?.as_raw(), role))) {
+                    pids.push((pid, Some(role)));
+                    if role == Role::Supervisor {
+                        pids.extend(children(pid).into_iter().map(|pid| (pid, None)));
+                    }
+                }
                 for (pid, role) in pids {
                     let role = role.or_else(|| match known.get(&pid) {
                         Some(known @ Role::Worker(_)) => Some(*known),
@@ -193,14 +204,28 @@ pub fn run(plan: Plan, register: &Register, over: impl Fn() -> bool, calm: impl 
         let gap = -(1.0 - random.unit()).ln() / plan.per_second;
         thread::sleep(Duration::from_secs_f64(gap.min(2.0)));
         let running = register.running();
-        let supervisor = running.iter().find(|seen| seen.role == Role::Supervisor).copied();
+        let only = |role| running.iter().find(|seen| seen.role == role).copied();
+        let supervisor = only(Role::Supervisor);
+        let guards = only(Role::Parent).zip(only(Role::Keeper));
         let (workers, spares): (Vec<Seen>, Vec<Seen>) = running
             .iter()
-            .filter(|seen| seen.role != Role::Supervisor)
+            .filter(|seen| matches!(seen.role, Role::Worker(_) | Role::Spare(_)))
             .partition(|seen| matches!(seen.role, Role::Worker(_)));
         let twist = random.below(20);
         if random.unit() < plan.supervisors && !calm() {
             let Some(supervisor) = supervisor else { continue };
+            if let (17.., Some((parent, keeper))) = (twist, guards) {
+                // never all three: readers would get zeros
+                let chosen: &[Seen] = match twist {
+                    17 if !alive(Pid::from_raw(parent.pid)) => &[],
+                    17 => &[keeper],
+                    18 => &[parent],
+                    _ if random.below(2) == 0 => &[parent, supervisor],
+                    _ => &[supervisor, parent],
+                };
+                done += chosen.iter().filter(|seen| register.kill(**seen)).count();
+                continue;
+            }
             if twist == 0 {
                 // a worker with it
                 done += workers.iter().take(1).filter(|worker| register.kill(**worker)).count();

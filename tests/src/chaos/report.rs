@@ -18,6 +18,8 @@ pub struct Report {
     pub readers: usize,
     pub worker_kills: usize,
     pub supervisor_kills: usize,
+    /// Of the parent and the keeper.
+    pub guard_kills: usize,
     pub reads: u64,
     /// Of files that nobody had asked for before.
     pub cold_reads: u64,
@@ -116,7 +118,7 @@ struct Samples {
 impl Samples {
     fn add(&mut self, (kills, births, waits, role): Records<'_>) {
         let of_shard = |shard: u64| match role {
-            Role::Supervisor => true,
+            Role::Supervisor | Role::Parent | Role::Keeper => true,
             Role::Worker(own) | Role::Spare(own) => shard == own,
         };
         let mut ends: Vec<(u64, u64)> =
@@ -185,10 +187,11 @@ impl Report {
             first.map_or(String::new(), |r| format!("{} readers, seed {}", r.readers, r.seed));
         let mut table = Table::new(title, &heads);
         type Cell = fn(&Report) -> String;
-        let rows: [(&str, Cell); 23] = [
+        let rows: [(&str, Cell); 24] = [
             ("seconds", |r| format!("{:.0}", r.seconds)),
             ("SIGKILLs: workers (or the only process)", |r| r.worker_kills.to_string()),
             ("SIGKILLs: supervisor", |r| r.supervisor_kills.to_string()),
+            ("SIGKILLs: its parent, the keeper", |r| r.guard_kills.to_string()),
             ("reads", |r| r.reads.to_string()),
             ("of these, cold", |r| r.cold_reads.to_string()),
             ("bytes compared", |r| crate::bench::table::bytes(r.bytes_compared)),

@@ -192,8 +192,10 @@ pub fn hydrant(options: &Options) -> Result<Report> {
     read_log(&mut report, &world.daemon.log_tail(usize::MAX));
     judge(&mut report, &crew.harvest, &almanac, &register);
     let kills = register.kills();
-    report.supervisor_kills = kills.iter().filter(|k| k.role == Role::Supervisor).count();
-    report.worker_kills = kills.len() - report.supervisor_kills;
+    let of = |roles: &[Role]| kills.iter().filter(|kill| roles.contains(&kill.role)).count();
+    report.supervisor_kills = of(&[Role::Supervisor]);
+    report.guard_kills = of(&[Role::Parent, Role::Keeper]);
+    report.worker_kills = kills.len() - report.supervisor_kills - report.guard_kills;
     time(&mut report, &register, &crew.harvest);
     report.fault_stretches = almanac.count();
     report.fault_seconds = almanac.bad().as_secs_f64();

@@ -88,7 +88,7 @@ pub(super) fn time(report: &mut Report, register: &Register, harvest: &Harvest) 
             Role::Supervisor => supervisor,
             Role::Worker(_) => !supervisor,
             // nobody waits for one
-            Role::Spare(_) => false,
+            Role::Spare(_) | Role::Parent | Role::Keeper => false,
         };
         let records = |role: &Role| (&kills[..], &births[..], &harvest.waits[..], *role);
         answers(roles.iter().filter(of_kind).map(records))

@@ -1,15 +1,19 @@
 //! Layers whose index the image pins: the index is fetched, the content stays where it is.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{ATTEMPTS, FIRST_WAIT, LAYER_FDS, write};
+use super::{ATTEMPTS, FIRST_WAIT, LAYER_FDS, write, write_index};
 use crate::layer::digest::Digest;
+use crate::layer::index::Index;
+use crate::layer::pinned::own::{self, Own};
 use crate::layer::pinned::{self, Pin, Pinned, Unusable, estargz, soci, zstd_chunked};
+use crate::layer::tree::Tree;
 use crate::object::ObjectId;
 use crate::queue::wire::image::{Layer, PinnedFormat, Shown};
 use crate::range::ByteRange;
@@ -17,10 +21,39 @@ use crate::source::FetchError;
 use crate::source::oci::registry::{Host, Need, Registry};
 
 /// A smaller layer is streamed: that takes no longer than asking for parts of it.
-const SMALLEST: u64 = 128 << 10;
+pub const SMALLEST: u64 = 128 << 10;
 /// What is fetched of an eStargz blob's end at first: mostly the whole table of contents.
 const END: u64 = 256 << 10;
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// How long an index of our own is waited for, and how many bytes of it come in a second at least.
+const OWN_PATIENCE: Duration = Duration::from_secs(10);
+const OWN_PACE: u64 = 256 << 10;
+
+/// An index that was read.
+struct Read {
+    index: Index,
+    tree: Shows,
+}
+
+enum Shows {
+    Tree(Tree),
+    Manifest(Vec<u8>, Shown),
+}
+
+impl From<Pinned> for Read {
+    fn from(Pinned { index, tree }: Pinned) -> Self {
+        Self { index, tree: Shows::Tree(tree) }
+    }
+}
+
+impl From<Own> for Read {
+    fn from(own: Own) -> Self {
+        let Own { index, manifest, names, bytes, implicit } = own;
+        let shown = Shown { files: names, bytes, implicit };
+        Self { index, tree: Shows::Manifest(manifest, shown) }
+    }
+}
 
 /// Why there is no use in an index.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +62,8 @@ enum Failure {
     Fetch(#[from] FetchError),
     #[error(transparent)]
     Unusable(#[from] Unusable),
+    #[error("it does not come")]
+    Slow,
 }
 
 /// Makes a layer's files out of its index. `None`: it has to be streamed, and nothing was written.
@@ -43,10 +78,16 @@ pub async fn make(
         return Ok(None);
     }
     let mut attempt = 1;
-    let (pinned, format) = loop {
-        match ask(registry, layer, pin, received).await {
+    // what the image does not speak of it can do without
+    let (attempts, patience) = match pin {
+        Pin::Own { size, .. } => (1, OWN_PATIENCE + Duration::from_secs(size / OWN_PACE)),
+        _ => (ATTEMPTS, Duration::MAX),
+    };
+    let (read, format) = loop {
+        let asked = tokio::time::timeout(patience, ask(registry, layer, pin, received)).await;
+        match asked.unwrap_or(Err(Failure::Slow)) {
             Ok(read) => break read,
-            Err(Failure::Fetch(FetchError::Retry { message, .. })) if attempt < ATTEMPTS => {
+            Err(Failure::Fetch(FetchError::Retry { message, .. })) if attempt < attempts => {
                 tracing::debug!(message, "can't get a layer's index yet");
                 let wait = FIRST_WAIT * 2u32.pow(attempt - 1);
                 attempt += 1;
@@ -64,12 +105,20 @@ pub async fn make(
     let [segment, manifest, index] =
         [segment.try_clone()?, manifest.try_clone()?, index.try_clone()?];
     let shown = tokio::task::spawn_blocking(move || {
-        if pinned.tree.is_opaque() {
+        if matches!(&read.tree, Shows::Tree(tree) if tree.is_opaque()) {
             return Ok(None);
         }
-        let len = pinned.index.uncompressed_len();
+        let len = read.index.uncompressed_len();
         File::from(segment).set_len(len).context("can't size the segment")?;
-        write(&pinned.tree, &pinned.index, manifest.into(), index.into()).map(Some)
+        let (mut manifest, index) = (File::from(manifest), File::from(index));
+        match &read.tree {
+            Shows::Tree(tree) => write(tree, &read.index, manifest, index).map(Some),
+            Shows::Manifest(bytes, shown) => {
+                manifest.write_all(bytes).context("can't write the manifest")?;
+                write_index(&read.index, index)?;
+                Ok(Some(*shown))
+            }
+        }
     });
     let shown = shown.await.context("a thread ended")??;
     Ok(shown.map(|shown| (shown, format)))
@@ -86,7 +135,7 @@ async fn ask(
     layer: &Layer,
     pin: &Pin,
     received: &AtomicU64,
-) -> Result<(Pinned, PinnedFormat), Failure> {
+) -> Result<(Read, PinnedFormat), Failure> {
     let mut choices = registry.choices(Need::Content);
     loop {
         let error = match read(choices.ask()?, layer, pin, received).await {
@@ -105,7 +154,7 @@ async fn read(
     layer: &Layer,
     pin: &Pin,
     received: &AtomicU64,
-) -> Result<(Pinned, PinnedFormat), Failure> {
+) -> Result<(Read, PinnedFormat), Failure> {
     let size = layer.size;
     let range = async |range: ByteRange| {
         let count = |bytes: u64| {
@@ -135,15 +184,19 @@ async fn read(
             let read = move || zstd_chunked::read(&bytes, &places, &of);
             Ok((parsed(read).await?, PinnedFormat::ZstdChunked))
         }
+        Pin::Own { blob, size: len } => {
+            if len == 0 || len > own::MAX_BLOB {
+                return Err(Unusable::Format("it has an impossible length").into());
+            }
+            let bytes = whole(host, blob, len, received).await?;
+            let read = move || own::read(&bytes, blob, &of);
+            Ok((parsed(read).await?, PinnedFormat::Signed))
+        }
         Pin::Soci { ztoc, size: len } => {
             if len == 0 || len > soci::MAX_ZTOC {
                 return Err(Unusable::Format("it has an impossible length").into());
             }
-            let id = ObjectId::from_bytes(ztoc.as_bytes()).map_err(|_| Unusable::Digest)?;
-            let count = |bytes: u64| {
-                received.fetch_add(bytes, Ordering::Relaxed);
-            };
-            let bytes = host.range(&id, len, ByteRange::new(0, len), count).await?;
+            let bytes = whole(host, ztoc, len, received).await?;
             let pinned = parsed(move || soci::read(&bytes, ztoc, &of)).await?;
             for number in soci::samples(pinned.index.spans()) {
                 let span = pinned.index.spans().get(number).cloned();
@@ -160,10 +213,24 @@ async fn read(
     }
 }
 
+/// A blob of `len` bytes, which is not checked.
+async fn whole(
+    host: &Host,
+    blob: Digest,
+    len: u64,
+    received: &AtomicU64,
+) -> Result<Vec<u8>, Failure> {
+    let id = ObjectId::from_bytes(blob.as_bytes()).map_err(|_| Unusable::Digest)?;
+    let count = |bytes: u64| {
+        received.fetch_add(bytes, Ordering::Relaxed);
+    };
+    Ok(host.range(&id, len, ByteRange::new(0, len), count).await?)
+}
+
 /// It may take its time.
-async fn parsed(
-    read: impl FnOnce() -> Result<Pinned, Unusable> + Send + 'static,
-) -> Result<Pinned, Unusable> {
+async fn parsed<T: Into<Read> + Send + 'static>(
+    read: impl FnOnce() -> Result<T, Unusable> + Send + 'static,
+) -> Result<Read, Unusable> {
     let read = tokio::task::spawn_blocking(read).await;
-    read.unwrap_or(Err(Unusable::Format("a thread ended")))
+    read.unwrap_or(Err(Unusable::Format("a thread ended"))).map(Into::into)
 }

@@ -41,7 +41,7 @@ pub fn read(files: [OwnedFd; LAYER_FDS]) -> anyhow::Result<Shown> {
     write_manifest(&tree, index.uncompressed_len(), manifest)
 }
 
-fn tree_of(index: &Index, segment: &File) -> anyhow::Result<Tree> {
+pub fn tree_of(index: &Index, segment: &File) -> anyhow::Result<Tree> {
     let parts = parts(index, segment)?;
     let mut reader = TarReader::default();
     let mut tree = TreeBuilder::default();

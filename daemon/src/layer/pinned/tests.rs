@@ -8,7 +8,8 @@ use crate::layer::digest::Hasher;
 use crate::layer::span::{Proof, Span};
 use crate::manifest::layer::{Content, Kind, Node, Reader};
 
-use self::blobs::{Blob, archive, estargz, gzip_with_ztoc, large_archive, zstd_chunked};
+use self::blobs::{Blob, archive, estargz, gzip_with_ztoc, zstd_chunked};
+pub use self::blobs::{gzip, large_archive};
 
 /// The segment that all spans make, and the archive in it.
 pub fn filled(index: &Index, blob: &[u8]) -> (Vec<u8>, Vec<u8>) {

@@ -113,7 +113,7 @@ pub(super) fn parent() {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         let program = std::env::current_exe().unwrap();
         let programs = Programs { installed: &program, own: &program };
-        standalone::run(programs, &ARGUMENTS.map(Into::into), Vec::new()).unwrap();
+        standalone::run(programs, &ARGUMENTS.map(Into::into), None, Vec::new()).unwrap();
         return;
     }
     let mut kept = Kept::take_back().unwrap();

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Credential, HttpTransport, Limits};
 use crate::object::ObjectId;
+use crate::source::oci::artifact::What;
+use crate::source::oci::keys::PublicKey;
 
 /// Which of an image's variants is wanted, in the words of Go (`GOOS`, `GOARCH`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,6 +114,8 @@ pub enum PinnedFormat {
     Estargz,
     ZstdChunked,
     Soci,
+    /// Not pinned by the image, but signed by somebody who is trusted: our own.
+    Signed,
 }
 
 impl PinnedFormat {
@@ -122,6 +126,7 @@ impl PinnedFormat {
             Self::Estargz => "eStargz",
             Self::ZstdChunked => "zstd:chunked",
             Self::Soci => "SOCI",
+            Self::Signed => "signed",
         }
     }
 }
@@ -136,7 +141,24 @@ pub enum ToPuller {
         reference: String,
         platform: Platform,
         limits: Limits,
+        /// Indexes that these have signed are believed.
+        index_keys: Vec<PublicKey>,
     },
+    /// The first message, instead. An artifact is to be made of parts that follow, for the image with this manifest; with `push`, they
+    /// are put into the repository. Answered with [`FromPuller::Ready`].
+    Publish {
+        version: u32,
+        repository: Box<Repository>,
+        image: ObjectId,
+        limits: Limits,
+        push: bool,
+    },
+    /// A part: the index of a layer, of which the fds are the segment, which is all there, and the access index; or a trace, which
+    /// the fd holds. Answered with [`FromPuller::Part`].
+    Part { what: What, layer: ObjectId },
+    /// All parts were made, and this is the signature of them: the artifact is to be put into the repository. Answered with
+    /// [`FromPuller::Published`].
+    Sign { signature: String },
     /// The first message, instead. A layer that was filled by an index is all in its segment (first fd; the second is its
     /// access index): write the manifest of what its archive says into the third fd. Answered with
     /// [`FromPuller::Layer`], after which the process ends.
@@ -157,6 +179,20 @@ pub enum FromPuller {
         rejected: Option<Credential>,
     },
     Resolved(Box<Resolved>),
+    /// Something that people should know.
+    Note {
+        message: String,
+    },
+    /// Parts may follow.
+    Ready,
+    /// The part's blob and its length in bytes; `None`: there is no use in it.
+    Part {
+        blob: Option<(ObjectId, u64)>,
+    },
+    /// The artifact is in the repository, with this digest.
+    Published {
+        artifact: ObjectId,
+    },
     /// Bytes received of all layers that were asked for.
     Progress {
         received: u64,

@@ -3,6 +3,7 @@
 mod auth;
 mod choices;
 mod host;
+mod push;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::source::FetchError;
 use crate::source::git::Credentials;
 
 /// How long an index is waited for that an image can do without.
-const INDEX_PATIENCE: Duration = Duration::from_secs(10);
+pub const INDEX_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a host is waited for when there are others.
 const MIRROR_PATIENCE: Duration = Duration::from_secs(10);

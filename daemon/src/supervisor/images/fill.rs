@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tracing::{debug, info};
 
 use super::super::Supervisor;
-use super::super::shard::{Command, GONE, ShardHandle};
+use super::super::shard::GONE;
 use crate::catalog::{Pool, Tree};
-use crate::ids::SegmentId;
 use crate::queue::wire::Run;
 
 /// The wait after a fill that failed; it doubles.
@@ -36,12 +34,11 @@ impl Supervisor {
         let mut missing = Vec::new();
         for (tree, pool) in trees {
             let (Ok(segments), Ok(shard)) =
-                (self.catalog.segments(pool.id).await, self.shard(pool.id))
+                (self.catalog.segments_of(tree).await, self.shard(pool.id))
             else {
                 continue;
             };
-            let wanted = segments.into_iter();
-            let wanted = wanted.filter(|s| !s.complete && tree.segments.contains(&s.id));
+            let wanted = segments.into_iter().filter(|segment| !segment.complete);
             missing.extend(wanted.map(|segment| (tree, shard.clone(), segment.id)));
         }
         let incomplete: Vec<_> = missing.iter().map(|(tree, ..)| *tree).collect();
@@ -52,7 +49,7 @@ impl Supervisor {
                 continue;
             };
             debug!(%segment, runs = runs.len(), "fetching what was read before");
-            replays.push(prefetch(shard, segment, runs));
+            replays.push(shard.prefetch(segment, runs));
         }
         missing.retain(|(tree, ..)| wanted == Wanted::All || !tree.revision.is_empty());
         if !self.config.images.background_fill.unwrap_or(true) {
@@ -68,7 +65,7 @@ impl Supervisor {
             for (shard, segment) in missing {
                 let mut wait = FIRST_WAIT;
                 loop {
-                    match prefetch(&shard, segment, vec![ALL]).await {
+                    match shard.prefetch(segment, vec![ALL]).await {
                         Ok(Ok(())) => break,
                         Ok(Err(why)) if why != GONE => {
                             info!(%segment, why, "a layer can't be filled yet");
@@ -83,14 +80,4 @@ impl Supervisor {
             }
         });
     }
-}
-
-fn prefetch(
-    shard: &ShardHandle,
-    segment: SegmentId,
-    runs: Vec<Run>,
-) -> oneshot::Receiver<Result<(), String>> {
-    let (reply, answer) = oneshot::channel();
-    shard.send(Command::Prefetch { segment, runs, reply });
-    answer
 }

@@ -16,11 +16,14 @@ use super::super::worker::{ENVIRONMENT, Exit, cut, explain, in_group};
 use super::RegistryAccess;
 use super::layer::LayerFiles;
 use crate::admin::ApiError;
+use crate::object::ObjectId;
 use crate::queue::wire::image::{
     FromPuller, PinnedFormat, Platform, Repository, Resolved, Shown, ToPuller,
 };
 use crate::queue::wire::{self, Limits};
+use crate::source::oci::artifact::What;
 use crate::source::oci::document::MAX_LAYERS;
+use crate::source::oci::keys::PublicKey;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::seqpacket::{self, Seqpacket};
 use crate::sys::spawn::{Child, Role, Spawn};
@@ -35,10 +38,12 @@ const MAX_SHOWN: u64 = 1 << 48;
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What comes of layers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Step {
     /// Bytes that have come of all of them.
     Progress(u64),
+    /// Something that people should know.
+    Note(String),
     /// It is in its files.
     Layer { number: u32, shown: Shown, pinned: Option<PinnedFormat> },
 }
@@ -145,6 +150,7 @@ impl Puller {
         reference: &str,
         platform: Platform,
         limits: Limits,
+        index_keys: Vec<PublicKey>,
     ) -> Result<Resolved, ApiError> {
         let message = ToPuller::Image {
             version: wire::VERSION,
@@ -152,6 +158,7 @@ impl Puller {
             reference: reference.to_owned(),
             platform,
             limits,
+            index_keys,
         };
         self.tell(&message, &[]).await?;
         loop {
@@ -178,6 +185,47 @@ impl Puller {
         }
     }
 
+    /// Has parts of an artifact made, for the image with this manifest.
+    pub async fn publish(
+        &mut self,
+        repository: Repository,
+        image: ObjectId,
+        limits: Limits,
+        push: bool,
+    ) -> Result<(), ApiError> {
+        let (version, repository) = (wire::VERSION, Box::new(repository));
+        let message = ToPuller::Publish { version, repository, image, limits, push };
+        self.tell(&message, &[]).await?;
+        match self.hear().await? {
+            FromPuller::Ready => Ok(()),
+            _ => Err(ApiError::internal("the puller is out of step")),
+        }
+    }
+
+    /// A part of a layer, of these files: the digest of the blob and its length. `None`: there is no use in it.
+    pub async fn part(
+        &mut self,
+        what: What,
+        layer: ObjectId,
+        files: &[File],
+    ) -> Result<Option<(ObjectId, u64)>, ApiError> {
+        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        self.tell(&ToPuller::Part { what, layer }, &fds).await?;
+        match self.hear().await? {
+            FromPuller::Part { blob } => Ok(blob.filter(|(_, size)| *size <= MAX_SHOWN)),
+            _ => Err(ApiError::internal("the puller is out of step")),
+        }
+    }
+
+    /// Puts the artifact into its repository; gives its digest.
+    pub async fn sign(&mut self, signature: String) -> Result<ObjectId, ApiError> {
+        self.tell(&ToPuller::Sign { signature }, &[]).await?;
+        match self.hear().await? {
+            FromPuller::Published { artifact } => Ok(artifact),
+            _ => Err(ApiError::internal("the puller is out of step")),
+        }
+    }
+
     /// Has a layer fetched into its files.
     pub async fn fetch(&self, number: u32, files: &LayerFiles) -> Result<(), ApiError> {
         let fds = files.fds();
@@ -188,6 +236,7 @@ impl Puller {
     pub async fn next(&mut self) -> Result<Step, ApiError> {
         match self.hear().await? {
             FromPuller::Progress { received } => Ok(Step::Progress(received)),
+            FromPuller::Note { message } => Ok(Step::Note(cut(message))),
             FromPuller::Layer { number, shown: Shown { files, bytes, implicit }, pinned } => {
                 let [files, bytes, implicit] = [files, bytes, implicit].map(|n| n.min(MAX_SHOWN));
                 let shown = Shown { files, bytes, implicit };

@@ -60,9 +60,8 @@ fn in_runs(
             traced.len() - 1
         });
         let runs = &mut traced[at].1;
-        match runs.last_mut() {
-            Some(run) if run.first + run.count == *record => run.count += 1,
-            _ => runs.push(Run { first: *record, count: 1 }),
+        if !runs.last_mut().is_some_and(|run| run.take(*record)) {
+            runs.push(Run::one(*record));
         }
     }
     traced

@@ -224,6 +224,17 @@ impl ShardHandle {
         Ok([(kept::group_name(self.id), group), (kept::table_name(self.id), table)])
     }
 
+    /// Has records of a segment fetched, in this order. Who drops the answer only does without it.
+    pub fn prefetch(
+        &self,
+        segment: SegmentId,
+        runs: Vec<Run>,
+    ) -> oneshot::Receiver<Result<(), String>> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Prefetch { segment, runs, reply });
+        answer
+    }
+
     /// Sends a command and waits for its reply; `None` when the shard has ended.
     pub async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (reply, answer) = oneshot::channel();

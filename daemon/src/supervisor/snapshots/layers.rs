@@ -12,7 +12,6 @@ use tracing::{error, info, warn};
 
 use super::super::clone::Cloning;
 use super::super::images::{self, Wanted};
-use super::super::mounts::all_attached;
 use super::super::store::Store;
 use super::super::{Supervisor, blocking, internal, lock, shard_of};
 use crate::admin::ApiError;
@@ -215,7 +214,7 @@ impl Supervisor {
         let (tree, pool) = self.tree_and_pool(id).await?;
         self.introduce_layer(&pool)?;
         let trees = [(tree, pool)];
-        let replies = self.attach_trees(&trees)?;
+        self.attach_again(&self.store.layer_dir(id), &trees)?;
         lock(&self.live).layers.insert(id, trees[0].1.id);
         let [(tree, _)] = &trees;
         if tree.refuted.is_some() {
@@ -224,13 +223,6 @@ impl Supervisor {
             return Ok(());
         }
         self.fill_in_background(&trees, Wanted::All).await;
-        let [(tree, _)] = trees;
-        tokio::spawn(async move {
-            // who reads waits
-            if let Err(error) = all_attached(replies).await {
-                error!(tree = %id, %error, "can't serve all of a layer that is mounted");
-            }
-        });
-        self.unmark_complete(&tree).await
+        self.unmark_complete(tree).await
     }
 }

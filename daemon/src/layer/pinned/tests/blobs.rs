@@ -68,7 +68,7 @@ fn entries(archive: &[u8]) -> Vec<Entry> {
     entries
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut out = GzEncoder::new(Vec::new(), Compression::new(3));
     out.write_all(bytes).unwrap();
     out.finish().unwrap()

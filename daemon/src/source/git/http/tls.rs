@@ -42,21 +42,21 @@ pub fn config(
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&version::TLS13, &version::TLS12])
         .map_err(|e| format!("TLS can't be used: {e}"))?;
-    let builder = if insecure {
-        let verifier = Arc::new(TrustsAll { provider });
-        builder.dangerous().with_custom_certificate_verifier(verifier)
+    let pem = ca_pem.filter(|_| !insecure);
+    let builder = if pem.is_none() && !insecure {
+        builder.with_root_certificates(roots("")?)
     } else {
-        let pem = ca_pem.unwrap_or_default();
-        let (roots, named) = (roots(pem)?, certificates(pem).filter_map(Result::ok).collect());
-        match ca_pem {
-            None => builder.with_root_certificates(roots),
-            Some(_) => {
-                let webpki = WebPkiServerVerifier::builder_with_provider(roots.into(), provider);
-                let webpki = webpki.build().map_err(|e| format!("TLS can't be used: {e}"))?;
-                let trusts = Arc::new(Trusts { webpki, named });
-                builder.dangerous().with_custom_certificate_verifier(trusts)
+        let authorities = match pem {
+            None => None,
+            Some(pem) => {
+                let roots = roots(pem)?.into();
+                let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone());
+                Some(verifier.build().map_err(|e| format!("TLS can't be used: {e}"))?)
             }
-        }
+        };
+        let named = certificates(pem.unwrap_or_default()).filter_map(Result::ok).collect();
+        let trusts = Arc::new(Trusts { provider, authorities, named });
+        builder.dangerous().with_custom_certificate_verifier(trusts)
     };
     let mut config = match client {
         None => builder.with_no_client_auth(),
@@ -113,7 +113,9 @@ fn key(pem: &str) -> Result<PrivateKeyDer<'static>, String> {
 /// by themselves and say that they are an authority, as `openssl req -x509` makes them; curl takes them.
 #[derive(Debug)]
 struct Trusts {
-    webpki: Arc<WebPkiServerVerifier>,
+    provider: Arc<CryptoProvider>,
+    /// `None`: everybody is trusted, as the user has asked for it (`http.sslVerify=false`).
+    authorities: Option<Arc<WebPkiServerVerifier>>,
     named: Vec<CertificateDer<'static>>,
 }
 
@@ -126,7 +128,10 @@ impl ServerCertVerifier for Trusts {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verified = self.webpki.verify_server_cert(
+        let Some(authorities) = &self.authorities else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let verified = authorities.verify_server_cert(
             end_entity,
             intermediates,
             server_name,
@@ -141,55 +146,6 @@ impl ServerCertVerifier for Trusts {
             }
             verified => verified,
         }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.webpki.verify_tls12_signature(message, cert, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.webpki.verify_tls13_signature(message, cert, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.webpki.supported_verify_schemes()
-    }
-}
-
-/// Whether a server's certificate was refused because it is an authority's.
-fn is_authority(error: &Error) -> bool {
-    let Error::InvalidCertificate(CertificateError::Other(OtherError(error))) = error else {
-        return false;
-    };
-    matches!(error.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
-}
-
-/// `http.sslVerify=false`: the user has asked for it.
-#[derive(Debug)]
-struct TrustsAll {
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for TrustsAll {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -215,4 +171,12 @@ impl ServerCertVerifier for TrustsAll {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// Whether a server's certificate was refused because it is an authority's.
+fn is_authority(error: &Error) -> bool {
+    let Error::InvalidCertificate(CertificateError::Other(OtherError(error))) = error else {
+        return false;
+    };
+    matches!(error.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
 }

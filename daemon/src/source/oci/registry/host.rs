@@ -34,14 +34,14 @@ const REDIRECTS: usize = 8;
 /// A host. Requests run side by side.
 #[derive(Debug)]
 pub struct Host {
-    client: Client,
+    pub(super) client: Client,
     base: Url,
     repository: String,
     /// What a mirror is told of whose images are meant, as by containerd (`ns` in the query).
-    namespace: Option<String>,
-    extra: HeaderMap,
-    origin: Origin,
-    auth: Auth,
+    pub(super) namespace: Option<String>,
+    pub(super) extra: HeaderMap,
+    pub(super) origin: Origin,
+    pub(super) auth: Auth,
     /// How long it may be silent.
     patience: Duration,
     resolves: bool,
@@ -112,7 +112,7 @@ impl Host {
         *rests = rests.max(Some(until));
     }
 
-    fn url(&self, what: &str, reference: &str) -> Result<Url, FetchError> {
+    pub(super) fn url(&self, what: &str, reference: &str) -> Result<Url, FetchError> {
         let path = format!("{}/{what}/{reference}", self.repository);
         let url = self.base.join(&path);
         let mut url = url.map_err(|e| refused(format!("{path:?} can't be asked for: {e}")))?;
@@ -224,8 +224,19 @@ impl Host {
         Ok(body.into())
     }
 
-    /// `GET`, with a proof of identity for the registry itself and none for where it redirects to.
     async fn get(
+        &self,
+        url: Url,
+        accept: &str,
+        range: Option<ByteRange>,
+    ) -> Result<(Url, Response), FetchError> {
+        let (url, response) = self.ask(url, accept, range).await?;
+        let response = answered(&url, response)?;
+        Ok((url, response))
+    }
+
+    /// `GET`, with a proof of identity for the registry itself and none for where it redirects to. Whatever is answered.
+    pub(super) async fn ask(
         &self,
         mut url: Url,
         accept: &str,
@@ -266,15 +277,7 @@ impl Host {
                 url = redirected(&url, &response)?;
                 continue;
             }
-            return match status {
-                StatusCode::NOT_FOUND => {
-                    Err(refused(format!("the registry has no {}", shown(&url))))
-                }
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                    Err(refused(format!("the registry does not let us have {}", shown(&url))))
-                }
-                _ => Ok((url, check_status(response)?)),
-            };
+            return Ok((url, response));
         }
     }
 
@@ -288,6 +291,17 @@ impl Host {
             Ok(Err(e)) => Err(broken(&format!("can't reach {}", shown(url)), &e)),
             Err(_) => Err(self.stalled()),
         }
+    }
+}
+
+/// What a request was answered with, if it was done.
+pub(super) fn answered(url: &Url, response: Response) -> Result<Response, FetchError> {
+    match response.status() {
+        StatusCode::NOT_FOUND => Err(refused(format!("the registry has no {}", shown(url)))),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            Err(refused(format!("the registry does not let us have {}", shown(url))))
+        }
+        _ => check_status(response),
     }
 }
 

@@ -1,0 +1,302 @@
+//! Indexes and traces of an image's layers, as they are kept at its registry: an artifact that refers to the image's manifest
+//! (OCI image specification 1.1, `manifest.md`, "subject").
+//!
+//! Whoever can push to the repository can push such an artifact. So it is used only with a good signature, by a key that the
+//! configuration names: Ed25519 (RFC 8032) over a [`statement`], which names the image and each blob by its digest.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::digest;
+use super::document::{Descriptor, OCI_INDEX, OCI_MANIFEST};
+use super::keys::{PublicKey, Signer};
+use crate::object::ObjectId;
+
+/// What an artifact says that it is (`artifactType`).
+pub const KIND: &str = "application/vnd.hydrant.index.v1+json";
+/// The media types of its blobs.
+const INDEX: &str = "application/vnd.hydrant.layer.index.v1";
+const TRACE: &str = "application/vnd.hydrant.layer.trace.v1+json";
+/// The annotation of the manifest with the signature, and of a blob's descriptor with its layer.
+const SIGNATURE: &str = "io.hydrant.signature";
+const LAYER: &str = "io.hydrant.layer";
+const EMPTY_KIND: &str = "application/vnd.oci.empty.v1+json";
+/// What artifacts have for a configuration.
+pub const EMPTY: &[u8] = b"{}";
+/// The most blobs of an artifact: two for each layer.
+const MAX_PARTS: usize = 2 * super::document::MAX_LAYERS;
+
+/// What a blob is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum What {
+    Index,
+    /// What to fetch first of it.
+    Trace,
+}
+
+impl What {
+    fn media_type(self) -> &'static str {
+        match self {
+            Self::Index => INDEX,
+            Self::Trace => TRACE,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Index => "index",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// A blob of an artifact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    pub what: What,
+    /// The digest of the layer's blob.
+    pub layer: ObjectId,
+    pub blob: ObjectId,
+    /// The length of the blob in bytes.
+    pub size: u64,
+}
+
+/// Why an artifact is not used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Unusable {
+    #[error("it can't be read: {0}")]
+    Json(String),
+    #[error("it is no index of layers")]
+    Kind,
+    #[error("it is not signed")]
+    NotSigned,
+    #[error("no key that is configured (`index_keys`) has signed it")]
+    Signature,
+}
+
+/// What is signed: lines of text with the digests of the image's manifest and of all blobs, in their order.
+#[must_use]
+pub fn statement(image: &ObjectId, parts: &[Part]) -> Vec<u8> {
+    let mut text = format!("hydrant layers 1\nimage {}\n", digest::text(image));
+    for Part { what, layer, blob, size } in parts {
+        let (what, layer, blob) = (what.name(), digest::text(layer), digest::text(blob));
+        // a String takes whatever is written
+        let _ = writeln!(text, "{what} {layer} {blob} {size}");
+    }
+    text.into_bytes()
+}
+
+/// Signs a statement; in base64.
+#[must_use]
+pub fn sign(signer: &Signer, image: &ObjectId, parts: &[Part]) -> String {
+    STANDARD.encode(signer.sign(&statement(image, parts)))
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDescriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    artifact_type: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    annotations: Option<BTreeMap<String, String>>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawManifest {
+    schema_version: u32,
+    media_type: String,
+    #[serde(default)]
+    artifact_type: String,
+    config: RawDescriptor,
+    layers: Vec<RawDescriptor>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    subject: Option<RawDescriptor>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawIndex {
+    #[serde(default)]
+    schema_version: u32,
+    #[serde(default)]
+    media_type: String,
+    #[serde(default)]
+    manifests: Vec<RawDescriptor>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, serde_json::Value>,
+}
+
+fn descriptor(kind: &str, digest: &ObjectId, size: u64) -> RawDescriptor {
+    let (media_type, digest) = (kind.to_owned(), digest::text(digest));
+    RawDescriptor { media_type, digest, size, ..RawDescriptor::default() }
+}
+
+/// The artifact's manifest. `image`: that of the image.
+#[must_use]
+pub fn manifest(image: &Descriptor, parts: &[Part], signature: &str) -> Vec<u8> {
+    let layers = parts.iter().map(|part| RawDescriptor {
+        annotations: Some(BTreeMap::from([(LAYER.into(), digest::text(&part.layer))])),
+        ..descriptor(part.what.media_type(), &part.blob, part.size)
+    });
+    let manifest = RawManifest {
+        schema_version: 2,
+        media_type: OCI_MANIFEST.into(),
+        artifact_type: KIND.into(),
+        config: descriptor(EMPTY_KIND, &digest::sha256(EMPTY), EMPTY.len() as u64),
+        layers: layers.collect(),
+        subject: Some(descriptor(&image.kind, &image.digest, image.size)),
+        annotations: BTreeMap::from([(SIGNATURE.into(), signature.into())]),
+    };
+    // maps with texts for keys can be written
+    serde_json::to_vec(&manifest).unwrap_or_default()
+}
+
+/// Reads an artifact's manifest. What it gives is what somebody has signed who is trusted.
+pub fn read(bytes: &[u8], image: &ObjectId, keys: &[PublicKey]) -> Result<Vec<Part>, Unusable> {
+    let manifest: RawManifest =
+        serde_json::from_slice(bytes).map_err(|error| Unusable::Json(error.to_string()))?;
+    if manifest.artifact_type != KIND || manifest.layers.len() > MAX_PARTS {
+        return Err(Unusable::Kind);
+    }
+    let signature = manifest.annotations.get(SIGNATURE).ok_or(Unusable::NotSigned)?;
+    let signature = STANDARD.decode(signature).map_err(|_| Unusable::Signature)?;
+    let mut parts = Vec::with_capacity(manifest.layers.len());
+    for layer in &manifest.layers {
+        let what = [What::Index, What::Trace];
+        let what = what.into_iter().find(|what| what.media_type() == layer.media_type);
+        let of = layer.annotations.as_ref().and_then(|a| digest::parse(a.get(LAYER)?));
+        let blob = digest::parse(&layer.digest);
+        let ((what, of), blob) = what.zip(of).zip(blob).ok_or(Unusable::Kind)?;
+        parts.push(Part { what, layer: of, blob, size: layer.size });
+    }
+    let statement = statement(image, &parts);
+    if keys.iter().any(|key| key.verify(&statement, &signature)) {
+        Ok(parts)
+    } else {
+        Err(Unusable::Signature)
+    }
+}
+
+/// The artifacts of this kind that a list of referrers names, the last one first.
+#[must_use]
+pub fn listed(index: &[u8]) -> Vec<ObjectId> {
+    let Ok(index) = serde_json::from_slice::<RawIndex>(index) else { return Vec::new() };
+    let ours = index.manifests.iter().filter(|one| one.artifact_type.as_deref() == Some(KIND));
+    let mut found: Vec<_> = ours.filter_map(|one| digest::parse(&one.digest)).collect();
+    found.reverse();
+    found
+}
+
+/// The list of referrers that a registry keeps under a tag which has no list of its own, with one more; the list
+/// there is now, if there is one.
+#[must_use]
+pub fn list_with(now: Option<&[u8]>, artifact: &ObjectId, size: u64) -> Option<Vec<u8>> {
+    let mut index = match now {
+        Some(now) => serde_json::from_slice(now).ok()?,
+        None => RawIndex {
+            schema_version: 2,
+            media_type: OCI_INDEX.into(),
+            manifests: Vec::new(),
+            rest: BTreeMap::new(),
+        },
+    };
+    let new = RawDescriptor {
+        artifact_type: Some(KIND.into()),
+        ..descriptor(OCI_MANIFEST, artifact, size)
+    };
+    index.manifests.retain(|one| one.digest != new.digest);
+    index.manifests.push(new);
+    serde_json::to_vec(&index).ok()
+}
+
+/// The tag of that list.
+#[must_use]
+pub fn list_tag(image: &ObjectId) -> String {
+    digest::text(image).replace(':', "-")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::source::oci::keys::tests::key;
+
+    fn made() -> (Descriptor, Vec<Part>, Signer) {
+        let id = |n: u8| digest::sha256(&[n]);
+        let image = Descriptor { kind: OCI_MANIFEST.into(), digest: id(0), size: 7 };
+        let part = |what, n| Part { what, layer: id(n), blob: id(n + 1), size: 99 };
+        let parts = vec![part(What::Index, 1), part(What::Trace, 1), part(What::Index, 3)];
+        (image, parts, Signer::from_pem(&key(1)).unwrap())
+    }
+
+    #[test]
+    fn what_is_signed_is_read() {
+        let (image, parts, signer) = made();
+        let keys = [signer.public()];
+        let signature = sign(&signer, &image.digest, &parts);
+        let text = manifest(&image, &parts, &signature);
+        assert_eq!(read(&text, &image.digest, &keys).unwrap(), parts);
+        // of another image, by another key, without a key, without a signature
+        let other = Signer::from_pem(&key(2)).unwrap();
+        for refused in [
+            read(&text, &digest::sha256(b"other"), &keys),
+            read(&text, &image.digest, &[other.public()]),
+            read(&text, &image.digest, &[]),
+            read(&manifest(&image, &parts[1..], &signature), &image.digest, &keys),
+            read(&manifest(&image, &parts, ""), &image.digest, &keys),
+        ] {
+            assert_eq!(refused.unwrap_err(), Unusable::Signature);
+        }
+        let unsigned = String::from_utf8(text).unwrap().replace(SIGNATURE, "another");
+        let refused = read(unsigned.as_bytes(), &image.digest, &keys);
+        assert_eq!(refused.unwrap_err(), Unusable::NotSigned);
+        assert!(matches!(read(b"{}", &image.digest, &keys), Err(Unusable::Json(_))));
+    }
+
+    #[test]
+    fn a_list_of_referrers() {
+        let (one, two) = (digest::sha256(b"1"), digest::sha256(b"2"));
+        let first = list_with(None, &one, 5).unwrap();
+        let others = String::from_utf8(first).unwrap().replacen(
+            "\"manifests\":[",
+            r#""manifests":[{"mediaType":"m","digest":"sha256:00","size":1,"artifactType":"other","x":1},"#,
+            1,
+        );
+        let both = list_with(Some(others.as_bytes()), &two, 6).unwrap();
+        assert_eq!(listed(&both), [two, one]);
+        assert!(String::from_utf8(both.clone()).unwrap().contains("\"x\":1"));
+        let again = list_with(Some(&both), &one, 5).unwrap();
+        assert_eq!(listed(&again), [one, two]);
+        assert_eq!(list_with(Some(b"["), &one, 5), None);
+        assert!(list_tag(&one).starts_with("sha256-6b86b273"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_change_is_overlooked(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let (image, parts, signer) = made();
+            let mut text = manifest(&image, &parts, &sign(&signer, &image.digest, &parts));
+            let at = at.index(text.len());
+            text[at] = byte;
+            if let Ok(found) = read(&text, &image.digest, &[signer.public()]) {
+                prop_assert_eq!(found, parts);
+            }
+            let _ = listed(&text);
+        }
+    }
+}

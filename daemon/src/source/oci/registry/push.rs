@@ -1,0 +1,165 @@
+//! Putting artifacts into a repository (the distribution specification, "push" and "referrers").
+
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION, USER_AGENT};
+use reqwest::{Method, Response, StatusCode, Url};
+
+use super::host::{AGENT, Host, answered};
+use super::{Registry, refused};
+use crate::object::ObjectId;
+use crate::source::FetchError;
+use crate::source::git::{Origin, check_status, shown};
+use crate::source::oci::artifact::{EMPTY, KIND, list_tag, list_with, listed};
+use crate::source::oci::digest;
+use crate::source::oci::document::{Descriptor, OCI_INDEX, OCI_MANIFEST};
+
+const OCTETS: &str = "application/octet-stream";
+/// By this a registry says that it has taken note of what an artifact refers to.
+const SUBJECT: &str = "oci-subject";
+/// Of several artifacts, so many are looked at.
+const MAX_LOOKED_AT: usize = 8;
+
+impl Registry {
+    /// The registry itself: mirrors are not written to.
+    fn itself(&self) -> Result<&Host, FetchError> {
+        let host = self.hosts.iter().find(|host| host.namespace.is_none());
+        host.ok_or_else(|| refused(format!("{} itself is not configured", self.registry)))
+    }
+
+    /// An image's manifest, as an artifact refers to it.
+    pub async fn describe(&self, image: &ObjectId) -> Result<Descriptor, FetchError> {
+        let (digest, kind, bytes) = self.manifest(&digest::text(image), Some(*image)).await?;
+        Ok(Descriptor { kind, digest, size: bytes.len() as u64 })
+    }
+
+    /// Manifests of artifacts of our kind that refer to an image, the one that was found last first.
+    pub async fn artifacts(&self, image: &ObjectId) -> Result<Vec<Bytes>, FetchError> {
+        let mut found = Vec::new();
+        for digest in self.itself()?.referrers(image).await?.into_iter().take(MAX_LOOKED_AT) {
+            let (_, _, bytes) = self.manifest(&digest::text(&digest), Some(digest)).await?;
+            found.push(bytes);
+        }
+        Ok(found)
+    }
+
+    /// Puts a blob there, unless it is there.
+    pub async fn push_blob(&self, blob: &ObjectId, bytes: Bytes) -> Result<(), FetchError> {
+        self.itself()?.push_blob(blob, bytes).await
+    }
+
+    /// Puts an artifact's manifest there, with what it refers to. Gives its digest.
+    pub async fn push_artifact(
+        &self,
+        image: &ObjectId,
+        manifest: Vec<u8>,
+    ) -> Result<ObjectId, FetchError> {
+        let host = self.itself()?;
+        host.push_blob(&digest::sha256(EMPTY), Bytes::from_static(EMPTY)).await?;
+        let (artifact, size) = (digest::sha256(&manifest), manifest.len() as u64);
+        let name = digest::text(&artifact);
+        let answer = host.push_manifest(&name, manifest.into(), OCI_MANIFEST).await?;
+        if !answer.contains_key(SUBJECT) {
+            // who asks for what refers to the image looks under this tag then
+            let tag = list_tag(image);
+            let now = host.document("manifests", &tag, OCI_INDEX).await?;
+            let list = list_with(now.as_deref(), &artifact, size);
+            let list = list.ok_or_else(|| refused(format!("the tag {tag} has no list")))?;
+            host.push_manifest(&tag, list.into(), OCI_INDEX).await?;
+        }
+        Ok(artifact)
+    }
+}
+
+impl Host {
+    async fn referrers(&self, image: &ObjectId) -> Result<Vec<ObjectId>, FetchError> {
+        // a registry without a list of them does not know what is asked for
+        let list = match self.document("referrers", &digest::text(image), OCI_INDEX).await {
+            Ok(Some(list)) => Some(list),
+            Ok(None) | Err(FetchError::Refused { .. }) => {
+                self.document("manifests", &list_tag(image), OCI_INDEX).await?
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(list.map(|list| listed(&list)).unwrap_or_default())
+    }
+
+    /// A short document; `None` if there is none.
+    async fn document(
+        &self,
+        what: &str,
+        reference: &str,
+        accept: &str,
+    ) -> Result<Option<Bytes>, FetchError> {
+        let mut url = self.url(what, reference)?;
+        if what == "referrers" {
+            url.query_pairs_mut().append_pair("artifactType", KIND);
+        }
+        let (url, response) = self.ask(url, accept, None).await?;
+        match response.status() {
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => self.body(answered(&url, response)?).await.map(Some),
+        }
+    }
+
+    async fn push_blob(&self, blob: &ObjectId, bytes: Bytes) -> Result<(), FetchError> {
+        let name = digest::text(blob);
+        let at = self.url("blobs", &name)?;
+        if self.change(Method::HEAD, at, Bytes::new(), OCTETS).await?.status().is_success() {
+            return Ok(());
+        }
+        let begin = self.url("blobs/uploads", "")?;
+        let answer = self.change(Method::POST, begin.clone(), Bytes::new(), OCTETS).await?;
+        let answer = check_status(answer)?;
+        let to = answer.headers().get(LOCATION).and_then(|to| to.to_str().ok());
+        let to = to.and_then(|to| begin.join(to).ok());
+        let mut to = to.ok_or_else(|| refused("the registry does not say where to put a blob"))?;
+        to.query_pairs_mut().append_pair("digest", &name);
+        check_status(self.change(Method::PUT, to, bytes, OCTETS).await?).map(drop)
+    }
+
+    async fn push_manifest(
+        &self,
+        reference: &str,
+        bytes: Bytes,
+        kind: &str,
+    ) -> Result<HeaderMap, FetchError> {
+        let url = self.url("manifests", reference)?;
+        let answer = self.change(Method::PUT, url, bytes, kind).await?;
+        Ok(check_status(answer)?.headers().clone())
+    }
+
+    /// A request with a body, with a proof of identity for the registry itself.
+    async fn change(
+        &self,
+        method: Method,
+        url: Url,
+        body: Bytes,
+        kind: &str,
+    ) -> Result<Response, FetchError> {
+        let ours = Origin::from(&url) == self.origin;
+        let mut asked = false;
+        loop {
+            let proof = if ours { self.auth.current() } else { None };
+            let mut request = self.client.request(method.clone(), url.clone());
+            if ours {
+                request = request.headers(self.extra.clone());
+            }
+            request = request.header(CONTENT_TYPE, kind).header(USER_AGENT, AGENT);
+            if let Some(proof) = &proof {
+                request = request.header(AUTHORIZATION, proof.clone());
+            }
+            let response = self.send(request.body(body.clone()), &url).await?;
+            match response.status() {
+                StatusCode::UNAUTHORIZED if ours && !asked => {
+                    asked = true;
+                    self.auth.renew(self, response.headers(), proof).await?;
+                }
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                    let at = shown(&url);
+                    return Err(refused(format!("the registry does not let us write to {at}")));
+                }
+                _ => return Ok(response),
+            }
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Indexes of an image's layers, made of what is here, signed and put into its repository.
+
+use std::collections::HashSet;
+use std::time::Instant;
+
+use hydrant_api::{IndexRequest, Summary};
+use tracing::info;
+
+use super::super::clone::Cloning;
+use super::super::queue::milliseconds;
+use super::super::{Supervisor, internal};
+use super::puller::Puller;
+use super::{ROOT, access, catalog, hosts, parse, repository};
+use crate::admin::{ApiError, Caller, ProgressSender};
+use crate::catalog::{Image, Tree};
+use crate::source::oci::artifact::{self, Part, What};
+use crate::source::oci::digest;
+use crate::source::oci::keys::Signer;
+
+/// The signer, if something is to be pushed.
+fn signer(request: &IndexRequest) -> Result<Option<Signer>, ApiError> {
+    if !request.push {
+        return Ok(None);
+    }
+    let hint = "`openssl genpkey -algorithm ed25519 -out FILE` makes a key; `--key FILE` takes it";
+    let key = request.key.as_deref();
+    let key = key.ok_or_else(|| ApiError::invalid("what is pushed has to be signed"));
+    let signer = key.and_then(|key| {
+        let none = || ApiError::invalid("this is no private key for Ed25519 (PKCS#8, PEM)");
+        Signer::from_pem(key).ok_or_else(none)
+    });
+    signer.map(Some).map_err(|error| error.with_hint(hint))
+}
+
+impl Supervisor {
+    pub(in super::super) async fn index_request(
+        &self,
+        caller: &Caller,
+        request: &IndexRequest,
+        progress: &ProgressSender,
+    ) -> Result<Summary, ApiError> {
+        caller.require_root("publish indexes of images")?;
+        let begun = Instant::now();
+        let signer = signer(request)?;
+        let reference = parse(&request.reference)?;
+        let image = self.catalog.image_named(&reference.to_string()).await.map_err(catalog)?;
+        let image = image.ok_or_else(|| {
+            ApiError::not_found(format!("there is no image {reference}"))
+                .with_hint("`hydrant image pull` fetches it")
+        })?;
+        progress.step("layers");
+        let hosts = hosts::of(self.host_settings(), &reference);
+        let hosts = hosts.map_err(|error| internal("can't tell where to ask for it", &error))?;
+        let repository = repository(&reference, hosts);
+        let access = access(&repository, request.owner.unwrap_or(ROOT), &request.environment)?;
+        let mut puller = Puller::start(&self.store, &self.cgroups, access)?;
+        puller.publish(repository, image.manifest, self.limits(), request.push).await?;
+        let parts = self.make_parts(&mut puller, &image, progress).await?;
+        let message = match signer {
+            None => format!("{} indexes", parts.len()),
+            Some(_) if parts.is_empty() => "there is nothing to push".into(),
+            Some(signer) => {
+                let signature = artifact::sign(&signer, &image.manifest, &parts);
+                let artifact = digest::text(&puller.sign(signature).await?);
+                info!(image = image.reference, artifact, parts = parts.len(), "pushed indexes");
+                let key = signer.public().text();
+                format!("{} indexes in {artifact}, signed with the key {key}", parts.len())
+            }
+        };
+        puller.end();
+        Ok(Summary {
+            files: parts.len() as u64,
+            tree_bytes: parts.iter().map(|part| part.size).sum(),
+            elapsed_ms: milliseconds(begun.elapsed()),
+            message: Some(message),
+            ..Summary::default()
+        })
+    }
+
+    async fn make_parts(
+        &self,
+        puller: &mut Puller,
+        image: &Image,
+        progress: &ProgressSender,
+    ) -> Result<Vec<Part>, ApiError> {
+        let _not_evicted = self.eviction.read().await;
+        let mut parts = Vec::new();
+        let mut seen = HashSet::new();
+        for (id, size) in &image.layers {
+            let (tree, pool) = self.tree_and_pool(*id).await?;
+            let _in_use = Cloning::begin(self, pool.id);
+            if !seen.insert(tree.id) {
+                continue;
+            }
+            let layer = digest::text(&tree.root);
+            if !tree.revision.is_empty() {
+                progress.note(format!("{layer} has an index already ({})", tree.revision));
+                continue;
+            }
+            let segment = self.whole_segment(&tree).await?;
+            let files = self
+                .store
+                .open_to_reread(pool.id, segment)
+                .map_err(|error| internal("can't open a layer", &error))?;
+            match puller.part(What::Index, tree.root, &files).await? {
+                Some((blob, len)) => {
+                    progress.note(format!("{layer}: {len} bytes for a layer of {size}"));
+                    parts.push(Part { what: What::Index, layer: tree.root, blob, size: len });
+                }
+                None => progress.note(format!("{layer} can't be fetched in parts")),
+            }
+        }
+        Ok(parts)
+    }
+
+    /// The segment of a layer that is all there.
+    async fn whole_segment(&self, tree: &Tree) -> Result<crate::ids::SegmentId, ApiError> {
+        let segments = self.catalog.segments(tree.pool).await.map_err(catalog)?;
+        let segment = segments.iter().find(|segment| tree.segments.contains(&segment.id));
+        let segment = segment.ok_or_else(|| ApiError::internal("a layer has no segment"))?;
+        if segment.complete {
+            return Ok(segment.id);
+        }
+        let message = format!("not all of the layer {} is here", digest::text(&tree.root));
+        Err(ApiError::conflict(message).with_hint(
+            "remove the image and pull it, or mount it and `hydrant prefetch` all of it",
+        ))
+    }
+}

@@ -1,0 +1,167 @@
+//! Indexes that Hydrant makes of ordinary layers, signs, and puts beside the image: with them a first pull is lazy; without a
+//! good signature they are not used.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use hydrant_tests::access::Kind;
+use hydrant_tests::guest;
+use hydrant_tests::process::{Run, require, until};
+use hydrant_tests::proxy::{Proxy, Quality};
+use hydrant_tests::reader::expect_right;
+use hydrant_tests::registry::{Front, Registry, listed, same_list};
+use hydrant_tests::snapshots::{Snapshots, labels};
+use hydrant_tests::world::{Setting, World};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+struct Images {
+    world: World,
+    registry: Registry,
+    /// The private key that is believed, and another one.
+    keys: [PathBuf; 2],
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("a directory of a test is UTF-8")
+}
+
+impl Images {
+    fn new(name: &str) -> Result<Self> {
+        require(&[("openssl", "openssl")])?;
+        let mut world = World::with(name, Setting { start: false, ..Setting::default() })?;
+        let keys = ["ours.pem", "theirs.pem"].map(|name| world.path(name));
+        for key in &keys {
+            Run::shell("openssl genpkey -algorithm ed25519 -out \"$1\"", &[key]).check()?;
+        }
+        let public = Run::shell("openssl pkey -in \"$1\" -pubout", &[&keys[0]]).check()?.text();
+        let configuration = format!(
+            "[images]\nbackground_fill = false\ntrace = false\nindex_keys = ['''\n{public}\n''']\n"
+        );
+        world.daemon.configure(&(guest::configuration() + &configuration))?;
+        world.daemon.start()?;
+        let registry = Registry::start(&world.path("registry"))?;
+        registry.push("big", "v1", "big")?;
+        Ok(Self { world, registry, keys })
+    }
+
+    fn hydrant(&self, arguments: &[&str]) -> Result<String> {
+        let done = self.world.daemon.check(arguments);
+        Ok(done.with_context(|| self.world.daemon.log_tail(40))?.text())
+    }
+
+    fn index(&self, reference: &str, key: &Path) -> Result<String> {
+        self.hydrant(&["image", "index", reference, "--push", "--key", text(key)?])
+    }
+
+    /// Pulls an image again; gives how many of its bytes are here, how many it has, and what was said.
+    fn pull_again(&self, reference: &str) -> Result<(u64, u64, String)> {
+        self.hydrant(&["image", "rm", reference])?;
+        let output = self.world.daemon.check(&["image", "pull", reference])?;
+        let images: Vec<hydrant_api::Image> = self.world.daemon.admin().get("/v1/images")?;
+        let image = images.first().context("it was not pulled")?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok((image.present_bytes, image.segment_bytes, said))
+    }
+}
+
+/// Once its index is there, an ordinary image is not streamed: by `hydrant mount`, and by containerd, whatever its name. All of it
+/// is as it was, and proved at the end. The registry is Debian's, which has no list of referrers.
+#[test]
+#[ignore = "needs root"]
+fn root_a_first_pull_with_a_signed_index() -> Result<()> {
+    let images = Images::new("signed-lazy")?;
+    let proxy = Proxy::start(images.registry.port(), Quality::default())?;
+    let reference = format!("127.0.0.1:{}/big:v1", proxy.port());
+    images.hydrant(&["image", "pull", &reference])?;
+    let listed_only = images.hydrant(&["image", "index", &reference])?;
+    ensure!(listed_only.contains("2 indexes"), "{listed_only}");
+    let said = images.index(&reference, &images.keys[0])?;
+    ensure!(said.contains("2 indexes in sha256:"), "{said}");
+    let before = proxy.traffic().down_bytes;
+    let (present, size, said) = images.pull_again(&reference)?;
+    ensure!(present == 0, "{present} bytes came with the pull: {said}");
+    let pulled = proxy.traffic().down_bytes - before;
+    ensure!(pulled < size / 16, "a pull of {size} bytes took {pulled}");
+
+    // containerd, which says of which layer of which image it wants a snapshot
+    let snapshots = Snapshots::of(&images.world.daemon.directories().run);
+    let archive = images.registry.layers("big").join("0.tar");
+    let diff = Run::shell("sha256sum \"$1\" | cut -d' ' -f1", &[&archive]).check()?.text();
+    let target = format!("sha256:{diff}");
+    let asked = [(hydrant_daemon::snapshotter::REF, target.as_str())];
+    let prepared = snapshots.prepare("extract", "", &asked);
+    ensure!(prepared.is_err(), "it is to be unpacked");
+    ensure!(labels(&asked).len() == 1 && snapshots.names(&[])?.contains(&target));
+    snapshots.remove(&target)?;
+
+    let tree = images.world.path("tree");
+    images.hydrant(&["mount", &format!("oci://{reference}"), text(&tree)?])?;
+    let expected = images.registry.unpacked("big")?;
+    let truth = images.world.path("registry/unpacked/big");
+    expect_right(Kind::MmapPrivate, &tree.join("d2/f09"), &truth.join("d2/f09"))?;
+    let read = proxy.traffic().down_bytes - before - pulled;
+    ensure!(read < size / 2, "one file took {read} of {size} bytes");
+    same_list(&expected, &listed(&tree)?)?;
+    images.hydrant(&["prefetch", text(&tree)?])?;
+    until("all layers are proved", PATIENCE, || {
+        let listed: Vec<hydrant_api::Image> = images.world.daemon.admin().get("/v1/images").ok()?;
+        (listed.first()?.unproved == 0).then_some(())
+    })
+    .with_context(|| images.world.daemon.log_tail(40))
+}
+
+/// Somebody who can push, and has not the key, can't say what is in an image; an index that is damaged is of no use; one
+/// that is good counts all the same.
+#[test]
+#[ignore = "needs root"]
+fn root_without_a_good_signature() -> Result<()> {
+    let images = Images::new("signed-refused")?;
+    let reference = format!("127.0.0.1:{}/big:v1", images.registry.port());
+    images.hydrant(&["image", "pull", &reference])?;
+    images.index(&reference, &images.keys[1])?;
+    let (present, size, said) = images.pull_again(&reference)?;
+    ensure!(present == size, "{present} of {size} bytes");
+    ensure!(said.contains("is not used: no key that is configured"), "{said}");
+    let log = images.world.daemon.log_tail(1000);
+    ensure!(log.contains("is not used: no key that is configured"), "{log}");
+
+    // with a good one beside it
+    images.index(&reference, &images.keys[0])?;
+    images.index(&reference, &images.keys[1])?;
+    let (present, _, said) = images.pull_again(&reference)?;
+    ensure!(present == 0, "{present} bytes came with the pull: {said}");
+    // nothing is sent without a key, and a file that is none is not taken for one
+    let refused = images.world.daemon.hydrant(&["image", "index", &reference, "--push"])?;
+    ensure!(!refused.output()?.status.success());
+    let none = images.world.path("none.pem");
+    fs_err::write(&none, "no key")?;
+    ensure!(images.index(&reference, &none).is_err());
+    Ok(())
+}
+
+/// A registry that has a list of what refers to an image is asked for that; who may write is asked for.
+#[test]
+#[ignore = "needs root"]
+fn root_a_registry_with_a_list_of_referrers() -> Result<()> {
+    let images = Images::new("signed-referrers")?;
+    let front = images.world.path("front");
+    let front = Front::with_referrers(&front, images.registry.port())?;
+    let host = format!("127.0.0.1:{}", front.port);
+    let reference = format!("{host}/big:v1");
+    images.hydrant(&["image", "pull", &reference])?;
+    ensure!(images.index(&reference, &images.keys[0]).is_err(), "anybody may write");
+    let docker = images.world.path("home/.docker");
+    fs_err::create_dir_all(&docker)?;
+    // user:secret
+    let auths = format!("{{\"auths\": {{\"{host}\": {{\"auth\": \"dXNlcjpzZWNyZXQ=\"}}}}}}");
+    fs_err::write(docker.join("config.json"), auths)?;
+    images.index(&reference, &images.keys[0])?;
+    let (present, _, said) = images.pull_again(&reference)?;
+    ensure!(present == 0, "{present} bytes came with the pull: {said}");
+    let log = front.log()?;
+    ensure!(log.iter().any(|line| line.contains("/referrers/")), "{log:?}");
+    ensure!(!log.iter().any(|line| line.contains("/manifests/sha256-")), "{log:?}");
+    Ok(())
+}
