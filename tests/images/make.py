@@ -10,9 +10,11 @@ manifest pins another table of contents; `wrong-chunk`: the table of contents ha
 `unproved`: eStargz whose configuration names another archive; `impostor`: that of `victim`, which is streamed; `liar`: the very
 layer of `victim`, with a SOCI index that makes a file set-uid. `app-estargz`: a shell and BYTES of noise, all eStargz; `app-unproved`: the
 same, with a configuration that names another archive for the noise.
-With --keep, the layers' archives go to DIR as 0.tar, 1.tar, ...
+`many`: LAYERS layers, each of which changes something of those below.
+`archives`: the layers are those in FROM (see `debian.py`), compressed as HOW says (`gzip`, `estargz`, `chunked`, `soci`); what comes
+of it stays there. With --keep, the layers' archives go to DIR as 0.tar, 1.tar, ...
 """
-import functools, gzip, hashlib, io, json, os, random, subprocess, sys, tarfile, urllib.request
+import functools, gzip, hashlib, io, json, os, pickle, random, subprocess, sys, tarfile, urllib.request
 
 import indexed
 
@@ -136,6 +138,71 @@ def noise(seed, size):
     return fill
 
 
+def many(count):
+    """The lowest has a shell, and files that the others change."""
+    def lowest(tar):
+        base(tar)
+        for n in range(10):
+            directory(tar, f"d{n}/")
+            for m in range(count):
+                entry(tar, f"d{n}/{m:03}", b"%d %d\n" % (n, m))
+
+    def other(number):
+        def fill(tar):
+            own = f"d{number % 10}"
+            directory(tar, own + "/", mode=0o700 + number % 64, uid=number)
+            if number % 25 == 24:
+                entry(tar, own + "/.wh..wh..opq")
+            elif number < 10 or number % 25 > 10:
+                entry(tar, f"{own}/.wh.{number:03}")
+            directory(tar, f"{own}/new-{number}/")
+            entry(tar, f"{own}/new-{number}/file", random.Random(number).randbytes(number * 100))
+            entry(tar, f"{own}/new-{number}/hard", kind=tarfile.LNKTYPE, link=f"{own}/new-{number}/file")
+            entry(tar, f"{own}/same", b"layer %d\n" % number, mode=0o600 + number % 8, gid=number)
+            entry(tar, "counter", b"%d\n" % number)
+        return fill
+
+    layers = [(archive(lowest), "gzip")]
+    for number in range(1, count):
+        form = [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT][number % 2]
+        layers.append((archive(other(number), form), ["gzip", "gzip", "zstd", "none"][number % 4]))
+    return layers
+
+
+def archives(root, name):
+    how = {"gzip": "gzip", "estargz": indexed.estargz, "chunked": indexed.zstd_chunked,
+           "soci": functools.partial(indexed.soci, span=4 << 20)}[name]
+    count = sum(name.endswith(".tar") for name in os.listdir(root))
+    return [(open(f"{root}/{n}.tar", "rb").read(), Kept(f"{root}/{n}.{name}", how)) for n in range(count)]
+
+
+class Kept:
+    """What comes of compressing something, kept beside it."""
+
+    def __init__(self, path, how):
+        self.path, self.how = path, how
+
+    def __call__(self, data):
+        if not os.path.exists(self.path):
+            done = self.how(data) if callable(self.how) else compress(data, self.how)
+            if done[1] == data:
+                done = (done[0], None, done[2])
+            with open(f"{self.path}-{os.getpid()}", "wb") as file:
+                pickle.dump(done, file)
+            os.rename(file.name, self.path)
+        with open(self.path, "rb") as file:
+            done = pickle.load(file)
+        return (done[0], data, done[2]) if done[1] is None else done
+
+
+def described(how):
+    """The suffix of a media type, and whether it comes with a zTOC."""
+    how = getattr(how, "how", how)
+    how = getattr(how, "func", how)
+    kinds = {"zstd": "+zstd", "none": "", indexed.zstd_chunked: "+zstd"}
+    return kinds.get(how, "+gzip"), how is indexed.soci
+
+
 def digest(data):
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
@@ -189,14 +256,13 @@ def push(to, tag, layers, docker=False, architecture=None, change=lambda manifes
     """layers: (archive, how it is compressed)."""
     config = {"architecture": architecture or machine(), "os": "linux", "config": {"Cmd": ["/bin/sh"]},
               "rootfs": {"type": "layers", "diff_ids": []}}
-    kinds = {"gzip": "+gzip", "zstd": "+zstd", "none": "", indexed.zstd_chunked: "+zstd"}
-    described, ztocs = [], []
+    blobs, ztocs = [], []
     for n, (data, how) in enumerate(layers):
-        suffix = kinds.get(how, "+gzip")
+        suffix, has_ztoc = described(how)
         kind = OCI + "layer.v1.tar" + suffix
         if docker:
             kind = DOCKER + "image.rootfs.diff.tar" + suffix.replace("+", ".")
-        if how is indexed.soci or how is lying_soci:
+        if has_ztoc:
             blob, ztoc = how(data)
             inside, annotations = data, {}
             ztocs.append({"mediaType": "application/octet-stream", **to.blob(ztoc),
@@ -205,11 +271,11 @@ def push(to, tag, layers, docker=False, architecture=None, change=lambda manifes
             blob, inside, annotations = compress(data, how)
         layers[n] = (inside, how)
         config["rootfs"]["diff_ids"].append(digest(inside))
-        described.append({"mediaType": kind, **to.blob(blob)})
+        blobs.append({"mediaType": kind, **to.blob(blob)})
         if annotations:
-            described[-1]["annotations"] = annotations
+            blobs[-1]["annotations"] = annotations
     kind = DOCKER + "distribution.manifest.v2+json" if docker else OCI + "manifest.v1+json"
-    manifest = {"schemaVersion": 2, "mediaType": kind, "layers": described}
+    manifest = {"schemaVersion": 2, "mediaType": kind, "layers": blobs}
     if ztocs:
         index = {"schemaVersion": 2, "mediaType": OCI + "manifest.v1+json", "layers": ztocs,
                  "config": {"mediaType": "application/vnd.amazon.soci.index.v2+json", **to.blob(b"{}")}}
@@ -260,6 +326,10 @@ def main():
         layers = [(archive(noise(1, size)), "gzip"), (archive(noise(2, size)), "gzip")]
     if kind == "app":
         layers.insert(0, (archive(base), "gzip"))
+    if kind == "many":
+        layers = many(int(os.environ["LAYERS"]))
+    if kind == "archives":
+        layers = archives(os.environ["FROM"], os.environ["HOW"])
     if kind == "implicit":
         layers = [(archive(base), "gzip"), (archive(implicit), "gzip")]
     if kind == "big-estargz":

@@ -259,6 +259,7 @@ fn install(usr: &Path) -> Result<()> {
         (built("hydrant")?, "bin/hydrant"),
         (units.join("hydrantd.service"), "lib/systemd/system/hydrantd.service"),
         (units.join("hydrantd.socket"), "lib/systemd/system/hydrantd.socket"),
+        (units.join("hydrant-containerd.socket"), "lib/systemd/system/hydrant-containerd.socket"),
         (units.join("sysusers.d/hydrant.conf"), "lib/sysusers.d/hydrant.conf"),
         (units.join("tmpfiles.d/hydrant.conf"), "lib/tmpfiles.d/hydrant.conf"),
     ];

@@ -18,12 +18,18 @@ use prost::Message;
 
 use crate::grpc;
 use crate::process::{Leashed, Run, alive, leash, require, until};
+use crate::snapshots::{Mounted, Snapshots};
 
 /// A directory with other versions of the programs, if they are wanted.
 const PROGRAMS: &str = "HYDRANT_TEST_CONTAINERD";
 const PREFIX: &str = "hydrant-test-";
 /// How long a command may take.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A label: containerd does not remove what nothing refers to.
+pub const KEEP: (&str, &str) = ("containerd.io/gc.root", "always");
+/// The name of a view.
+const VIEW: &str = "view";
 
 /// containerd, started anew when it ends.
 const INIT: &str = r#"
@@ -114,8 +120,21 @@ impl Containerd {
         up.with_context(|| self.log_tail())
     }
 
-    fn address(&self) -> PathBuf {
+    /// Its socket.
+    #[must_use]
+    pub fn address(&self) -> PathBuf {
         self.directory.join("c.sock")
+    }
+
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The name of the cgroup of all its containers.
+    #[must_use]
+    pub fn cgroup(&self) -> &str {
+        &self.cgroup
     }
 
     /// `ctr ARGUMENTS` in a namespace of containerd's.
@@ -176,7 +195,7 @@ impl Containerd {
         let image = Some(ImageSpec { image: image.to_owned() });
         let method = "/runtime.v1.ImageService/PullImage";
         let answers: Vec<PullImageResponse> =
-            grpc::call(&self.address(), method, &PullImageRequest { image })
+            grpc::call(&self.address(), method, "k8s.io", &PullImageRequest { image })
                 .with_context(|| self.log_tail())?;
         ensure!(answers.len() == 1, "{} answers", answers.len());
         Ok(())
@@ -222,28 +241,24 @@ impl Containerd {
         Ok(tops)
     }
 
+    /// The snapshots of a namespace, as containerd has them.
+    #[must_use]
+    pub fn snapshots(&self, namespace: &str, snapshotter: &str) -> Snapshots {
+        Snapshots::by(&self.address(), snapshotter, namespace)
+    }
+
     /// The tree of the only image that a snapshotter has, as a view of it shows it.
-    pub fn look(&self, namespace: &str, snapshotter: &str) -> Result<View<'_>> {
+    pub fn look(&self, namespace: &str, snapshotter: &str) -> Result<View> {
         let tops = self.tops(namespace, snapshotter)?;
         ensure!(tops.len() == 1, "not one image: {tops:?}");
-        let (inside, key) = (self.directory.join("view").join(namespace), "view".to_owned());
-        let text = inside.to_str().context("not UTF-8")?.to_owned();
-        let view =
-            ["snapshots", "--snapshotter", snapshotter, "view", "--target", &text, &key, &tops[0]];
-        let mount = self.check(namespace, &view)?;
-        let path = PathBuf::from(format!("/proc/{}/root{text}", self.init));
-        let view = View {
-            containerd: self,
-            namespace: namespace.to_owned(),
-            snapshotter: snapshotter.to_owned(),
-            key,
-            inside: text,
-            path,
-        };
-        fs_err::create_dir_all(&inside)?;
-        // a bind mount is read-only by its second line only
-        self.inside(&["sh", "-euc", &mount]).check()?;
-        Ok(view)
+        let snapshots = self.snapshots(namespace, snapshotter);
+        let mounts = snapshots.view(VIEW, &tops[0], &[KEEP])?;
+        let place = self.directory.join("view").join(namespace);
+        let mounted = Mounted::new(&mounts, &place);
+        if mounted.is_err() {
+            snapshots.remove(VIEW)?;
+        }
+        Ok(View { mounted: Some(mounted?), snapshots })
     }
 
     /// Kills containerd, which is started again. Containers go on.
@@ -287,30 +302,24 @@ impl Drop for Containerd {
 
 /// An image that is mounted to be looked at.
 #[derive(Debug)]
-pub struct View<'a> {
-    containerd: &'a Containerd,
-    namespace: String,
-    snapshotter: String,
-    key: String,
-    inside: String,
-    path: PathBuf,
+pub struct View {
+    mounted: Option<Mounted>,
+    snapshots: Snapshots,
 }
 
-impl View<'_> {
+impl View {
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.mounted.as_ref().map_or(Path::new("/nonexistent"), Mounted::path)
     }
 }
 
-impl Drop for View<'_> {
+impl Drop for View {
     fn drop(&mut self) {
-        let remove = ["snapshots", "--snapshotter", &self.snapshotter, "rm", &self.key];
-        if let Err(error) = self.containerd.inside(&["umount", &self.inside]).check() {
-            eprintln!("{error:#}");
+        self.mounted = None;
+        if let Err(error) = self.snapshots.remove(VIEW) {
+            eprintln!("{VIEW}: {error:#}");
         }
-        // containerd may have removed it: nothing refers to it
-        let _ = self.containerd.ctr(&self.namespace, &remove).output();
     }
 }
 
@@ -318,7 +327,7 @@ fn path() -> String {
     let path = std::env::var("PATH").unwrap_or_default();
     let path = format!("{path}:/usr/sbin:/sbin");
     match std::env::var(PROGRAMS) {
-        Ok(directory) => format!("{directory}:{path}"),
+        Ok(directory) => format!("{directory}:{directory}/../sbin:{path}"),
         Err(_) => path,
     }
 }

@@ -54,20 +54,28 @@ impl From<u32> for Code {
 }
 
 /// Calls `method` (`/package.Service/Method`); gives the messages of the answer. A [`Refusal`] is the error's root.
+/// `namespace`: of containerd's.
 pub fn call<Q: Message, A: Message + Default>(
     socket: &Path,
     method: &str,
+    namespace: &str,
     request: &Q,
 ) -> Result<Vec<A>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let answer = runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, send(socket, method, request.encode_to_vec())).await
+        tokio::time::timeout(PATIENCE, send(socket, method, namespace, request.encode_to_vec()))
+            .await
     });
     let frames = answer.with_context(|| format!("{method} takes too long"))??;
     frames.into_iter().map(|frame| Ok(A::decode(frame)?)).collect()
 }
 
-async fn send(socket: &Path, method: &str, message: Vec<u8>) -> Result<Vec<Bytes>> {
+async fn send(
+    socket: &Path,
+    method: &str,
+    namespace: &str,
+    message: Vec<u8>,
+) -> Result<Vec<Bytes>> {
     let stream = tokio::net::UnixStream::connect(socket).await;
     let stream = stream.with_context(|| format!("can't connect to {}", socket.display()))?;
     let (mut sender, connection) =
@@ -79,6 +87,7 @@ async fn send(socket: &Path, method: &str, message: Vec<u8>) -> Result<Vec<Bytes
     let request = hyper::Request::post(format!("http://localhost{method}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
+        .header("containerd-namespace", namespace)
         .body(Full::new(Bytes::from(body)))?;
     let answer = sender.send_request(request).await?;
     let (head, body) = answer.into_parts();

@@ -15,6 +15,7 @@ pub mod chaos;
 pub mod container;
 pub mod containerd;
 pub mod daemon;
+pub mod docker;
 pub mod estate;
 pub mod forward;
 pub mod fuse;

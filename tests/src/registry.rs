@@ -6,8 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::process::{Leashed, Run, leash, require, until};
+use crate::repository::cache_directory;
 use crate::server::free_port;
 
 /// How long a script may take.
@@ -114,9 +116,29 @@ impl Registry {
     /// Makes an image of a kind (see `images/make.py`) and pushes it; gives its digest. The archives of its layers are
     /// in [`layers`](Self::layers) then.
     pub fn push(&self, name: &str, tag: &str, kind: &str) -> Result<String> {
+        let mut command = self.make(name, tag, kind);
+        command.arg("--keep").arg(self.layers(name));
+        Ok(Run::new(command).time_out(PATIENCE).check()?.text())
+    }
+
+    fn make(&self, name: &str, tag: &str, kind: &str) -> Command {
         let mut command = Command::new("python3");
         command.arg(script("make.py")).arg(format!("http://127.0.0.1:{}", self.port));
-        command.args([name, tag, kind, "--keep"]).arg(self.layers(name));
+        command.args([name, tag, kind]);
+        command
+    }
+
+    /// As [`push`](Self::push): an image of so many layers, each of which changes what those below have.
+    pub fn push_many_layers(&self, name: &str, tag: &str, layers: usize) -> Result<String> {
+        let mut command = self.make(name, tag, "many");
+        command.env("LAYERS", layers.to_string()).arg("--keep").arg(self.layers(name));
+        Ok(Run::new(command).time_out(PATIENCE).check()?.text())
+    }
+
+    /// As [`push`](Self::push): an image of Debian packages (see `images/debian.py`), its layers compressed as `how` says.
+    pub fn push_debian(&self, name: &str, tag: &str, kind: &str, how: &str) -> Result<String> {
+        let mut command = self.make(name, tag, "archives");
+        command.env("FROM", debian(kind)?).env("HOW", how);
         Ok(Run::new(command).time_out(PATIENCE).check()?.text())
     }
 
@@ -132,7 +154,9 @@ impl Registry {
         let mut layers: Vec<_> = fs_err::read_dir(self.layers(name))?
             .map(|entry| Ok(entry?.path()))
             .collect::<Result<_>>()?;
-        layers.sort();
+        let number =
+            |path: &PathBuf| path.file_stem().and_then(|stem| stem.to_str()?.parse::<usize>().ok());
+        layers.sort_by_key(number);
         let mut command = Command::new("python3");
         command.arg(script("unpack.py")).arg(&tree).args(layers);
         Run::new(command).time_out(PATIENCE).check()?;
@@ -150,6 +174,26 @@ impl Registry {
         bytes[middle] ^= 1;
         Ok(fs_err::write(path, bytes)?)
     }
+}
+
+/// The layers of an image of Debian packages, which are made once.
+fn debian(kind: &str) -> Result<PathBuf> {
+    require(&[("apt-get", "apt"), ("dpkg-deb", "dpkg")])?;
+    let cache = cache_directory()?;
+    fs_err::create_dir_all(&cache)?;
+    let path = cache.join(format!("image-{kind}-1"));
+    let lock = fs_err::File::create(cache.join(format!("image-{kind}-1.lock")))?.into_parts().0;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .context("can't lock the cache of images")?;
+    if !path.exists() {
+        let new = tempfile::Builder::new().prefix("new-").tempdir_in(&cache)?;
+        let mut command = Command::new("python3");
+        command.arg(script("debian.py")).arg(kind).arg(new.path());
+        Run::new(command).time_out(Duration::from_secs(900)).check()?;
+        fs_err::rename(new.keep(), &path)?;
+    }
+    Ok(path)
 }
 
 /// All that can be seen of a tree.

@@ -145,7 +145,8 @@ pub fn lonely_path(n: usize) -> String {
     format!("dir-{n:04}/file-{n:04}.bin")
 }
 
-fn cache_directory() -> Result<PathBuf> {
+/// Where what is made once for all tests is kept.
+pub(crate) fn cache_directory() -> Result<PathBuf> {
     if let Some(cache) = std::env::var_os("HYDRANT_TEST_CACHE").filter(|v| !v.is_empty()) {
         return Ok(cache.into());
     }

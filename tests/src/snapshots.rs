@@ -1,7 +1,12 @@
 //! The daemon's snapshotter as containerd uses it: calls, and the mounts that it is told to make.
 
 use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hydrant_daemon::snapshotter::METHODS;
@@ -16,10 +21,12 @@ use crate::process::Run;
 
 pub use hydrant_daemon::snapshotter::messages::Kind;
 
-/// The snapshotter of a daemon.
+/// The snapshotter of a daemon, or one of containerd's.
 #[derive(Debug, Clone)]
 pub struct Snapshots {
     socket: PathBuf,
+    snapshotter: String,
+    namespace: String,
 }
 
 /// `labels(&[("a", "b")])`
@@ -32,7 +39,14 @@ impl Snapshots {
     /// Of the daemon with this run directory.
     #[must_use]
     pub fn of(run: &Path) -> Self {
-        Self { socket: run.join("containerd.sock") }
+        Self::by(&run.join("containerd.sock"), "hydrant", "default")
+    }
+
+    /// A snapshotter that is asked through containerd, which listens on that socket.
+    #[must_use]
+    pub fn by(containerd: &Path, snapshotter: &str, namespace: &str) -> Self {
+        let (snapshotter, namespace) = (snapshotter.to_owned(), namespace.to_owned());
+        Self { socket: containerd.to_owned(), snapshotter, namespace }
     }
 
     #[must_use]
@@ -41,7 +55,8 @@ impl Snapshots {
     }
 
     fn call<Q: Message, A: Message + Default>(&self, method: &str, request: &Q) -> Result<A> {
-        let answers = grpc::call(&self.socket, &format!("{METHODS}{method}"), request)?;
+        let answers =
+            grpc::call(&self.socket, &format!("{METHODS}{method}"), &self.namespace, request)?;
         answers.into_iter().next().with_context(|| format!("{method} answers nothing"))
     }
 
@@ -53,7 +68,7 @@ impl Snapshots {
         with: &[(&str, &str)],
     ) -> Result<Vec<Mount>> {
         let (key, parent, labels) = (key.to_owned(), parent.to_owned(), labels(with));
-        let request = CreateRequest { snapshotter: "hydrant".into(), key, parent, labels };
+        let request = CreateRequest { snapshotter: self.snapshotter.clone(), key, parent, labels };
         let answer: MountsResponse = self.call(method, &request)?;
         ensure!(!answer.mounts.is_empty(), "no mounts");
         Ok(answer.mounts)
@@ -67,28 +82,28 @@ impl Snapshots {
         self.create("View", key, parent, with)
     }
 
-    fn key(key: &str) -> KeyRequest {
-        KeyRequest { key: key.to_owned(), ..KeyRequest::default() }
+    fn key(&self, key: &str) -> KeyRequest {
+        KeyRequest { snapshotter: self.snapshotter.clone(), key: key.to_owned() }
     }
 
     pub fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
-        Ok(self.call::<_, MountsResponse>("Mounts", &Self::key(key))?.mounts)
+        Ok(self.call::<_, MountsResponse>("Mounts", &self.key(key))?.mounts)
     }
 
     pub fn commit(&self, name: &str, key: &str, with: &[(&str, &str)]) -> Result<()> {
         let (name, key, labels) = (name.to_owned(), key.to_owned(), labels(with));
-        let request = CommitRequest { snapshotter: String::new(), name, key, labels };
+        let request = CommitRequest { snapshotter: self.snapshotter.clone(), name, key, labels };
         self.call::<_, Empty>("Commit", &request)?;
         Ok(())
     }
 
     pub fn remove(&self, key: &str) -> Result<()> {
-        self.call::<_, Empty>("Remove", &Self::key(key))?;
+        self.call::<_, Empty>("Remove", &self.key(key))?;
         Ok(())
     }
 
     pub fn stat(&self, key: &str) -> Result<Info> {
-        let answer: InfoResponse = self.call("Stat", &Self::key(key))?;
+        let answer: InfoResponse = self.call("Stat", &self.key(key))?;
         answer.info.context("nothing is said of it")
     }
 
@@ -97,7 +112,7 @@ impl Snapshots {
         let request = UpdateRequest {
             info: Some(info),
             update_mask: Some(FieldMask { paths }),
-            ..UpdateRequest::default()
+            snapshotter: self.snapshotter.clone(),
         };
         self.call::<_, InfoResponse>("Update", &request)?.info.context("nothing is said of it")
     }
@@ -105,9 +120,9 @@ impl Snapshots {
     /// What matches one of the filters.
     pub fn list(&self, filters: &[&str]) -> Result<Vec<Info>> {
         let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
-        let request = ListRequest { filters, ..ListRequest::default() };
+        let request = ListRequest { snapshotter: self.snapshotter.clone(), filters };
         let answers: Vec<ListResponse> =
-            grpc::call(&self.socket, &format!("{METHODS}List"), &request)?;
+            grpc::call(&self.socket, &format!("{METHODS}List"), &self.namespace, &request)?;
         Ok(answers.into_iter().flat_map(|answer| answer.info).collect())
     }
 
@@ -119,11 +134,49 @@ impl Snapshots {
     }
 
     pub fn usage(&self, key: &str) -> Result<UsageResponse> {
-        self.call("Usage", &Self::key(key))
+        self.call("Usage", &self.key(key))
     }
 
     pub fn cleanup(&self) -> Result<()> {
-        self.call::<_, Empty>("Cleanup", &CleanupRequest::default())?;
+        self.call::<_, Empty>(
+            "Cleanup",
+            &CleanupRequest { snapshotter: self.snapshotter.clone() },
+        )?;
+        Ok(())
+    }
+}
+
+/// Connects to a socket all the time.
+#[derive(Debug)]
+pub struct Connecting {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<std::io::Result<usize>>,
+}
+
+impl Connecting {
+    #[must_use]
+    pub fn to(socket: &Path) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (socket, stopped) = (socket.to_owned(), Arc::clone(&stop));
+        let thread = thread::spawn(move || {
+            let mut count = 0;
+            while !stopped.load(Ordering::SeqCst) {
+                drop(UnixStream::connect(&socket)?);
+                count += 1;
+                // nobody may take them for a while
+                thread::sleep(Duration::from_millis(20));
+            }
+            Ok(count)
+        });
+        Self { stop, thread }
+    }
+
+    /// That somebody has listened all the time.
+    pub fn finish(self) -> Result<()> {
+        self.stop.store(true, Ordering::SeqCst);
+        let done = self.thread.join().map_err(|_| anyhow::anyhow!("a thread has panicked"))?;
+        let count = done.context("nobody listens")?;
+        ensure!(count > 0, "it did not connect at all");
         Ok(())
     }
 }

@@ -4,11 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hydrant_tests::containerd::{Containerd, share_mounts};
+use hydrant_tests::containerd::{Containerd, KEEP, share_mounts};
+use hydrant_tests::docker::Docker;
 use hydrant_tests::process::{Run, until};
 use hydrant_tests::proxy::{Proxy, Quality};
 use hydrant_tests::registry::{Registry, listed, same_list};
-use hydrant_tests::snapshots::Snapshots;
+use hydrant_tests::snapshots::{Mounted, Snapshots};
 use hydrant_tests::world::{Setting, World};
 use nix::sys::signal::{Signal, kill};
 
@@ -45,6 +46,12 @@ impl Host {
     fn push(&self, name: &str, kind: &str) -> Result<String> {
         self.registry.push(name, "v1", kind)?;
         Ok(format!("127.0.0.1:{}/{name}:v1", self.registry.port()))
+    }
+
+    /// Pushes an image of Debian packages.
+    fn push_debian(&self, kind: &str, how: &str) -> Result<String> {
+        self.registry.push_debian(kind, how, kind, how)?;
+        Ok(format!("127.0.0.1:{}/{kind}:{how}", self.registry.port()))
     }
 
     fn count(&self, directory: &str) -> Result<usize> {
@@ -220,21 +227,193 @@ fn root_builds_on_top_of_layers() -> Result<()> {
         host.snapshots.list(&["kind==active"]).ok()?.is_empty().then_some(())
     })?;
 
-    let prepare = ["snapshots", "--snapshotter", "hydrant", "prepare", "--target"];
-    let place = host.world.path("containerd/prepared");
-    let place = place.to_str().context("not UTF-8")?;
-    let mount = containerd.check(CRI, &[&prepare[..], &[place, "building", &base[0]]].concat())?;
-    let write = "mkdir \"$2\" && eval \"$1\" && echo built >\"$2/built\" && umount \"$2\"";
-    containerd.inside(&["sh", "-euc", write, "sh", &mount, place]).check()?;
-    let commit = ["snapshots", "--snapshotter", "hydrant", "commit", "built", "building"];
-    containerd.check(CRI, &commit)?;
+    let snapshots = containerd.snapshots(CRI, "hydrant");
+    let mounts = snapshots.prepare("building", &base[0], &[KEEP])?;
+    let mounted = Mounted::new(&mounts, &host.world.path("building"))?;
+    fs_err::write(mounted.path().join("built"), "built\n")?;
+    drop(mounted);
+    snapshots.commit("built", "building", &[KEEP])?;
     {
         let view = containerd.look(CRI, "hydrant")?;
         ensure!(fs_err::read(view.path().join("built"))? == b"built\n");
         ensure!(fs_err::read(view.path().join("gone"))? == b"back again");
     }
-    containerd.check(CRI, &["snapshots", "--snapshotter", "hydrant", "rm", "built"])?;
+    snapshots.remove("built")?;
     host.expect_nothing_left(CRI)
+}
+
+/// Works with the only image of CRI's namespace: a container, what runs beside it, what is made on top of it. `command` says
+/// `expected` in it.
+fn work_with(host: &Host, image: &str, command: &[&str], expected: &str) -> Result<()> {
+    let containerd = &host.containerd;
+    let base = containerd.tops(CRI, "hydrant")?;
+    ensure!(base.len() == 1, "{base:?}");
+    let said = containerd.run(CRI, "hydrant", image, "once", command)?;
+    ensure!(said == expected, "{said}");
+    containerd.run_detached(CRI, image, "stays", &["/bin/busybox", "sleep", "3600"])?;
+    let said = containerd.exec(CRI, "stays", "beside", command)?;
+    ensure!(said == expected, "beside it: {said}");
+    let change = "echo new >>/etc/issue && /bin/busybox rm /etc/host.conf && /bin/busybox mv /etc/default /etc/moved \
+                  && /bin/busybox cat /etc/issue";
+    let said = containerd.exec(CRI, "stays", "change", &["/bin/sh", "-c", change])?;
+    ensure!(said.ends_with("new"), "{said}");
+    // as what builds images does it: the container's changes are a layer, with others on top
+    let tell = "ctr --address \"$1/c.sock\" -n k8s.io snapshots --snapshotter hydrant diff stays >\"$1/diff\"; \
+                tar -tf \"$1/diff\"";
+    let directory = host.world.path("containerd");
+    let text = directory.to_str().context("not UTF-8")?;
+    let diff = containerd.inside(&["sh", "-euc", tell, "sh", text]).check()?.text();
+    for name in ["etc/issue", "etc/.wh.host.conf", "etc/.wh.default", "etc/moved/"] {
+        ensure!(diff.lines().any(|line| line == name), "no {name} in {diff}");
+    }
+    let snapshots = containerd.snapshots(CRI, "hydrant");
+    let mut below = base[0].clone();
+    for n in 1..=3 {
+        let mounts = snapshots.prepare("building", &below, &[KEEP])?;
+        let mounted = Mounted::new(&mounts, &host.world.path("building"))?;
+        let put = mounted.path().join("put");
+        if n == 1 {
+            fs_err::create_dir(&put)?;
+            Run::shell("tar -xf \"$1\" -C \"$2\"", &[&directory.join("diff"), &put]).check()?;
+        } else {
+            fs_err::write(put.join("n"), n.to_string())?;
+        }
+        drop(mounted);
+        below = format!("built-{n}");
+        snapshots.commit(&below, "building", &[KEEP])?;
+    }
+    {
+        let view = containerd.look(CRI, "hydrant")?;
+        ensure!(fs_err::read(view.path().join("put/n"))? == b"3");
+        let is_there = |path: &str| view.path().join(path).is_dir();
+        ensure!(is_there("put/etc/moved") && is_there("etc/default"));
+    }
+    for name in ["built-3", "built-2", "built-1"] {
+        snapshots.remove(name)?;
+    }
+    containerd.end(CRI, "stays")
+}
+
+const PYTHON: &[&str] = &[
+    "/usr/bin/python3",
+    "-c",
+    "import numpy, pandas; print(pandas.DataFrame({'a': numpy.arange(9) ** 2}).a.sum())",
+];
+const NODE: &[&str] = &[
+    "/usr/bin/node",
+    "-e",
+    "console.log(require('crypto').createHash('md5').update('hydrant').digest('hex'))",
+];
+
+/// 185 MB of Python with its libraries, of which a container reads some before they are there.
+#[test]
+#[ignore = "needs root"]
+fn root_python() -> Result<()> {
+    let host = Host::new("containerd-python")?;
+    let image = host.push_debian("python", "gzip")?;
+    host.hydrant(&["image", "pull", &image])?;
+    host.hydrant(&["image", "evict", &image])?;
+    host.containerd.pull_by_cri(&image)?;
+    ensure!(host.count("layers")? == 3 && host.count("snapshots")? == 0);
+    let received = || -> Result<u64> { Ok(host.world.daemon.status()?.counters.received_bytes) };
+    ensure!(received()? == 0);
+    work_with(&host, &image, PYTHON, "204")?;
+    ensure!(received()? > 0);
+    host.expect_as_unpacked(CRI, &image)?;
+    host.hydrant(&["image", "rm", &image])?;
+    host.expect_nothing_left(CRI)
+}
+
+/// 170 MB of Node.js, packed in every way.
+#[test]
+#[ignore = "needs root"]
+fn root_node() -> Result<()> {
+    let host = Host::new("containerd-node")?;
+    let expected = Run::shell("printf hydrant | md5sum | cut -d' ' -f1", &[]).check()?.text();
+    for how in ["gzip", "estargz", "chunked", "soci"] {
+        let image = host.push_debian("node", how)?;
+        host.containerd.pull_by_cri(&image)?;
+        work_with(&host, &image, NODE, &expected).context(how)?;
+        host.expect_as_unpacked(CRI, &image).context(how)?;
+        host.containerd.remove_images("plain")?;
+        host.expect_nothing_left(CRI).context(how)?;
+    }
+    Ok(())
+}
+
+/// As many layers as Docker makes at most, nearly: their names don't fit into a page.
+#[test]
+#[ignore = "needs root"]
+fn root_many_layers() -> Result<()> {
+    const LAYERS: usize = 120;
+    let host = Host::new("containerd-many")?;
+    host.registry.push_many_layers("many", "v1", LAYERS)?;
+    let image = format!("127.0.0.1:{}/many:v1", host.registry.port());
+    host.containerd.pull_by_cri(&image)?;
+    ensure!(host.count("layers")? == LAYERS && host.count("snapshots")? == 0);
+    host.expect_as_unpacked(CRI, &image)?;
+    let cat = ["/bin/busybox", "cat", "/counter"];
+    let said = host.containerd.run(CRI, "hydrant", &image, "c1", &cat)?;
+    ensure!(said == (LAYERS - 1).to_string(), "{said}");
+    let tree = host.world.path("tree");
+    let tree = tree.to_str().context("not UTF-8")?;
+    host.hydrant(&["mount", &format!("oci://{image}"), tree])?;
+    same_list(&host.registry.unpacked("many")?, &listed(Path::new(tree))?)?;
+    host.hydrant(&["rm", tree])?;
+    host.expect_nothing_left(CRI)
+}
+
+/// Docker, which says of which image the layers are, and mounts them itself: nothing is unpacked, and what it commits and
+/// builds is on top.
+#[test]
+#[ignore = "needs Docker (tests/containerd/get)"]
+fn docker_pulls_runs_and_builds() -> Result<()> {
+    let host = Host::new("containerd-docker")?;
+    let image = host.push("odd", "odd")?;
+    let docker = Docker::start(&host.containerd)?;
+    docker.check(&["pull", &image])?;
+    ensure!(host.count("layers")? == 3 && host.count("snapshots")? == 0);
+    let said = docker.check(&[
+        "run",
+        "--rm",
+        "--network=none",
+        &image,
+        "/bin/busybox",
+        "cat",
+        "/etc/passwd",
+    ])?;
+    ensure!(said.contains("me:x:1:1"), "{said}");
+
+    let run =
+        ["run", "--detach", "--name=c1", "--network=none", &image, "/bin/busybox", "sleep", "3600"];
+    docker.check(&run)?;
+    let change = "echo new >/etc/new && /bin/busybox rm /lib/007.so && /bin/busybox mv /home/owned /home/moved";
+    docker.check(&["exec", "c1", "/bin/sh", "-c", change])?;
+    let diff = docker.check(&["diff", "c1"])?;
+    for line in ["A /etc/new", "D /lib/007.so", "D /home/owned", "A /home/moved"] {
+        ensure!(diff.lines().any(|found| found == line), "no {line} in {diff}");
+    }
+    docker.check(&["commit", "c1", "committed:v1"])?;
+    docker.check(&["rm", "--force", "c1"])?;
+    let file = format!(
+        "FROM {image}\nRUN /bin/busybox sha256sum /lib/008.so >/sum && echo built >/etc/new\nCOPY file /copied\n"
+    );
+    let place = host.world.path("build");
+    fs_err::create_dir(&place)?;
+    fs_err::write(place.join("Dockerfile"), file)?;
+    fs_err::write(place.join("file"), "copied\n")?;
+    let place = place.to_str().context("not UTF-8")?;
+    docker.check(&["build", "--network=none", "--tag=built:v1", place])?;
+    for (image, expected) in [("committed:v1", "new moved 199"), ("built:v1", "built owned 200")] {
+        let look = "cd /home && /bin/busybox echo $(/bin/busybox cat /etc/new) $(/bin/busybox ls -d owned moved 2>/dev/null) \
+                    $(/bin/busybox ls /lib | /bin/busybox wc -l)";
+        let said =
+            docker.check(&["run", "--rm", "--network=none", image, "/bin/sh", "-c", look])?;
+        ensure!(said == expected, "{image}: {said}");
+    }
+    docker.check(&["rmi", "committed:v1", "built:v1", &image])?;
+    docker.check(&["system", "prune", "--all", "--force"])?;
+    host.expect_nothing_left("moby")
 }
 
 /// The content of layers comes when a container reads it, whoever is killed meanwhile; once it is there, neither registry

@@ -1,16 +1,21 @@
 //! The rules of containerd's snapshotters, over the snapshotter's socket: the cases of its own suite
 //! (`core/snapshots/testsuite`), and what that does not ask.
 
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use hydrant_daemon::snapshotter::REF;
+use hydrant_daemon::snapshotter::{REF, REMAP};
 use hydrant_tests::grpc::Code;
-use hydrant_tests::process::Run;
+use hydrant_tests::process::{Run, alive, until};
 use hydrant_tests::registry::{Registry, listed, same_list};
-use hydrant_tests::snapshots::{Kind, Mounted, Snapshots, expect_refused, labels};
+use hydrant_tests::snapshots::{Connecting, Kind, Mounted, Snapshots, expect_refused, labels};
 use hydrant_tests::world::World;
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Suite {
     snapshots: Snapshots,
@@ -196,7 +201,7 @@ fn root_stat_and_kinds() -> Result<()> {
     expect_refused(snapshots.commit("a", "active", &[]), Code::AlreadyExists)?;
     expect_refused(snapshots.prepare("d", "active", &[]), Code::InvalidArgument)?;
     ensure!(snapshots.mounts("active")? == snapshots.mounts("active")?);
-    let remap = ("containerd.io/snapshot/uidmapping", "0:100000:65536");
+    let remap = (REMAP[0], "0:100000:65536");
     expect_refused(snapshots.prepare("d", "a", &[remap]), Code::Unimplemented)?;
     expect_refused(snapshots.list(&["name~=a"]), Code::InvalidArgument)?;
     snapshots.cleanup()?;
@@ -416,7 +421,7 @@ fn root_owners_and_modes() -> Result<()> {
     ])?;
     suite.layer("owned", "layer-2", |path| Ok(chown(path, Some(5), Some(6))?))?;
     suite.change("on-top", "owned", |path| {
-        let owner = std::os::unix::fs::MetadataExt::uid(&fs_err::metadata(path)?);
+        let owner = fs_err::metadata(path)?.uid();
         ensure!(owner == 5, "the root belongs to {owner}");
         Ok(())
     })
@@ -515,6 +520,30 @@ fn root_snapshots_outlive_the_daemon() -> Result<()> {
     suite.snapshots.remove("committed")
 }
 
+/// Whoever is killed or replaced, but for all at once: who calls waits.
+#[test]
+#[ignore = "needs root"]
+fn root_the_socket_is_never_closed() -> Result<()> {
+    let mut suite = Suite::new("snapshots-socket")?;
+    suite.layer("committed", "", |_| Ok(()))?;
+    let names = || suite.snapshots.names(&[]);
+    let connecting = Connecting::to(suite.snapshots.socket());
+    for round in 0..4 {
+        if round % 2 == 0 {
+            let killed = suite.world.daemon.kill_supervisor()?;
+            until("it is dead", PATIENCE, || (!alive(killed)).then_some(()))?;
+        } else {
+            suite.world.daemon.check(&["reload"])?;
+        }
+        ensure!(names()? == ["committed"]);
+    }
+    connecting.finish()?;
+    suite.world.daemon.stop()?;
+    ensure!(suite.snapshots.cleanup().is_err(), "somebody answers");
+    suite.world.daemon.start()?;
+    suite.snapshots.remove("committed")
+}
+
 /// Layers that are here are snapshots without being unpacked: by chain IDs, whoever asks; whatever is not that layer is an
 /// ordinary snapshot. They outlive the daemon.
 #[test]
@@ -607,13 +636,37 @@ fn root_only_root_may_connect() -> Result<()> {
     ensure!(mode == 0o600, "the socket has mode {mode:o}");
     // whatever its mode is
     fs_err::set_permissions(socket, PermissionsExt::from_mode(0o666))?;
-    let snapshots = suite.snapshots.clone();
-    let refused = std::thread::spawn(move || {
-        // SAFETY: numbers; it changes who this thread is, and no other.
-        let done = unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) };
-        ensure!(done == 0, "{}", std::io::Error::last_os_error());
-        expect_refused(snapshots.cleanup(), Code::PermissionDenied)?;
-        expect_refused(snapshots.list(&[]), Code::PermissionDenied)
-    });
-    refused.join().map_err(|_| anyhow::anyhow!("the thread has panicked"))?
+    let place = suite.world.path("nobody");
+    fs_err::create_dir(&place)?;
+    chown(&place, Some(65534), Some(65534))?;
+    let forwarded = place.join("containerd.sock");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    command.args(["/usr/bin/python3", "-c", FORWARD]).arg(&forwarded).arg(socket);
+    let _nobody = Run::new(command).time_out(Duration::from_secs(600)).start()?;
+    let snapshots = Snapshots::of(&place);
+    until("somebody connects for us", PATIENCE, || {
+        UnixStream::connect(&forwarded).is_ok().then_some(())
+    })?;
+    expect_refused(snapshots.cleanup(), Code::PermissionDenied)?;
+    expect_refused(snapshots.list(&[]), Code::PermissionDenied)
 }
+
+/// Listens at a path, and connects to another for who comes.
+const FORWARD: &str = r#"
+import socket, sys, threading
+
+def copy(source, to):
+    while data := source.recv(1 << 16):
+        to.sendall(data)
+    to.shutdown(socket.SHUT_WR)
+
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+while True:
+    client, upstream = server.accept()[0], socket.socket(socket.AF_UNIX)
+    upstream.connect(sys.argv[2])
+    for pair in [(client, upstream), (upstream, client)]:
+        threading.Thread(target=copy, args=pair, daemon=True).start()
+"#;

@@ -14,6 +14,7 @@ use hydrant_tests::process::{Run, until};
 use hydrant_tests::proxy::Quality;
 use hydrant_tests::reader::{End, Load, end, expect_right, start};
 use hydrant_tests::repository::lonely;
+use hydrant_tests::snapshots::{Connecting, Snapshots};
 use hydrant_tests::world::{Setting, World};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -231,6 +232,43 @@ fn root_systemd_socket_starts_the_daemon() -> Result<()> {
     ensure!(permissions("/var/lib/hydrant")? == "711 root root");
     container.systemctl(&["stop", "hydrantd", "hydrantd.socket"])?;
     ensure!(!container.path("/run/hydrant/hydrantd.sock").exists());
+    Ok(())
+}
+
+/// containerd's socket is systemd's: it starts the daemon, and is there until it is stopped.
+#[test]
+#[ignore = "needs root"]
+fn root_systemd_socket_for_containerd() -> Result<()> {
+    let service = Service::boot("systemd-containerd")?;
+    let container = &service.container;
+    let snapshots = Snapshots::of(&container.path("/run/hydrant"));
+    container.systemctl(&["start", "hydrant-containerd.socket"])?;
+    ensure!(container.property("ActiveState")? == "inactive");
+    ensure!(snapshots.list(&[])?.is_empty());
+    ensure!(container.property("ActiveState")? == "active");
+    snapshots.prepare("active", "", &[])?;
+    let connecting = Connecting::to(snapshots.socket());
+    for round in 0..4 {
+        let before = container.supervisor()?;
+        match round {
+            0 => drop(container.systemctl(&["restart", "hydrantd"])?),
+            1 => drop(container.check(&["hydrant", "reload"])?),
+            _ => {
+                kill(before, Signal::SIGKILL)?;
+                service.successor(before)?;
+            }
+        }
+        let names = snapshots.names(&[]).with_context(|| container.journal(60))?;
+        ensure!(names == ["active"], "after {round}: {names:?}");
+    }
+    let permissions = container.check(&["stat", "-c", "%a %U", "/run/hydrant/containerd.sock"])?;
+    ensure!(permissions.text() == "600 root");
+    connecting.finish().with_context(|| container.journal(60))?;
+    container.systemctl(&["stop", "hydrantd", "hydrant-containerd.socket"])?;
+    ensure!(!snapshots.socket().exists() && snapshots.list(&[]).is_err());
+    ensure!(container.property("ActiveState")? == "inactive");
+    container.systemctl(&["start", "hydrantd"])?;
+    ensure!(snapshots.names(&[])? == ["active"]);
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::fs::Permissions;
 use std::future::Future;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use axum::serve::IncomingStream;
 use fs_err as fs;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
+use nix::sys::socket::{getsockopt, sockopt};
 use prost::Message;
 use tokio::net::UnixListener;
 use tonic::Status;
@@ -57,6 +59,25 @@ impl Socket {
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, Permissions::from_mode(0o600))?;
         Ok(Self { listener })
+    }
+
+    /// One that somebody has listened on for us, at `path`. To be called inside a tokio runtime.
+    pub fn passed(fd: OwnedFd, path: &Path) -> io::Result<Self> {
+        let listener = std::os::unix::net::UnixListener::from(fd);
+        let there = || fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+        if listener.local_addr()?.as_pathname() != Some(path) || !there() {
+            return Err(io::Error::other("a socket of another place was passed"));
+        }
+        if !getsockopt(&listener, sockopt::AcceptConn)? {
+            return Err(io::Error::other("a socket was passed that does not listen"));
+        }
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener: UnixListener::from_std(listener)? })
+    }
+
+    /// Another fd of it, to be passed on.
+    pub fn copy(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
     }
 }
 
@@ -260,4 +281,34 @@ async fn list<S: Snapshotter>(
     }
     let mut grpc = Grpc::new(ProstCodec::<ListResponse, ListRequest>::default());
     grpc.server_streaming(List(service), request).await.map(Body::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_was_passed() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("s");
+        let first = Socket::bind(&path).unwrap();
+        let copy = first.copy().unwrap();
+        drop(first);
+        // who connects meanwhile waits
+        let client = UnixStream::connect(&path).unwrap();
+        let second = Socket::passed(copy, &path).unwrap();
+        let (accepted, _) = second.listener.accept().await.unwrap();
+        drop((accepted, client));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+
+        let other = UnixListener::bind(root.path().join("other")).unwrap();
+        assert!(Socket::passed(other.into(), &path).is_err());
+        let (connected, _end) = UnixStream::pair().unwrap();
+        assert!(Socket::passed(connected.into(), &path).is_err());
+        let copy = second.copy().unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(Socket::passed(copy, &path).is_err(), "nobody can connect to it");
+    }
 }

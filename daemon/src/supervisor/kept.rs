@@ -42,6 +42,12 @@ pub const LISTENER: &str = "admin";
 /// The name of an admin socket that the program before us in this process made.
 pub const OWN_LISTENER: &str = "own-admin";
 
+/// The name of containerd's socket where systemd listens for us: `FileDescriptorName=` in `hydrant-containerd.socket`.
+pub const CONTAINERD: &str = "containerd";
+
+/// The name of one that a supervisor made.
+pub const OWN_CONTAINERD: &str = "own-containerd";
+
 /// The name of a pidfd: of the process that guards what a supervisor left when it was told to restart.
 pub const GUARD: &str = "guard";
 
@@ -66,17 +72,18 @@ pub fn table_name(shard: ShardId) -> String {
 pub struct Kept {
     shards: BTreeMap<u16, KeptShard>,
     listener: Option<Listener>,
+    containerd: Option<Listener>,
     guard: Option<OwnedFd>,
     lock: Option<OwnedFd>,
     lifeline: Option<OwnedFd>,
 }
 
-/// An admin socket that we did not make.
+/// A socket that we did not make.
 #[derive(Debug)]
 pub enum Listener {
     /// systemd's.
     Managers(OwnedFd),
-    /// Of the program before us in this process.
+    /// Of a program before us.
     Ours(OwnedFd),
 }
 
@@ -105,11 +112,15 @@ impl Kept {
         let begin = Instant::now();
         let mut groups = BTreeMap::new();
         let mut tables = BTreeMap::new();
-        let (mut listener, mut guard, mut lock, mut lifeline) = (None, None, None, None);
+        let (mut listener, mut containerd) = (None, None);
+        let (mut guard, mut lock, mut lifeline) = (None, None, None);
         for (name, fd) in fdstore::take()? {
             match (name.as_str(), number_after(&name, GROUP), number_after(&name, TABLE)) {
                 (LISTENER, ..) => listener = Some(Listener::Managers(fd)),
                 (OWN_LISTENER, ..) => listener = Some(Listener::Ours(fd)),
+                (CONTAINERD, ..) => containerd = Some(Listener::Managers(fd)),
+                // of several, systemd's
+                (OWN_CONTAINERD, ..) => containerd = containerd.or(Some(Listener::Ours(fd))),
                 (GUARD, ..) => guard = Some(fd),
                 (LOCK, ..) => lock = Some(fd),
                 (LIFELINE, ..) => lifeline = Some(fd),
@@ -118,7 +129,8 @@ impl Kept {
                 _ => warn!(name, "a file descriptor that nobody here knows"),
             }
         }
-        let mut kept = Self { shards: BTreeMap::new(), listener, guard, lock, lifeline };
+        let shards = BTreeMap::new();
+        let mut kept = Self { shards, listener, containerd, guard, lock, lifeline };
         let mut ours = Vec::with_capacity(groups.len());
         for (shard, group) in groups {
             let table = tables.remove(&shard).map(open_table).transpose()?.flatten();
@@ -175,6 +187,12 @@ impl Kept {
     #[must_use]
     pub fn listener(&mut self) -> Option<Listener> {
         self.listener.take()
+    }
+
+    /// containerd's socket, if there has been one all the time.
+    #[must_use]
+    pub fn containerd(&mut self) -> Option<Listener> {
+        self.containerd.take()
     }
 
     /// The lock of the state directory, which nobody else could have meanwhile.
@@ -321,6 +339,7 @@ pub fn forget_all(shards: impl IntoIterator<Item = ShardId>) {
         forget(&table_name(shard));
     }
     forget(LOCK);
+    forget(OWN_CONTAINERD);
 }
 
 #[cfg(test)]

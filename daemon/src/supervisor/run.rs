@@ -153,9 +153,10 @@ pub async fn run(
     let (shut, mut shutting) = watch::channel(false);
     let mut also_shutting = shut.subscribe();
     // who hears from us can rely on it
-    let snapshotter = supervisor.listen_for_containerd(async move {
+    let snapshotter = supervisor.listen_for_containerd(kept.containerd(), async move {
         also_shutting.wait_for(|shut| *shut).await.ok();
     });
+    let (snapshotter, containerd) = snapshotter.map(|s| (s.task, s.estate)).unzip();
     let server = serve(socket, Arc::clone(&supervisor), async move {
         shutting.wait_for(|shut| *shut).await.ok();
     });
@@ -209,6 +210,7 @@ pub async fn run(
             let name = if file.is_some() { kept::OWN_LISTENER } else { kept::LISTENER };
             file.into_iter().for_each(SocketFile::keep);
             estate.push((name.to_owned(), listener));
+            estate.extend(containerd);
             if let Some(lock) = instance.keep() {
                 estate.push((kept::LOCK.to_owned(), lock.try_clone_to_owned()?));
             }

@@ -11,15 +11,11 @@
 
 mod directories;
 mod layers;
+mod listen;
 mod remote;
 
 use std::collections::HashSet;
-use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use tokio::task::JoinHandle;
-use tracing::{error, warn};
 
 pub use layers::clear_unguarded_layers;
 
@@ -30,13 +26,7 @@ use crate::ids::{SnapshotId, TreeId};
 use crate::snapshotter::messages::{
     CommitRequest, CreateRequest, Info, Kind, Mount, Timestamp, UpdateRequest, UsageResponse,
 };
-use crate::snapshotter::{self, Error, REF, REMAP, Snapshotter, Socket};
-
-/// The socket's name in the run directory.
-const SOCKET: &str = "containerd.sock";
-
-/// What the options of an overlay can't have in a path, as containerd writes them.
-const NOT_IN_OPTIONS: [char; 3] = [':', ',', '\\'];
+use crate::snapshotter::{Error, REF, REMAP, Snapshotter};
 
 fn failed(error: CatalogError) -> Error {
     let error = super::internal("the catalog failed", &error);
@@ -121,32 +111,6 @@ fn mounts(kind: SnapshotKind, own: &Path, below: &[PathBuf], layers: bool) -> Ve
 }
 
 impl Supervisor {
-    /// Listens for containerd, if that can be: without it, all else works.
-    pub(super) fn listen_for_containerd(
-        self: &Arc<Self>,
-        shutdown: impl Future<Output = ()> + Send + 'static,
-    ) -> Option<JoinHandle<()>> {
-        let path = self.directories.run.join(SOCKET);
-        let state = self.store.root().to_string_lossy();
-        if state.contains(NOT_IN_OPTIONS) || self.store.root().to_str().is_none() {
-            warn!(%state, "containerd can't use a state directory with such a name");
-            return None;
-        }
-        let socket = match Socket::bind(&path) {
-            Ok(socket) => socket,
-            Err(error) => {
-                error!(%error, path = %path.display(), "can't listen for containerd");
-                return None;
-            }
-        };
-        let supervisor = Arc::clone(self);
-        Some(tokio::spawn(async move {
-            if let Err(error) = snapshotter::serve(socket, supervisor, shutdown).await {
-                error!(%error, "can't serve containerd any more");
-            }
-        }))
-    }
-
     /// Where a committed snapshot is, once its layer is mounted.
     fn place(&self, id: SnapshotId, tree: Option<TreeId>) -> PathBuf {
         match tree {
@@ -395,7 +359,7 @@ mod tests {
         assert_eq!(timestamp(1_500_000_000), Some(Timestamp { seconds: 1, nanos: 500_000_000 }));
         assert_eq!(timestamp(-1), Some(Timestamp { seconds: -1, nanos: 999_999_999 }));
         let request = |paths: &[&str]| UpdateRequest {
-            update_mask: Some(snapshotter::messages::FieldMask {
+            update_mask: Some(crate::snapshotter::messages::FieldMask {
                 paths: paths.iter().map(|path| (*path).to_owned()).collect(),
             }),
             ..UpdateRequest::default()
