@@ -77,10 +77,12 @@ impl Container {
         let boot = directory.join("boot.sh");
         fs::write(&boot, BOOT)?;
         let log = fs::File::create(directory.join("log"))?.into_parts().0;
-        let script = "echo $$ >\"$1/cgroup.procs\"; \
-            exec unshare --mount --uts --ipc --cgroup --pid --fork --kill-child sh \"$2\" \"$3\" \"$4\"";
-        let mut command = Command::new("sh");
-        command.args(["-euc", script, "sh"]).arg(&cgroup.0).arg(&boot).arg(&directory);
+        // who waits for it stays outside of the group: beside processes systemd could hand on no controllers
+        let script = "echo 0 >\"$1/cgroup.procs\"; \
+            exec unshare --mount --uts --ipc --cgroup sh \"$2\" \"$3\" \"$4\"";
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child", "sh", "-euc", script, "sh"]);
+        command.arg(&cgroup.0).arg(&boot).arg(&directory);
         command.arg(std::env::var_os(OTHER_SYSTEMD).unwrap_or_default());
         command.stdin(std::process::Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let process = leash(command)?;

@@ -427,11 +427,14 @@ impl Kernel {
 
     fn pending(&self, record: &Record) -> Pending {
         let dispatched = Duration::from_nanos(record.dispatched);
+        // what the table says of a worker before this supervisor's is put right when the queue is opened
+        let in_flight =
+            record.state == State::InFlight && matches!(self.hands, Hands::Worker { .. });
         let said = self.said.get(&record.event);
         let arrived = Duration::from_nanos(record.since);
         let heard = said.map_or(Duration::ZERO, |said| said.at).max(dispatched).max(arrived);
         Pending {
-            dispatched: (record.state == State::InFlight).then_some(dispatched),
+            dispatched: in_flight.then_some(dispatched),
             heard: heard.max(self.begun),
             reason: said.map(|said| said.reason.clone()),
             ..waiter::pending(record)
