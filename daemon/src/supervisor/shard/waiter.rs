@@ -43,10 +43,15 @@ impl Waiter {
         }
     }
 
-    pub fn answer(self, verdict: Verdict) -> Result<Answered, fanotify::Error> {
+    /// Does something before another event can get the number.
+    pub fn answer_then(
+        self,
+        verdict: Verdict,
+        then: impl FnOnce(),
+    ) -> Result<Answered, fanotify::Error> {
         match self {
-            Self::Event(event) => event.answer(verdict),
-            Self::Owed(owed) => owed.answer(verdict),
+            Self::Event(event) => event.answer_then(verdict, then),
+            Self::Owed(owed) => owed.answer_then(verdict, then),
         }
     }
 
