@@ -204,6 +204,10 @@ pub enum FromPuller {
         shown: Shown,
         pinned: Option<PinnedFormat>,
     },
+    /// What is in the layer can't be told, and never will be.
+    Unreadable {
+        message: String,
+    },
     /// Nothing more will come.
     Failed {
         message: String,

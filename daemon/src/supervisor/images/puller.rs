@@ -175,12 +175,13 @@ impl Puller {
         }
     }
 
-    /// Has the manifest written of what is in a layer: segment, access index, manifest.
-    pub async fn reread(&mut self, files: [File; 3]) -> Result<(), ApiError> {
+    /// Has the manifest written of what is in a layer: segment, access index, manifest. Or gives why that will never be.
+    pub async fn reread(&mut self, files: [File; 3]) -> Result<Option<String>, ApiError> {
         let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         self.tell(&ToPuller::Reread { version: wire::VERSION }, &fds).await?;
         match self.hear().await? {
-            FromPuller::Layer { .. } => Ok(()),
+            FromPuller::Layer { .. } => Ok(None),
+            FromPuller::Unreadable { message } => Ok(Some(cut(message))),
             _ => Err(ApiError::internal("the puller is out of step")),
         }
     }

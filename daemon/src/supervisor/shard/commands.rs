@@ -5,10 +5,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
+use super::handle::Said;
 use super::{
     Check, Command, Completeness, GONE, GRACE, Pool, Prefetch, Segment, Shard, Snapshot,
     WorkerSnapshot, now,
@@ -19,13 +21,11 @@ use crate::queue::wire::ToWorker;
 use crate::supervisor::images;
 use crate::supervisor::worker::Worker;
 
-/// Who says that a segment is complete.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Said {
-    Worker,
-    /// What had to be proved was proved then.
-    Catalog,
-}
+/// The wait after a check that failed; it doubles.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// A layer of which so many in a row have died who were to prove it is not proved any more.
+const DEATHS: u32 = 5;
 
 impl Shard {
     pub(super) fn command(&mut self, command: Command) {
@@ -89,8 +89,13 @@ impl Shard {
                 self.handing_over = Some(reply);
                 self.over = true;
             }
-            Command::Checked { segment, attachment, complete } => {
-                self.checked(segment, attachment, complete);
+            Command::Checked { segment, attachment, said, complete } => {
+                self.checked(segment, attachment, said, complete);
+            }
+            Command::CheckAgain { segment, attachment, said } => {
+                if self.segments.get(&segment).is_some_and(|s| s.attachment == attachment) {
+                    self.check_complete(segment, said);
+                }
             }
         }
     }
@@ -159,6 +164,8 @@ impl Shard {
                     marked: true,
                     attachment: self.attachments,
                     check: Check::No,
+                    failed_checks: 0,
+                    deaths: 0,
                     refused: false,
                     touched: HashSet::new(),
                     waiting_for_worker,
@@ -224,7 +231,21 @@ impl Shard {
                 Err(error) => Err(error),
             };
             if let Some(own) = own.upgrade() {
-                own.send(Command::Checked { segment: id, attachment, complete }).ok();
+                own.send(Command::Checked { segment: id, attachment, said, complete }).ok();
+            }
+        });
+    }
+
+    /// Has a segment checked again after a while, longer each time.
+    fn check_later(&mut self, id: SegmentId, said: Said) {
+        let Some(segment) = self.segments.get_mut(&id) else { return };
+        let wait = FIRST_WAIT.saturating_mul(1 << segment.failed_checks.min(16));
+        segment.failed_checks = segment.failed_checks.saturating_add(1);
+        let (attachment, own) = (segment.attachment, self.own.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(wait.min(LONGEST_WAIT)).await;
+            if let Some(own) = own.upgrade() {
+                own.send(Command::CheckAgain { segment: id, attachment, said }).ok();
             }
         });
     }
@@ -233,6 +254,7 @@ impl Shard {
         &mut self,
         id: SegmentId,
         attachment: u64,
+        said: Said,
         complete: io::Result<Completeness>,
     ) {
         let Some(segment) = self.segments.get_mut(&id) else { return };
@@ -240,6 +262,10 @@ impl Shard {
             return;
         }
         let again = std::mem::replace(&mut segment.check, Check::No) == Check::Again;
+        if let Ok(Completeness::Undecided(_)) = complete {
+            segment.deaths += 1;
+        }
+        let enough = segment.deaths >= DEATHS;
         match complete {
             Ok(complete @ (Completeness::Yes | Completeness::Proved)) => {
                 self.unmark(id);
@@ -250,12 +276,21 @@ impl Shard {
                 error!(shard = %self.id, segment = %id, error, "can't count it as complete");
                 (self.hooks.on_refuted)(id, error);
             }
+            Ok(Completeness::Undecided(why)) if enough => {
+                error!(shard = %self.id, segment = %id, why, "can't count it as complete");
+                (self.hooks.on_refuted)(id, format!("it can't be proved: {why}"));
+            }
+            Ok(Completeness::Undecided(why)) => {
+                error!(shard = %self.id, segment = %id, why, "can't count it as complete yet");
+                self.check_later(id, said);
+            }
             Ok(Completeness::No) if again => self.check_complete(id, Said::Worker),
             Ok(Completeness::No) => {
                 warn!(shard = %self.id, segment = %id, "said to be complete, but is not")
             }
             Err(error) => {
-                error!(shard = %self.id, segment = %id, %error, "can't count it as complete")
+                error!(shard = %self.id, segment = %id, %error, "can't count it as complete yet");
+                self.check_later(id, said);
             }
         }
     }
