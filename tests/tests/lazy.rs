@@ -168,6 +168,11 @@ fn root_a_lie_that_was_believed() -> Result<()> {
     let (image, _) = host.push("app", "app-unproved")?;
     host.containerd.pull_by_cri(&image)?;
     ensure!(host.count("layers")? == 2 && host.count("snapshots")? == 0, "it was unpacked");
+    let found_by_containerd = |host: &Host| {
+        let found = host.snapshots.list(&["labels.\"containerd.io/snapshot.ref\""])?;
+        Ok::<_, anyhow::Error>(found.len())
+    };
+    ensure!(found_by_containerd(&host)? == 2, "{:?}", host.snapshots.list(&[]));
     let wait = [
         "/bin/sh",
         "-c",
@@ -178,6 +183,7 @@ fn root_a_lie_that_was_believed() -> Result<()> {
     host.wait_for("the lie is found", |host| Ok(!refuted(host)?.is_empty()))?;
     let said = refuted(&host)?.join("\n");
     ensure!(said.contains("has the digest"), "{said}");
+    ensure!(found_by_containerd(&host)? == 1, "{:?}", host.snapshots.list(&[]));
     let shown = host.hydrant(&["image", "ls"])?;
     ensure!(shown.contains("not what its image says"), "{shown}");
     let read = ["/bin/busybox", "sh", "-c", "/bin/busybox cat /d1/f05 >/dev/null; echo $?"];
