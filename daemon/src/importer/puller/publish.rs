@@ -43,6 +43,7 @@ pub async fn publish(
                 };
                 let (blob, size) = (digest::sha256(&bytes), bytes.len() as u64);
                 if push {
+                    supervisor.tell(&FromPuller::Ready).await?;
                     registry.push_blob(&blob, bytes.into()).await?;
                 }
                 parts.push(Part { what, layer, blob, size });

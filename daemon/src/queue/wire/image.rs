@@ -183,7 +183,7 @@ pub enum FromPuller {
     Note {
         message: String,
     },
-    /// Parts may follow.
+    /// Parts may follow. Or a part is made, and is being pushed.
     Ready,
     /// The part's blob and its length in bytes; `None`: there is no use in it.
     Part {
