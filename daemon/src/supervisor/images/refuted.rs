@@ -33,15 +33,16 @@ impl Supervisor {
     pub(in super::super) async fn refute_layer(&self, segment: SegmentId, why: String) {
         // nobody mounts it for containerd meanwhile
         let _alone = self.layers.lock().await;
-        let tree = match self.catalog.set_refuted(segment, why).await {
-            Ok(Some(tree)) => tree,
-            Ok(None) => return,
+        let tree = match self.catalog.set_refuted(segment, why.clone()).await {
+            Ok(tree) => tree,
             Err(error) => {
                 error!(%segment, %error, "can't note that a layer is not what its image says");
-                return;
+                // nobody is to read it all the same; the next daemon finds it out again
+                let trees = self.catalog.trees().await.unwrap_or_default();
+                trees.into_iter().find(|tree| tree.segments.contains(&segment))
             }
         };
-        let why = tree.refuted.as_deref();
+        let Some(tree) = tree else { return };
         error!(layer = %tree.commit, why, "a layer is not what its image says");
         if lock(&self.live).layers.contains_key(&tree.id) {
             self.close_layer(&tree).await;
