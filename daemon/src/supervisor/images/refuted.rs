@@ -67,7 +67,7 @@ impl Supervisor {
         if let Ok(Err(error)) | Err(error) = forgotten.map_err(io::Error::other) {
             warn!(%error, "what is in memory of a layer may still be read");
         }
-        error!(layer = %tree.commit, "its readers get errors: containerd has to pull its images again");
+        error!(layer = %tree.commit, "its readers get errors: remove its images from containerd, and pull them again");
     }
 }
 
