@@ -35,11 +35,21 @@ impl Registry {
     /// Manifests of artifacts of our kind that refer to an image, the one that was found last first.
     pub async fn artifacts(&self, image: &ObjectId) -> Result<Vec<Bytes>, FetchError> {
         let mut found = Vec::new();
+        let mut failed = None;
         for digest in self.itself()?.referrers(image).await?.into_iter().take(MAX_LOOKED_AT) {
-            let (_, _, bytes) = self.manifest(&digest::text(&digest), Some(digest)).await?;
-            found.push(bytes);
+            // one that can't be had does not keep us from the others
+            match self.manifest(&digest::text(&digest), Some(digest)).await {
+                Ok((_, _, bytes)) => found.push(bytes),
+                Err(error) => {
+                    tracing::warn!(artifact = %digest, %error, "an artifact of the image can't be had");
+                    failed = Some(error);
+                }
+            }
         }
-        Ok(found)
+        match failed {
+            Some(error) if found.is_empty() => Err(error),
+            _ => Ok(found),
+        }
     }
 
     /// Puts a blob there, unless it is there.
