@@ -52,12 +52,17 @@ impl Supervisor {
     /// From now on, who reads the layer gets an error. It stays marked, and where it is.
     pub(in super::super) async fn close_layer(&self, tree: &Tree) {
         let pool = tree.pool;
-        match self.shard(pool) {
-            Ok(shard) => drop(shard.ask(|reply| Command::Detach { pool, reply }).await),
-            Err(error) => error!(%pool, %error, "can't take a layer out of service"),
-        }
+        let closed = match self.shard(pool) {
+            Ok(shard) => shard.ask(|reply| Command::Close { pool, reply }).await,
+            Err(error) => {
+                error!(%pool, %error, "can't take a layer out of service");
+                None
+            }
+        };
         self.origins.remove(pool);
-        for segment in &tree.segments {
+        // a reader who has been let through would read zeros: only where there is no other way
+        let open = if closed == Some(true) { &[][..] } else { &tree.segments };
+        for segment in open {
             if let Err(error) = self.store.punch(pool, *segment, SegmentKind::Data) {
                 error!(%pool, %segment, %error, "can't take away what is in a layer");
             }

@@ -12,7 +12,7 @@ use tracing::{debug, error, warn};
 
 use super::handle::Said;
 use super::{
-    Check, Command, Completeness, GONE, GRACE, Pool, Prefetch, Segment, Shard, Snapshot,
+    Check, Command, Completeness, GONE, GRACE, Pool, Prefetch, Queue, Segment, Shard, Snapshot,
     WorkerSnapshot, now,
 };
 use crate::ids::{PoolId, SegmentId};
@@ -45,6 +45,15 @@ impl Shard {
             Command::Detach { pool, reply } => {
                 self.detach(pool);
                 reply.send(()).ok();
+            }
+            Command::Close { pool, reply } => {
+                let ids = self.segments.iter().filter(|(_, segment)| segment.pool == pool);
+                let ids: Vec<_> = ids.map(|(id, _)| *id).collect();
+                self.detach(pool);
+                for id in ids {
+                    self.detached.remove(&id);
+                }
+                reply.send(matches!(self.queue, Queue::Brokered(_))).ok();
             }
             // the catalog may be wrong, and the file can't be
             Command::Unmark { segment } => self.check_complete(segment, Said::Catalog),

@@ -40,6 +40,12 @@ pub enum Command {
         pool: PoolId,
         reply: oneshot::Sender<()>,
     },
+    /// As that, and from now on who reads its segments is denied, also what is there. Gives whether that is so with the shard's
+    /// kind of queue.
+    Close {
+        pool: PoolId,
+        reply: oneshot::Sender<bool>,
+    },
     /// The segment was complete once, so its mark may not be needed.
     Unmark {
         segment: SegmentId,
