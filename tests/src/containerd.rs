@@ -166,6 +166,25 @@ impl Containerd {
         self.check(namespace, &[&run, command].concat())
     }
 
+    /// As [`run`](Self::run), as root of a namespace of users that is `outside` elsewhere.
+    pub fn run_in_user_namespace(
+        &self,
+        namespace: &str,
+        image: &str,
+        name: &str,
+        outside: u32,
+        command: &[&str],
+    ) -> Result<String> {
+        let cgroup = format!("/{}/{name}", self.cgroup);
+        // the images of tests have files of gid 3,000,000
+        let map = format!("0:{outside}:4000000");
+        let run = ["run", "--rm", "--snapshotter", "hydrant", "--cgroup", &cgroup];
+        let users = ["--uidmap", &map, "--gidmap", &map];
+        // before, with that, nobody changes the owners
+        let how: &[&str] = if self.major >= 2 { &["--remap-labels"] } else { &[] };
+        self.check(namespace, &[&run[..], &users, how, &[image, name], command].concat())
+    }
+
     /// As [`run`](Self::run), and goes on in the background.
     pub fn run_detached(
         &self,

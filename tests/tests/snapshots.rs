@@ -201,11 +201,43 @@ fn root_stat_and_kinds() -> Result<()> {
     expect_refused(snapshots.commit("a", "active", &[]), Code::AlreadyExists)?;
     expect_refused(snapshots.prepare("d", "active", &[]), Code::InvalidArgument)?;
     ensure!(snapshots.mounts("active")? == snapshots.mounts("active")?);
-    let remap = (REMAP[0], "0:100000:65536");
-    expect_refused(snapshots.prepare("d", "a", &[remap]), Code::Unimplemented)?;
     expect_refused(snapshots.list(&["name~=a"]), Code::InvalidArgument)?;
     snapshots.cleanup()?;
     ensure!(snapshots.names(&[])? == ["a", "active", "b", "view"]);
+    Ok(())
+}
+
+/// For user namespaces: who wants other owners changes them.
+#[test]
+#[ignore = "needs root"]
+fn root_user_namespaces() -> Result<()> {
+    let suite = Suite::new("snapshots-remap")?;
+    let snapshots = &suite.snapshots;
+    let chain = (REF, "sha256:a");
+    let labels = [(REMAP[0], "0:100000:65536"), (REMAP[1], "0:200000:65536")];
+    snapshots.prepare("layer-preparing", "", &[chain])?;
+    snapshots.commit("layer", "layer-preparing", &[chain])?;
+    expect_refused(snapshots.prepare("on-layer", "layer", &labels), Code::Unimplemented)?;
+    expect_refused(snapshots.view("on-layer", "layer", &labels), Code::Unimplemented)?;
+    expect_refused(snapshots.prepare("on-nothing", "", &labels), Code::Unimplemented)?;
+    for wrong in [&labels[..1], &[(REMAP[0], "0:1:1"), (REMAP[1], "1:1:1")]] {
+        expect_refused(snapshots.prepare("wrong", "layer", wrong), Code::InvalidArgument)?;
+    }
+    // what containerd does then
+    let key = "default/1/layer-100000-200000-remap";
+    let mounts = snapshots.prepare(key, "layer", &labels)?;
+    let mounted = Mounted::new(&mounts, &suite.world.path("remap"))?;
+    chown(mounted.path(), Some(100_000), Some(200_000))?;
+    drop(mounted);
+    snapshots.commit("remapped", key, &[])?;
+    let mounts = snapshots.prepare("container", "remapped", &labels)?;
+    let mounted = Mounted::new(&mounts, &suite.world.path("container"))?;
+    let root = fs_err::metadata(mounted.path())?;
+    ensure!((root.uid(), root.gid()) == (100_000, 200_000));
+    drop(mounted);
+    ensure!(snapshots.names(&[])? == ["container", "layer", "remapped"]);
+    let left = fs_err::read_dir(suite.world.daemon.directories().state.join("snapshots"))?.count();
+    ensure!(left == 3, "{left} directories");
     Ok(())
 }
 

@@ -12,6 +12,7 @@
 mod directories;
 mod layers;
 mod listen;
+mod remap;
 mod remote;
 
 use std::collections::HashSet;
@@ -26,7 +27,7 @@ use crate::ids::{SnapshotId, TreeId};
 use crate::snapshotter::messages::{
     CommitRequest, CreateRequest, Info, Kind, Mount, Timestamp, UpdateRequest, UsageResponse,
 };
-use crate::snapshotter::{Error, REF, REMAP, Snapshotter};
+use crate::snapshotter::{Error, REF, Snapshotter};
 
 fn failed(error: CatalogError) -> Error {
     let error = super::internal("the catalog failed", &error);
@@ -152,6 +153,7 @@ impl Supervisor {
         let places = self.places(&below).await?;
         let directory = self.store.snapshot_dir(id);
         let (own, like) = (directory.clone(), places.first().cloned());
+        remap::check(&name, &new.labels, below.first(), like.as_deref())?;
         blocking(move || {
             directories::make(&own, kind == SnapshotKind::Active, like.as_deref())
                 .map_err(|error| super::internal("can't make the snapshot's directories", &error))
@@ -214,10 +216,6 @@ impl Snapshotter for Supervisor {
         let CreateRequest { key, parent, labels, .. } = request;
         if key.is_empty() {
             return Err(Error::Invalid("a snapshot needs a name".into()));
-        }
-        if REMAP.iter().any(|label| labels.contains_key(*label)) {
-            let message = "snapshots for user namespaces are not supported";
-            return Err(Error::Unimplemented(message.into()));
         }
         let parent = (!parent.is_empty()).then_some(parent);
         let kind = match kind {
