@@ -107,8 +107,14 @@ async fn pull(
             anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
             let files = files_of(fds)?;
             let reread = tokio::task::spawn_blocking(move || reread::read(files)).await;
-            let shown = reread.context("a thread ended")??;
-            let done = FromPuller::Layer { number: 0, shown, pinned: None };
+            let done = match reread.context("a thread ended")? {
+                Ok(shown) => FromPuller::Layer { number: 0, shown, pinned: None },
+                // it may do another time
+                Err(error) if error.chain().any(|cause| cause.is::<std::io::Error>()) => {
+                    return Err(error);
+                }
+                Err(error) => FromPuller::Unreadable { message: format!("{error:#}") },
+            };
             return supervisor.tell(&done).await;
         }
         _ => anyhow::bail!("the supervisor sent no image"),

@@ -38,6 +38,7 @@ use crate::object::{HashKind, ObjectId};
 use crate::queue::wire::image::{Host, Layer, LayerOrigin, PinnedFormat, Platform, Repository};
 use crate::segment::SegmentKind;
 use crate::source::oci::digest;
+use crate::source::oci::keys::PublicKey;
 use crate::source::oci::reference::Reference;
 use crate::sys::user::User;
 
@@ -72,10 +73,10 @@ pub(super) fn is_known(tree: &Tree) -> bool {
     tree.revision.is_empty() || tree.proved
 }
 
-/// Or, as long as nothing else has been found, somebody has signed that it is.
-pub(super) fn is_vouched_for(tree: &Tree) -> bool {
+/// Or, as long as nothing else has been found, somebody has signed that it is. Where no key is believed any more, nobody has.
+pub(super) fn is_vouched_for(tree: &Tree, keys: &[PublicKey]) -> bool {
     let signed = tree.revision == PinnedFormat::Signed.name() && tree.refuted.is_none();
-    is_known(tree) || signed
+    is_known(tree) || signed && !keys.is_empty()
 }
 
 fn known_origin(pool: &Pool) -> Result<KnownOrigin, ApiError> {
@@ -447,6 +448,12 @@ impl<'s> Pull<'s, '_> {
                     let (layer, files) = wanted.remove(&number).ok_or_else(|| {
                         ApiError::internal("the puller speaks of a layer that is not asked for")
                     })?;
+                    if pinned == Some(PinnedFormat::Signed)
+                        && supervisor.config.images.index_keys.is_empty()
+                    {
+                        let message = "the puller speaks of a signature, and no key is configured";
+                        return Err(ApiError::internal(message));
+                    }
                     if let Some((pool, _, tree)) = known.get_mut(&layer.diff_id) {
                         let finished = self.finish_layer(pool, &layer, files, shown, pinned);
                         *tree = Some(finished.await?);
@@ -476,10 +483,10 @@ impl<'s> Pull<'s, '_> {
     /// Whether a layer is what its `diff_id` says. What was pulled by an index is what the manifest says that pinned
     /// the index, until all of it is here: another image, whose author may be another one, does not take it.
     async fn is_proved(&self, tree: &Tree, manifest: &ObjectId) -> Result<bool, ApiError> {
-        if is_vouched_for(tree) {
+        let supervisor = self.supervisor;
+        if is_vouched_for(tree, &supervisor.config.images.index_keys) {
             return Ok(true);
         }
-        let supervisor = self.supervisor;
         let images = supervisor.catalog.images().await.map_err(catalog)?;
         let is_of = |image: &Image| image.layers.iter().any(|(layer, _)| *layer == tree.id);
         Ok(images.iter().any(|image| image.manifest == *manifest && is_of(image)))

@@ -43,6 +43,7 @@ pub async fn publish(
                 };
                 let (blob, size) = (digest::sha256(&bytes), bytes.len() as u64);
                 if push {
+                    supervisor.tell(&FromPuller::Ready).await?;
                     registry.push_blob(&blob, bytes.into()).await?;
                 }
                 parts.push(Part { what, layer, blob, size });
@@ -83,7 +84,10 @@ fn make(what: What, fds: Vec<OwnedFd>) -> anyhow::Result<Option<Vec<u8>>> {
             }
             let tree = reread::tree_of(&index, &segment)?;
             let manifest = tree.write(Vec::new(), index.uncompressed_len())?;
-            Ok(Some(own::write(&manifest, &bytes, tree.implicit().len() as u64)?))
+            let blob = own::write(&manifest, &bytes, tree.implicit().len() as u64)?;
+            // nobody takes a longer one
+            let len = blob.len().max(manifest.len()) as u64;
+            Ok((len <= own::MAX_BLOB).then_some(blob))
         }
     }
 }

@@ -183,7 +183,7 @@ pub enum FromPuller {
     Note {
         message: String,
     },
-    /// Parts may follow.
+    /// Parts may follow. Or a part is made, and is being pushed.
     Ready,
     /// The part's blob and its length in bytes; `None`: there is no use in it.
     Part {
@@ -203,6 +203,10 @@ pub enum FromPuller {
         number: u32,
         shown: Shown,
         pinned: Option<PinnedFormat>,
+    },
+    /// What is in the layer can't be told, and never will be.
+    Unreadable {
+        message: String,
     },
     /// Nothing more will come.
     Failed {

@@ -1,5 +1,6 @@
 //! Filling in the background what was pulled by its index alone.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tracing::{debug, info};
@@ -25,7 +26,7 @@ pub(in super::super) enum Wanted {
 
 impl Supervisor {
     /// Begins to fetch what is missing of the layers of a mount, behind whoever reads: what was read of them before, then the
-    /// rest, one layer after the other. Ends with the mount.
+    /// rest, one layer after the other: one that does not come is tried again behind the others. Ends with the mount.
     pub(in super::super) async fn fill_in_background(
         &self,
         trees: &[(Tree, Pool)],
@@ -55,28 +56,34 @@ impl Supervisor {
         if !self.config.images.background_fill.unwrap_or(true) {
             missing.clear();
         }
-        let missing: Vec<_> = missing.into_iter().map(|(_, shard, id)| (shard, id)).collect();
+        let mut missing: VecDeque<_> =
+            missing.into_iter().map(|(_, shard, id)| (shard, id)).collect();
         tokio::spawn(async move {
             for replay in replays {
                 if let Ok(Err(why)) = replay.await {
                     debug!(why, "not all that was read before could be fetched");
                 }
             }
-            for (shard, segment) in missing {
-                let mut wait = FIRST_WAIT;
-                loop {
-                    match shard.prefetch(segment, vec![ALL]).await {
-                        Ok(Ok(())) => break,
-                        Ok(Err(why)) if why != GONE => {
-                            info!(%segment, why, "a layer can't be filled yet");
-                            tokio::time::sleep(wait).await;
-                            wait = (wait * 2).min(LONGEST_WAIT);
-                        }
-                        // unmounted, or the daemon ends
-                        _ => return,
+            let (mut wait, mut failed) = (FIRST_WAIT, 0);
+            while let Some((shard, segment)) = missing.pop_front() {
+                match shard.prefetch(segment, vec![ALL]).await {
+                    Ok(Ok(())) => {
+                        debug!(%segment, "filled");
+                        (wait, failed) = (FIRST_WAIT, 0);
                     }
+                    Ok(Err(why)) if why == GONE => debug!(%segment, "not filled: {why}"),
+                    Ok(Err(why)) => {
+                        info!(%segment, why, "a layer can't be filled yet");
+                        missing.push_back((shard, segment));
+                        failed += 1;
+                    }
+                    // the daemon ends
+                    Err(_) => return,
                 }
-                debug!(%segment, "filled");
+                if !missing.is_empty() && failed >= missing.len() {
+                    tokio::time::sleep(wait).await;
+                    (wait, failed) = ((wait * 2).min(LONGEST_WAIT), 0);
+                }
             }
         });
     }

@@ -83,7 +83,6 @@ impl Supervisor {
         image: &Image,
         progress: &ProgressSender,
     ) -> Result<Vec<Part>, ApiError> {
-        let _not_evicted = self.eviction.read().await;
         let mut parts = Vec::new();
         let mut seen = HashSet::new();
         for (id, size) in &image.layers {
@@ -97,12 +96,13 @@ impl Supervisor {
                 progress.note(format!("{layer} has an index already ({})", tree.revision));
                 continue;
             }
+            let not_evicted = self.eviction.read().await;
             let segment = self.whole_segment(&tree).await?;
             let files = self
                 .store
                 .open_to_reread(pool.id, segment)
                 .map_err(|error| internal("can't open a layer", &error))?;
-            match puller.part(What::Index, tree.root, &files).await? {
+            match puller.part(What::Index, tree.root, &files, not_evicted).await? {
                 Some((blob, len)) => {
                     progress.note(format!("{layer}: {len} bytes for a layer of {size}"));
                     parts.push(Part { what: What::Index, layer: tree.root, blob, size: len });

@@ -175,12 +175,13 @@ impl Puller {
         }
     }
 
-    /// Has the manifest written of what is in a layer: segment, access index, manifest.
-    pub async fn reread(&mut self, files: [File; 3]) -> Result<(), ApiError> {
+    /// Has the manifest written of what is in a layer: segment, access index, manifest. Or gives why that will never be.
+    pub async fn reread(&mut self, files: [File; 3]) -> Result<Option<String>, ApiError> {
         let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         self.tell(&ToPuller::Reread { version: wire::VERSION }, &fds).await?;
         match self.hear().await? {
-            FromPuller::Layer { .. } => Ok(()),
+            FromPuller::Layer { .. } => Ok(None),
+            FromPuller::Unreadable { message } => Ok(Some(cut(message))),
             _ => Err(ApiError::internal("the puller is out of step")),
         }
     }
@@ -202,16 +203,23 @@ impl Puller {
         }
     }
 
-    /// A part of a layer, of these files: the digest of the blob and its length. `None`: there is no use in it.
-    pub async fn part(
+    /// A part of a layer, of these files: the digest of the blob and its length. `None`: there is no use in it. `guard` is
+    /// dropped as soon as the files have been read: then the part is pushed, which may take long.
+    pub async fn part<G>(
         &mut self,
         what: What,
         layer: ObjectId,
         files: &[File],
+        guard: G,
     ) -> Result<Option<(ObjectId, u64)>, ApiError> {
         let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         self.tell(&ToPuller::Part { what, layer }, &fds).await?;
-        match self.hear().await? {
+        let mut heard = self.hear().await?;
+        drop(guard);
+        if heard == FromPuller::Ready {
+            heard = self.hear().await?;
+        }
+        match heard {
             FromPuller::Part { blob } => Ok(blob.filter(|(_, size)| *size <= MAX_SHOWN)),
             _ => Err(ApiError::internal("the puller is out of step")),
         }

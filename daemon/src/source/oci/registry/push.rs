@@ -1,5 +1,7 @@
 //! Putting artifacts into a repository (the distribution specification, "push" and "referrers").
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION, USER_AGENT};
 use reqwest::{Method, Response, StatusCode, Url};
@@ -16,6 +18,8 @@ use crate::source::oci::document::{Descriptor, OCI_INDEX, OCI_MANIFEST};
 const OCTETS: &str = "application/octet-stream";
 /// By this a registry says that it has taken note of what an artifact refers to.
 const SUBJECT: &str = "oci-subject";
+/// Bytes per second of what is pushed, at least.
+const PUSH_PACE: u64 = 64 << 10;
 /// Of several artifacts, so many are looked at.
 const MAX_LOOKED_AT: usize = 8;
 
@@ -35,11 +39,21 @@ impl Registry {
     /// Manifests of artifacts of our kind that refer to an image, the one that was found last first.
     pub async fn artifacts(&self, image: &ObjectId) -> Result<Vec<Bytes>, FetchError> {
         let mut found = Vec::new();
+        let mut failed = None;
         for digest in self.itself()?.referrers(image).await?.into_iter().take(MAX_LOOKED_AT) {
-            let (_, _, bytes) = self.manifest(&digest::text(&digest), Some(digest)).await?;
-            found.push(bytes);
+            // one that can't be had does not keep us from the others
+            match self.manifest(&digest::text(&digest), Some(digest)).await {
+                Ok((_, _, bytes)) => found.push(bytes),
+                Err(error) => {
+                    tracing::warn!(artifact = %digest, %error, "an artifact of the image can't be had");
+                    failed = Some(error);
+                }
+            }
         }
-        Ok(found)
+        match failed {
+            Some(error) if found.is_empty() => Err(error),
+            _ => Ok(found),
+        }
     }
 
     /// Puts a blob there, unless it is there.
@@ -148,7 +162,9 @@ impl Host {
             if let Some(proof) = &proof {
                 request = request.header(AUTHORIZATION, proof.clone());
             }
-            let response = self.send(request.body(body.clone()), &url).await?;
+            // the answer comes when all of the body is there
+            let patience = self.patience + Duration::from_secs(body.len() as u64 / PUSH_PACE);
+            let response = self.send_within(patience, request.body(body.clone()), &url).await?;
             match response.status() {
                 StatusCode::UNAUTHORIZED if ours && !asked => {
                     asked = true;
