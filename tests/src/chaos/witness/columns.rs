@@ -6,7 +6,6 @@ use hydrant_api::QueueEvent;
 
 use crate::chaos::MS;
 use crate::chaos::killer::{Register, Role, worker};
-use crate::process::alive;
 
 /// An event that is not listed for so long, in nanoseconds, is over.
 const FORGOTTEN: u64 = 150_000 * MS;
@@ -110,7 +109,8 @@ impl<'a> Columns<'a> {
             // the register comes round every millisecond, or later
             None if is_worker_of(pid, shard) => Ok(()),
             None => match worker(pid) {
-                None if !alive(nix::unistd::Pid::from_raw(pid)) => {
+                // it has ended, or does so at this moment
+                None => {
                     self.unknown += 1;
                     Ok(())
                 }
