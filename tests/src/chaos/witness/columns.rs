@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use hydrant_api::QueueEvent;
 
 use crate::chaos::MS;
-use crate::chaos::killer::{Register, Role, worker};
+use crate::chaos::killer::{Register, Role, stranger, worker};
 
 /// An event that is not listed for so long, in nanoseconds, is over.
 const FORGOTTEN: u64 = 150_000 * MS;
@@ -108,13 +108,13 @@ impl<'a> Columns<'a> {
             }
             // the register comes round every millisecond, or later
             None if is_worker_of(pid, shard) => Ok(()),
-            None => match worker(pid) {
+            None => match (worker(pid), stranger(pid)) {
                 // it has ended, or does so at this moment
-                None => {
+                (None, false) => {
                     self.unknown += 1;
                     Ok(())
                 }
-                other => Err(format!("that is no worker of this shard: {other:?}")),
+                (other, _) => Err(format!("that is no worker of this shard: {other:?}")),
             },
         }
     }
