@@ -365,9 +365,23 @@ fn reply(line: &str) -> anyhow::Result<Reply> {
     Ok(match serde_json::from_str(line)? {
         Line::Tree(job) => Reply::Built(Box::new(build(&job)?.built)),
         Line::Layer { layer } => Reply::BuiltLayer(layer::build(&layer)?),
-        Line::Compare { compare } => {
-            segment::compare(&compare)?.map_or(Reply::Proved, Reply::Refuted)
-        }
-        Line::Prove { prove } => segment::prove(&prove)?.map_or(Reply::Proved, Reply::Refuted),
+        Line::Compare { compare } => verdict(segment::compare(&compare))?,
+        Line::Prove { prove } => verdict(segment::prove(&prove))?,
     })
+}
+
+/// What can't be proved because of what is in it will never be: to whoever asks it is refuted. Only what may be otherwise
+/// another time is a failure.
+fn verdict(found: Result<Option<String>, BuildError>) -> Result<Reply, BuildError> {
+    match found {
+        Ok(None) => Ok(Reply::Proved),
+        Ok(Some(how)) => Ok(Reply::Refuted(how)),
+        Err(error @ (BuildError::Io { .. } | BuildError::Manifest(ManifestError::Io(_)))) => {
+            Err(error)
+        }
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            Ok(Reply::Refuted(format!("it can't be proved: {error:#}")))
+        }
+    }
 }

@@ -72,8 +72,9 @@ pub enum CatalogError {
     Migrate { path: PathBuf, source: rusqlite_migration::Error },
     #[error("can't make room for the catalog")]
     Files(#[from] io::Error),
-    #[error("the catalog can't {operation}")]
-    Query { operation: &'static str, source: rusqlite::Error },
+    // with the cause in it: most of these end in the log, in one line
+    #[error("the catalog can't {operation}: {cause}")]
+    Query { operation: &'static str, cause: rusqlite::Error },
     #[error("the catalog's thread is gone")]
     Gone,
 }
@@ -82,8 +83,8 @@ impl CatalogError {
     /// Whether the disk was full.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Query { source, .. }
-            if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
+        matches!(self, Self::Query { cause, .. }
+            if cause.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
     }
 }
 
@@ -140,7 +141,7 @@ impl Catalog {
         result
             .await
             .map_err(|_| CatalogError::Gone)?
-            .map_err(|source| CatalogError::Query { operation, source })
+            .map_err(|cause| CatalogError::Query { operation, cause })
     }
 }
 

@@ -74,8 +74,11 @@ pub fn run(
     // of a parent before us
     let former = kept.extract_if(.., |(name, _)| name == keeper::LIFELINE);
     let former: Vec<_> = former.map(|(_, lifeline)| lifeline).collect();
+    let mut turns = kept.extract_if(.., |(name, _)| name == keeper::TURN);
+    let turn = turns.next().map(|(_, turn)| turn);
+    drop(turns);
     let mut parent = Parent::new(kept, false)?;
-    match keeper.map(|arguments| Keeper::new(programs.own, arguments)).transpose() {
+    match keeper.map(|arguments| Keeper::new(programs.own, arguments, turn)).transpose() {
         Ok(keeper) => parent.keeper = keeper,
         // readers wait: there must be a parent all the same
         Err(error) => error!(%error, "there will be no keeper"),
@@ -186,8 +189,8 @@ impl Parent {
 
     fn start(&self, program: &Path, arguments: &[OsString]) -> Result<Child, SpawnError> {
         let kept = self.kept.iter().map(|(name, fd)| (name.as_str(), fd.as_fd()));
-        let lifeline = self.keeper.iter().map(|keeper| (keeper::LIFELINE, keeper.lifeline()));
-        let fds: Vec<_> = kept.chain(lifeline).collect();
+        let held = self.keeper.iter().flat_map(Keeper::for_supervisor);
+        let fds: Vec<_> = kept.chain(held).collect();
         let mut spawn = Spawn::program(program)
             .outlives_us()
             .variable("NOTIFY_SOCKET", self.listener.address())

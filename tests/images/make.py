@@ -8,7 +8,7 @@ several platforms), `docker` (with Docker's media types), `big` (BYTES of noise 
 `odd-estargz`, `odd-chunked`, `odd-soci`, `big-estargz`: with layers that have an index (see `indexed.py`); `other-toc`: eStargz, but the
 manifest pins another table of contents; `wrong-chunk`: the table of contents has a wrong digest of the file d1/f03;
 `unproved`: eStargz whose configuration names another archive; `impostor`: that of `victim`, which is streamed; `liar`: the very
-layer of `victim`, with a SOCI index that makes a file set-uid. `app-estargz`: a shell and BYTES of noise, all eStargz; `app-unproved`: the
+layer of `victim`, with a SOCI index that makes a file set-uid; `unprovable`: an impostor with longer headers than its index foresees. `app-estargz`: a shell and BYTES of noise, all eStargz; `app-unproved`: the
 same, with a configuration that names another archive for the noise.
 `many`: LAYERS layers, each of which changes something of those below.
 `archives`: the layers are those in FROM (see `debian.py`), compressed as HOW says (`gzip`, `estargz`, `chunked`, `soci`); what comes
@@ -306,6 +306,16 @@ def set_uid(entry):
 lying_soci = functools.partial(indexed.soci, change=set_uid)
 
 
+def commented(fill):
+    """With more headers than a table of contents tells of."""
+    def filled(tar):
+        fill(tar)
+        info = tarfile.TarInfo("commented")
+        info.mtime, info.pax_headers = TIME, {"comment": "c" * 50_000}
+        tar.addfile(info)
+    return filled
+
+
 def main():
     global FRACTION
     url, name, tag, kind = sys.argv[1:5]
@@ -348,8 +358,11 @@ def main():
     if kind in ("impostor", "victim"):
         layers = [(archive(noise(4, size // 8)), indexed.estargz) if kind == "impostor" else (victim, "gzip")]
 
+    if kind == "unprovable":
+        layers = [(archive(commented(noise(4, size // 8))), indexed.estargz)]
+
     def wrong_diff(manifest, config):
-        config["rootfs"]["diff_ids"][-1] = digest(victim if kind == "impostor" else b"something else")
+        config["rootfs"]["diff_ids"][-1] = digest(victim if kind in ("impostor", "unprovable") else b"something else")
 
     def foreign(manifest, config):
         manifest["layers"][0]["mediaType"] = DOCKER + "image.rootfs.foreign.diff.tar.gzip"
@@ -364,7 +377,7 @@ def main():
         pushed = to.manifest(tag, index, OCI + "index.v1+json")
     elif kind == "other-platform":
         pushed = push(to, tag, layers, architecture="s390x")
-    elif kind in ("wrong-diff", "unproved", "impostor", "app-unproved"):
+    elif kind in ("wrong-diff", "unproved", "impostor", "unprovable", "app-unproved"):
         pushed = push(to, tag, layers, change=wrong_diff)
     elif kind == "foreign":
         pushed = push(to, tag, layers, change=foreign)

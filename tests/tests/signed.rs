@@ -133,7 +133,7 @@ fn root_a_trace_is_shared() -> Result<()> {
     let truth = images.world.path("registry/unpacked/big");
     expect_right(Kind::Read, &tree.join("d2/f09"), &truth.join("d2/f09"))?;
     let traced = || -> Result<Vec<hydrant_api::TracedLayer>> {
-        let text = images.hydrant(&["image", "trace", &reference, "--json"])?;
+        let text = images.hydrant(&["image", "trace", "show", &reference, "--json"])?;
         Ok(serde_json::from_str(&text)?)
     };
     until("it is recorded", PATIENCE, || (traced().ok()?.get(1)?.bytes > 0).then_some(()))?;
@@ -141,7 +141,7 @@ fn root_a_trace_is_shared() -> Result<()> {
     let here = traced()?;
     ensure!(here[0].bytes == 0 && here[1].files.iter().any(|f| f.contains("f09")), "{here:?}");
     let key = text(&images.keys[0])?;
-    images.hydrant(&["image", "trace", &reference, "--push", "--key", key])?;
+    images.hydrant(&["image", "trace", "push", &reference, "--key", key])?;
 
     // as if it had never been here
     images.hydrant(&["image", "trace", "record", &reference])?;

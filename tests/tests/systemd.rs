@@ -10,6 +10,7 @@ use hydrant_daemon::queue::inflight;
 use hydrant_tests::access::Kind;
 use hydrant_tests::container::Container;
 use hydrant_tests::estate::Tables;
+use hydrant_tests::guest;
 use hydrant_tests::process::{Run, until};
 use hydrant_tests::proxy::Quality;
 use hydrant_tests::reader::{End, Load, end, expect_right, start};
@@ -34,6 +35,9 @@ impl Service {
         let setting = Setting { proxy: Some(quality), start: false, ..Setting::default() };
         let world = World::with(name, setting)?;
         let container = Container::boot(&world)?;
+        let place = container.path("/etc/hydrant");
+        fs_err::create_dir_all(&place)?;
+        fs_err::write(place.join("config.toml"), guest::configuration())?;
         Ok(Self { container, world })
     }
 

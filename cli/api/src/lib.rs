@@ -221,7 +221,7 @@ pub struct TracedLayer {
     /// The digest of its archive.
     pub layer: String,
     pub bytes: u64,
-    /// The files that these pieces of it are of, in the order in which they were read.
+    /// The first file of each of these pieces, which are a MiB long, in the order in which they were read.
     pub files: Vec<String>,
 }
 
@@ -230,7 +230,8 @@ pub struct TracedLayer {
 pub struct LayerFill {
     /// The digest of its archive.
     pub layer: String,
-    /// `replaying` what was read before, `filling` in the rest, `waiting`, as it can't at the moment; `done`: nothing comes by itself any more.
+    /// `replaying` what was read before, `filling` in the rest, `waiting` for its turn or for the origin; `done`: nothing comes by
+    /// itself any more.
     pub state: String,
     /// Why it waits.
     #[serde(default)]
@@ -240,6 +241,9 @@ pub struct LayerFill {
     /// What is fetched first, and how much of it is there.
     pub traced_bytes: u64,
     pub replayed_bytes: u64,
+    /// The names of images that have it.
+    #[serde(default)]
+    pub images: Vec<String>,
 }
 
 /// `POST /v1/image/mount`

@@ -60,37 +60,50 @@ pub struct Index {
     pub key: Option<PathBuf>,
 }
 
-/// Show what is fetched first of an image's layers when they are mounted: what was read in the first two minutes before
+/// Traces: what is fetched first of an image's layers when they are mounted, as it was read in the first two minutes before
 #[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Trace {
     #[command(subcommand)]
-    pub command: Option<TraceCommand>,
+    pub command: TraceCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TraceCommand {
+    Show(ShowTrace),
+    Record(RecordTrace),
+    Push(PushTrace),
+}
+
+/// Show what is fetched first: how much of each layer, and what lies there
+#[derive(Debug, clap::Args)]
+pub struct ShowTrace {
     /// As it was pulled
-    #[arg(value_name = "REF", required = true)]
-    pub reference: Option<String>,
-    /// Put it beside the image at its registry, for who pulls it first elsewhere; as with `index --push`
-    #[arg(long, requires = "key")]
-    pub push: bool,
-    /// A private key, as `openssl genpkey -algorithm ed25519` makes it
-    #[arg(long, value_name = "FILE")]
-    pub key: Option<PathBuf>,
+    #[arg(value_name = "REF")]
+    pub reference: String,
     /// As JSON
     #[arg(long)]
     pub json: bool,
 }
 
-#[derive(Debug, Subcommand)]
-pub enum TraceCommand {
-    Record(Record),
-}
-
 /// Forget what is there: what is read after the next mount is recorded anew
 #[derive(Debug, clap::Args)]
-pub struct Record {
+pub struct RecordTrace {
     /// As it was pulled
     #[arg(value_name = "REF")]
     pub reference: String,
+}
+
+/// Put the traces beside the image at its registry, signed
+///
+/// Who has the public key in `index_keys` (section `[images]` of the configuration) begins with them after a first pull.
+#[derive(Debug, clap::Args)]
+pub struct PushTrace {
+    /// As it was pulled
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// A private key, as `openssl genpkey -algorithm ed25519` makes it
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
 }
 
 /// Let go of an image's content; it is fetched again, in parts, when it is read
@@ -109,19 +122,17 @@ pub struct Rm {
     pub reference: String,
 }
 
-/// `how`: put them there, and whether it is traces.
-async fn index(
+/// Makes indexes, or traces; puts them there if they are to be.
+async fn publish(
     context: &Context,
-    reference: &str,
-    how: (bool, bool),
+    reference: String,
+    (push, traces): (bool, bool),
     key: Option<PathBuf>,
 ) -> Result<(), Failure> {
     let owner = environment::sudo_caller();
     let environment = environment::for_git(owner);
     let key = key.map(fs_err::read_to_string).transpose();
     let key = key.map_err(|error| Failure::new(error.to_string()))?;
-    let (push, traces) = how;
-    let reference = reference.to_owned();
     let request = IndexRequest { reference, push, traces, key, environment, owner };
     let client = context.client()?;
     let summary = client.watch("/v1/image/index", &request, &mut Reporter::new()).await?;
@@ -146,25 +157,9 @@ impl Image {
                 print(&render::summary(&reference, &summary))
             }
             ImageCommand::Index(Index { reference, push, key }) => {
-                index(context, &reference, (push, false), key).await
+                publish(context, reference, (push, false), key).await
             }
-            ImageCommand::Trace(Trace { command: Some(TraceCommand::Record(record)), .. }) => {
-                let Record { reference } = record;
-                let request = TraceRequest { reference: reference.clone(), record: true };
-                let _: Vec<TracedLayer> =
-                    context.client()?.post("/v1/image/trace", &request).await?;
-                print(&format!("{}: the next mount is recorded\n", clean_line(&reference)))
-            }
-            ImageCommand::Trace(Trace { reference, push, key, json, .. }) => {
-                let reference = reference.unwrap_or_default();
-                if push {
-                    return index(context, &reference, (true, true), key).await;
-                }
-                let request = TraceRequest { reference, record: false };
-                let layers: Vec<TracedLayer> =
-                    context.client()?.post("/v1/image/trace", &request).await?;
-                if json { print_json(&layers) } else { print(&render::traces(&layers)) }
-            }
+            ImageCommand::Trace(Trace { command }) => command.run(context).await,
             ImageCommand::Ls(Ls { json }) => {
                 let images: Vec<Pulled> = context.client()?.get("/v1/images").await?;
                 if json { print_json(&images) } else { print(&render::images(&images)) }
@@ -185,6 +180,28 @@ impl Image {
                 let client = context.client()?;
                 let _: serde_json::Value = client.post("/v1/image/rm", &request).await?;
                 print(&format!("removed {}\n", clean_line(&reference)))
+            }
+        }
+    }
+}
+
+impl TraceCommand {
+    async fn run(self, context: &Context) -> Result<(), Failure> {
+        match self {
+            Self::Show(ShowTrace { reference, json }) => {
+                let request = TraceRequest { reference, record: false };
+                let layers: Vec<TracedLayer> =
+                    context.client()?.post("/v1/image/trace", &request).await?;
+                if json { print_json(&layers) } else { print(&render::traces(&layers)) }
+            }
+            Self::Record(RecordTrace { reference }) => {
+                let request = TraceRequest { reference: reference.clone(), record: true };
+                let _: Vec<TracedLayer> =
+                    context.client()?.post("/v1/image/trace", &request).await?;
+                print(&format!("{}: the next mount is recorded\n", clean_line(&reference)))
+            }
+            Self::Push(PushTrace { reference, key }) => {
+                publish(context, reference, (true, true), Some(key)).await
             }
         }
     }

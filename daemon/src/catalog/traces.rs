@@ -1,6 +1,6 @@
 //! What readers of layers wanted when these had just been mounted. It stays when a layer goes: it may come again.
 
-use rusqlite::params;
+use rusqlite::{Transaction, params};
 
 use super::records::{object, signed};
 use super::{Catalog, CatalogError};
@@ -9,6 +9,14 @@ use crate::object::ObjectId;
 
 /// So many records are kept of all layers, the newest.
 const MAX_RECORDS: u64 = 500_000;
+
+fn keep_the_newest(t: &Transaction<'_>) -> rusqlite::Result<()> {
+    t.execute(
+        "DELETE FROM traces WHERE id <= (SELECT max(id) FROM traces) - ?1",
+        [signed(MAX_RECORDS)?],
+    )?;
+    Ok(())
+}
 
 impl Catalog {
     /// Readers of the layer with this segment wanted these records, after those that are known.
@@ -26,11 +34,7 @@ impl Catalog {
             for record in records {
                 insert.execute(params![signed(segment.0)?, record])?;
             }
-            t.execute(
-                "DELETE FROM traces WHERE id <= (SELECT max(id) FROM traces) - ?1",
-                [signed(MAX_RECORDS)?],
-            )?;
-            Ok(())
+            keep_the_newest(t)
         })
         .await
     }
@@ -52,7 +56,7 @@ impl Catalog {
             for record in records {
                 insert.execute(params![layer, record])?;
             }
-            Ok(())
+            keep_the_newest(t)
         })
         .await
     }

@@ -1,5 +1,7 @@
 //! Trees.
 
+use std::collections::HashSet;
+
 use hydrant_api::Owner;
 use rusqlite::{OptionalExtension, Transaction, params};
 
@@ -124,6 +126,16 @@ impl Catalog {
             let key = params![signed(segment.0)?, why];
             let tree = t.query_row(&query, key, Tree::from_row).optional()?;
             tree.map(|tree| with_segments(t, tree)).transpose()
+        })
+        .await
+    }
+
+    /// Those that are not what their indexes say.
+    pub async fn refuted_trees(&self) -> Result<HashSet<TreeId>, CatalogError> {
+        self.run("list the refuted trees", |t| {
+            t.prepare("SELECT id FROM trees WHERE refuted IS NOT NULL")?
+                .query_map([], |row| Ok(TreeId(unsigned(row, 0)?)))?
+                .collect()
         })
         .await
     }

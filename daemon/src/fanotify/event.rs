@@ -154,10 +154,16 @@ impl PermissionEvent {
     /// # Errors
     /// The kernel did not take it, and the reader stays blocked. Does not happen to an fd that is a
     /// fanotify group's.
-    pub fn answer(mut self, verdict: Verdict) -> Result<Answered, Error> {
+    pub fn answer(self, verdict: Verdict) -> Result<Answered, Error> {
+        self.answer_then(verdict, || ())
+    }
+
+    /// The same, and does something between the two: while the number can't belong to another event yet.
+    pub fn answer_then(mut self, verdict: Verdict, then: impl FnOnce()) -> Result<Answered, Error> {
         self.settled = true;
-        answer_number(self.channel.as_fd(), self.number(), verdict)
-        // closed only now: the number could belong to another event
+        let answered = answer_number(self.channel.as_fd(), self.number(), verdict);
+        then();
+        answered
     }
 
     /// Closes the fd and leaves the reader waiting, for a process that comes after this one: the

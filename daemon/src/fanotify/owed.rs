@@ -53,7 +53,13 @@ impl Owed {
 
     /// Lets the reader go on, or fail.
     pub fn answer(self, verdict: Verdict) -> Result<Answered, Error> {
-        answer_number(self.channel.as_fd(), self.number, verdict)
-        // the number is free only now
+        self.answer_then(verdict, || ())
+    }
+
+    /// The same, and does something while the number is not free yet.
+    pub fn answer_then(self, verdict: Verdict, then: impl FnOnce()) -> Result<Answered, Error> {
+        let answered = answer_number(self.channel.as_fd(), self.number, verdict);
+        then();
+        answered
     }
 }

@@ -4,6 +4,10 @@
 //! It can't know of itself that both are gone: the process that is the supervisor becomes the parent when that is killed,
 //! and there must never be two. So both hold the same end of a socket, the *lifeline*, and what the keeper sees at its
 //! own end is the end of the last of them. Nobody else ever holds it.
+//!
+//! Where a supervisor becomes the parent, there are two keepers for a moment: its own new one, and the one that it then
+//! dismisses. Should it be killed in between, it is the turn of one of them only: who takes the byte out of a pipe that
+//! both have.
 
 use std::ffi::OsString;
 use std::io;
@@ -11,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use tracing::{info, warn};
 
@@ -24,6 +29,9 @@ pub const LIFELINE: &str = "lifeline";
 /// What a supervisor says of itself, with `READY=1`, that holds on to its lifeline. An older one does not: a keeper would
 /// take its place while it lives.
 pub const KNOWN: &str = "X_HYDRANT_LIFELINE=1";
+
+/// The name of the pipe with one byte in it, for one of the keepers.
+pub const TURN: &str = "turn";
 
 /// No keeper is started sooner after the one before.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -41,6 +49,7 @@ pub(super) struct Keeper {
     arguments: Vec<OsString>,
     lifeline: OwnedFd,
     other_end: OwnedFd,
+    turn: OwnedFd,
     process: Option<Child>,
     /// The supervisor that serves holds on to the lifeline.
     known: bool,
@@ -48,21 +57,29 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn new(program: &Path, arguments: &[OsString]) -> io::Result<Self> {
+    /// `turn`: of a parent before this one.
+    pub(super) fn new(
+        program: &Path,
+        arguments: &[OsString],
+        turn: Option<OwnedFd>,
+    ) -> io::Result<Self> {
         let (lifeline, other_end) = seqpacket::pair()?;
+        let turn = turn.map_or_else(self::turn, Ok)?;
         Ok(Self {
             program: program.to_owned(),
             arguments: arguments.to_vec(),
             lifeline,
             other_end,
+            turn,
             process: None,
             known: true,
             not_before: None,
         })
     }
 
-    pub(super) fn lifeline(&self) -> BorrowedFd<'_> {
-        self.lifeline.as_fd()
+    /// What a supervisor is to hold for life, by name.
+    pub(super) fn for_supervisor(&self) -> [(&str, BorrowedFd<'_>); 2] {
+        [(LIFELINE, self.lifeline.as_fd()), (TURN, self.turn.as_fd())]
     }
 
     /// Its pidfd, if it runs.
@@ -113,6 +130,7 @@ impl Keeper {
         let mut buffer = [0; MAX_MESSAGE];
         while let Ok(Some(_)) = seqpacket::receive(self.other_end.as_fd(), &mut buffer) {}
         // from its first moment on it has everything
+        self.send(&keep_message(TURN), &[self.turn.as_fd()]).map_err(failed)?;
         for (name, fd) in kept {
             self.send(&keep_message(name), &[fd.as_fd()]).map_err(failed)?;
         }
@@ -164,6 +182,19 @@ fn keep_message(name: &str) -> String {
     format!("keep {name}")
 }
 
+/// A pipe with one byte in it.
+pub(super) fn turn() -> io::Result<OwnedFd> {
+    let (out, into) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    nix::unistd::write(&into, &[0])?;
+    Ok(out)
+}
+
+/// Whether no other keeper has taken the parent's place. Who was given no pipe has nobody beside it.
+pub(super) fn is_our_turn(kept: &mut Vec<(String, OwnedFd)>) -> bool {
+    let turns: Vec<_> = kept.extract_if(.., |(name, _)| name == TURN).collect();
+    turns.iter().all(|(_, turn)| matches!(nix::unistd::read(turn, &mut [0]), Ok(1)))
+}
+
 /// Tells a keeper that another one has taken its place.
 pub(super) fn dismiss(lifeline: &OwnedFd) {
     if let Err(error) = seqpacket::send(lifeline.as_fd(), DISMISSED, &[])
@@ -206,6 +237,9 @@ pub fn run(socket: &OwnedFd) -> Result<Vec<(String, OwnedFd)>, StandaloneError> 
         while let Ok(Some(_)) = signals.read_signal() {
             info!("a signal: the keeper ends with its parent");
         }
+    }
+    if !is_our_turn(&mut kept) {
+        kept.clear();
     }
     if !kept.is_empty() {
         warn!("parent and supervisor have both been killed: this process takes the parent's place");

@@ -111,7 +111,7 @@ fn fds_outlive_their_supervisors() {
         let kept = fdstore::take().unwrap();
         let names: Vec<_> = kept.iter().map(|(name, _)| name.as_str()).collect();
         assert!(kept.iter().all(|(_, fd)| fd.as_raw_fd() >= 512), "out of the way");
-        let [names @ .., keeper::LIFELINE] = &names[..] else { panic!("{names:?}") };
+        let [names @ .., keeper::LIFELINE, keeper::TURN] = &names[..] else { panic!("{names:?}") };
         match before {
             0 => {
                 assert!(names.is_empty());
@@ -194,7 +194,7 @@ fn a_keeper_takes_the_place_of_a_parent_that_dies_with_its_supervisor() {
         let names: Vec<_> = kept.iter().map(|(name, _)| name.as_str()).collect();
         match before {
             0 => {
-                assert_eq!(names, [keeper::LIFELINE]);
+                assert_eq!(names, [keeper::LIFELINE, keeper::TURN]);
                 let mut file = tempfile::tempfile().unwrap();
                 write!(file, "for life").unwrap();
                 fdstore::store("a", file.as_fd()).unwrap();
@@ -205,13 +205,13 @@ fn a_keeper_takes_the_place_of_a_parent_that_dies_with_its_supervisor() {
                 raise(Signal::SIGKILL).unwrap();
             }
             1 | 2 => {
-                assert_eq!(names, ["a", keeper::LIFELINE]);
+                assert_eq!(names, ["a", keeper::LIFELINE, keeper::TURN]);
                 fdstore::notify(&format!("READY=1\n{}", keeper::KNOWN)).unwrap();
                 std::fs::write(directory.join(format!("ready-{before}")), "").unwrap();
                 std::thread::sleep(LIMIT);
             }
             3 => {
-                assert_eq!(names, ["a", keeper::LIFELINE]);
+                assert_eq!(names, ["a", keeper::LIFELINE, keeper::TURN]);
                 assert_eq!(text_of(&kept[0].1), "for life");
                 fdstore::remove("a").unwrap();
                 std::fs::write(directory.join("done"), "").unwrap();
@@ -242,6 +242,16 @@ fn a_keeper_takes_the_place_of_a_parent_that_dies_with_its_supervisor() {
     assert_ne!(third, second);
     // nothing is left: parent and keeper end
     until(|| kill(third, None).is_err().then_some(()));
+}
+
+/// Two keepers see the end of their lifelines: it is the turn of one of them.
+#[test]
+fn one_keeper_takes_the_place() {
+    let turn = keeper::turn().unwrap();
+    let kept = || vec![(keeper::TURN.to_owned(), turn.try_clone().unwrap())];
+    assert!(keeper::is_our_turn(&mut kept()));
+    assert!(!keeper::is_our_turn(&mut kept()));
+    assert!(keeper::is_our_turn(&mut Vec::new()), "alone");
 }
 
 #[test]

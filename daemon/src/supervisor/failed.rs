@@ -62,7 +62,9 @@ impl Supervisor {
                         continue;
                     }
                     News::Refuted(segment, why) => {
-                        supervisor.refute_layer(segment, why).await;
+                        // it may have to wait for whoever mounts layers, and news does not
+                        let supervisor = Arc::clone(&supervisor);
+                        tokio::spawn(async move { supervisor.refute_layer(segment, why).await });
                         continue;
                     }
                     News::Settled(segment, range) => {

@@ -27,7 +27,7 @@ pub(super) use fill::{Fills, Wanted};
 pub(super) use prove::prove;
 pub(super) use refuted::refusal;
 
-use self::puller::{Puller, Step};
+use self::puller::{Puller, Step, Trust};
 use super::clone::Cloning;
 use super::queue::milliseconds;
 use super::{Supervisor, internal};
@@ -38,6 +38,7 @@ use crate::object::{HashKind, ObjectId};
 use crate::queue::wire::image::{Host, Layer, LayerOrigin, PinnedFormat, Platform, Repository};
 use crate::segment::SegmentKind;
 use crate::source::oci::digest;
+use crate::source::oci::keys::PublicKey;
 use crate::source::oci::reference::Reference;
 use crate::sys::user::User;
 
@@ -72,10 +73,10 @@ pub(super) fn is_known(tree: &Tree) -> bool {
     tree.revision.is_empty() || tree.proved
 }
 
-/// Or, as long as nothing else has been found, somebody has signed that it is.
-pub(super) fn is_vouched_for(tree: &Tree) -> bool {
+/// Or, as long as nothing else has been found, somebody has signed that it is. Where no key is believed any more, nobody has.
+pub(super) fn is_vouched_for(tree: &Tree, keys: &[PublicKey]) -> bool {
     let signed = tree.revision == PinnedFormat::Signed.name() && tree.refuted.is_none();
-    is_known(tree) || signed
+    is_known(tree) || signed && !keys.is_empty()
 }
 
 fn known_origin(pool: &Pool) -> Result<KnownOrigin, ApiError> {
@@ -394,8 +395,9 @@ impl<'s> Pull<'s, '_> {
         let access = access(&self.repository, self.user, self.environment)?;
         let mut puller = Puller::start(&supervisor.store, &supervisor.cgroups, access)?;
         let (repository, limits) = (self.repository.clone(), supervisor.limits());
-        let keys = supervisor.config.images.index_keys.clone();
-        let resolved = puller.resolve(repository, manifest, Platform::ours(), limits, keys);
+        let index_keys = supervisor.config.images.index_keys.clone();
+        let trust = Trust { index_keys, traces: supervisor.traces() };
+        let resolved = puller.resolve(repository, manifest, Platform::ours(), limits, trust);
         let resolved = match self.held {
             true => resolved.await?,
             // containerd may know better how to reach it
@@ -411,6 +413,7 @@ impl<'s> Pull<'s, '_> {
         // one of each, and nothing of them is garbage meanwhile
         let mut known: HashMap<_, (Pool, Cloning<'s>, Option<Tree>)> = HashMap::new();
         let mut wanted = HashMap::new();
+        let mut traces = HashMap::new();
         for (number, layer) in (0u32..).zip(&resolved.layers) {
             if known.contains_key(&layer.diff_id) {
                 continue;
@@ -444,17 +447,26 @@ impl<'s> Pull<'s, '_> {
                     self.progress.note(message);
                 }
                 Step::Trace { number, runs } => {
-                    if let Some((layer, files)) = wanted.get(&number) {
-                        supervisor.learn_trace(&layer.diff_id, files.segment, &runs).await;
+                    if wanted.contains_key(&number) {
+                        traces.insert(number, runs);
                     }
                 }
                 Step::Layer { number, shown, pinned } => {
                     let (layer, files) = wanted.remove(&number).ok_or_else(|| {
                         ApiError::internal("the puller speaks of a layer that is not asked for")
                     })?;
+                    if pinned == Some(PinnedFormat::Signed)
+                        && supervisor.config.images.index_keys.is_empty()
+                    {
+                        let message = "the puller speaks of a signature, and no key is configured";
+                        return Err(ApiError::internal(message));
+                    }
                     if let Some((pool, _, tree)) = known.get_mut(&layer.diff_id) {
                         let finished = self.finish_layer(pool, &layer, files, shown, pinned);
-                        *tree = Some(finished.await?);
+                        let finished = &*tree.insert(finished.await?);
+                        if let Some(runs) = traces.remove(&number) {
+                            supervisor.learn_trace(finished, &runs).await;
+                        }
                     }
                 }
             }
@@ -481,10 +493,10 @@ impl<'s> Pull<'s, '_> {
     /// Whether a layer is what its `diff_id` says. What was pulled by an index is what the manifest says that pinned
     /// the index, until all of it is here: another image, whose author may be another one, does not take it.
     async fn is_proved(&self, tree: &Tree, manifest: &ObjectId) -> Result<bool, ApiError> {
-        if is_vouched_for(tree) {
+        let supervisor = self.supervisor;
+        if is_vouched_for(tree, &supervisor.config.images.index_keys) {
             return Ok(true);
         }
-        let supervisor = self.supervisor;
         let images = supervisor.catalog.images().await.map_err(catalog)?;
         let is_of = |image: &Image| image.layers.iter().any(|(layer, _)| *layer == tree.id);
         Ok(images.iter().any(|image| image.manifest == *manifest && is_of(image)))

@@ -25,7 +25,7 @@ use tracing::{debug, error, info, warn};
 use crate::fanotify::{Answered, DenyErrno, Group, Owed, QueueKind, Verdict, answer_number};
 use crate::ids::ShardId;
 use crate::queue::inflight::{Record, Slot, Table, TableError};
-use crate::standalone::keeper::LIFELINE;
+use crate::standalone::keeper::{LIFELINE, TURN};
 use crate::sys::{fdstore, limits};
 use crate::version::OtherVersion;
 
@@ -75,7 +75,7 @@ pub struct Kept {
     containerd: Option<Listener>,
     guard: Option<OwnedFd>,
     lock: Option<OwnedFd>,
-    lifeline: Option<OwnedFd>,
+    lifeline: Vec<(String, OwnedFd)>,
 }
 
 /// A socket that we did not make.
@@ -113,7 +113,7 @@ impl Kept {
         let mut groups = BTreeMap::new();
         let mut tables = BTreeMap::new();
         let (mut listener, mut containerd) = (None, None);
-        let (mut guard, mut lock, mut lifeline) = (None, None, None);
+        let (mut guard, mut lock, mut lifeline) = (None, None, Vec::new());
         for (name, fd) in fdstore::take()? {
             match (name.as_str(), number_after(&name, GROUP), number_after(&name, TABLE)) {
                 (LISTENER, ..) => listener = Some(Listener::Managers(fd)),
@@ -123,7 +123,7 @@ impl Kept {
                 (OWN_CONTAINERD, ..) => containerd = containerd.or(Some(Listener::Ours(fd))),
                 (GUARD, ..) => guard = Some(fd),
                 (LOCK, ..) => lock = Some(fd),
-                (LIFELINE, ..) => lifeline = Some(fd),
+                (LIFELINE | TURN, ..) => lifeline.push((name, fd)),
                 (_, Some(shard), _) => drop(groups.insert(shard, fd)),
                 (_, _, Some(shard)) => drop(tables.insert(shard, fd)),
                 _ => warn!(name, "a file descriptor that nobody here knows"),
@@ -203,8 +203,8 @@ impl Kept {
 
     /// What a keeper sees the end of when this process and its parent are gone: to be held for life.
     #[must_use]
-    pub fn lifeline(&mut self) -> Option<OwnedFd> {
-        self.lifeline.take()
+    pub fn lifeline(&mut self) -> Vec<(String, OwnedFd)> {
+        std::mem::take(&mut self.lifeline)
     }
 
     /// Ends the process that has guarded what is ours now. To be called once orders are taken.

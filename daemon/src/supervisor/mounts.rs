@@ -344,7 +344,17 @@ impl Supervisor {
         place: &Path,
         trees: &[(Tree, Pool)],
     ) -> Result<(), ApiError> {
-        let replies = self.attach_trees(trees)?;
+        let mut replies = Vec::new();
+        for (tree, pool) in trees {
+            match self.attach_segments(tree, pool) {
+                Ok(attached) => replies.extend(attached),
+                // the others are served all the same
+                Err(error) if tree.refuted.is_some() => {
+                    error!(place = %place.display(), %error, "a layer is not served");
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let (place, live) = (place.to_owned(), Arc::clone(&self.live));
         tokio::spawn(async move {
             if let Err(error) = all_attached(replies).await

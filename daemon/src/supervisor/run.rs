@@ -167,7 +167,7 @@ pub async fn run(
             snapshotter.await.ok();
         }
     });
-    let held = lifeline.iter().map(|_| format!("\n{}", keeper::KNOWN)).collect::<String>();
+    let held = if lifeline.is_empty() { String::new() } else { format!("\n{}", keeper::KNOWN) };
     notify(&format!("READY=1{held}"));
     tokio::spawn(manager::keep_watchdog_quiet(supervisor.shards.clone()));
     let end = tokio::select! {
@@ -215,7 +215,7 @@ pub async fn run(
             if let Some(lock) = instance.keep() {
                 estate.push((kept::LOCK.to_owned(), lock.try_clone_to_owned()?));
             }
-            estate.extend(lifeline.map(|lifeline| (keeper::LIFELINE.to_owned(), lifeline)));
+            estate.extend(lifeline);
             Ok(if end == End::Parent { Outcome::Parent(estate) } else { Outcome::Replace(estate) })
         }
     }

@@ -78,6 +78,9 @@ struct Segment {
     /// was found out before counts for nothing.
     attachment: u64,
     check: Check,
+    /// Checks that have failed, and of those who died.
+    failed_checks: u32,
+    deaths: u32,
     /// The worker could not take it. The next one, or the next [`Command::Attach`], tries again.
     refused: bool,
     /// What readers are known to have wanted of a layer, for its trace.

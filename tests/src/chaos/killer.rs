@@ -167,7 +167,22 @@ fn children(pid: i32) -> Vec<i32> {
 /// looking at its arguments waits for nobody.)
 #[must_use]
 pub fn worker(pid: i32) -> Option<Role> {
-    let arguments = fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).ok()?;
+    role(pid, &arguments(pid))
+}
+
+/// Whether a process runs a program that is no worker. One that has ended, or is about to, has no arguments:
+/// `proc_pid_cmdline(5)`. They are read once, as it may end between two looks.
+#[must_use]
+pub fn stranger(pid: i32) -> bool {
+    let arguments = arguments(pid);
+    !arguments.is_empty() && role(pid, &arguments).is_none()
+}
+
+fn arguments(pid: i32) -> Vec<u8> {
+    fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).unwrap_or_default()
+}
+
+fn role(pid: i32, arguments: &[u8]) -> Option<Role> {
     let mut words = arguments.split(|byte| *byte == 0);
     if words.nth(1)? != b"worker" {
         return None;

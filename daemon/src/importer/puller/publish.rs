@@ -25,6 +25,7 @@ pub async fn publish(
     mut messages: Messages,
     registry: &Registry,
     image: &ObjectId,
+    what: What,
     push: bool,
 ) -> anyhow::Result<()> {
     let described = match push {
@@ -35,7 +36,7 @@ pub async fn publish(
     let mut parts = Vec::new();
     loop {
         match messages.recv().await {
-            Some((ToPuller::Part { what, layer }, fds)) => {
+            Some((ToPuller::Part { layer }, fds)) => {
                 let made = tokio::task::spawn_blocking(move || make(what, fds)).await;
                 let Some(bytes) = made.context("a thread ended")?? else {
                     supervisor.tell(&FromPuller::Part { blob: None }).await?;
@@ -43,6 +44,7 @@ pub async fn publish(
                 };
                 let (blob, size) = (digest::sha256(&bytes), bytes.len() as u64);
                 if push {
+                    supervisor.tell(&FromPuller::Ready).await?;
                     registry.push_blob(&blob, bytes.into()).await?;
                 }
                 parts.push(Part { what, layer, blob, size });
@@ -50,8 +52,8 @@ pub async fn publish(
             }
             Some((ToPuller::Sign { signature }, _)) => {
                 let described = described.as_ref().context("it is not to be put anywhere")?;
-                let manifest = artifact::manifest(described, &parts, &signature);
-                let artifact = registry.push_artifact(image, manifest).await?;
+                let manifest = artifact::manifest(described, what, &parts, &signature);
+                let artifact = registry.push_artifact(image, what, manifest).await?;
                 return supervisor.tell(&FromPuller::Published { artifact }).await;
             }
             Some(_) => anyhow::bail!("the supervisor is out of step"),
@@ -83,7 +85,10 @@ fn make(what: What, fds: Vec<OwnedFd>) -> anyhow::Result<Option<Vec<u8>>> {
             }
             let tree = reread::tree_of(&index, &segment)?;
             let manifest = tree.write(Vec::new(), index.uncompressed_len())?;
-            Ok(Some(own::write(&manifest, &bytes, tree.implicit().len() as u64)?))
+            let blob = own::write(&manifest, &bytes, tree.implicit().len() as u64)?;
+            // nobody takes a longer one
+            let len = blob.len().max(manifest.len()) as u64;
+            Ok((len <= own::MAX_BLOB).then_some(blob))
         }
     }
 }

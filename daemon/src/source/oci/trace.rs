@@ -8,10 +8,10 @@ use crate::queue::wire::Run;
 
 const VERSION: u32 = 1;
 /// The longest trace in bytes.
-pub const MAX_TRACE: u64 = 1 << 20;
+pub const MAX_TRACE: u64 = 64 << 10;
 /// More runs, or more pieces, are nothing that a start needs.
-pub const MAX_RUNS: usize = 2000;
-const MAX_PIECES: u64 = 1 << 16;
+const MAX_RUNS: usize = 2000;
+const MAX_PIECES: usize = 4096;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Raw {
@@ -20,17 +20,25 @@ struct Raw {
     runs: Vec<(u32, u32)>,
 }
 
-/// Pieces in order as runs.
+/// Pieces in order as runs, as many of them as a trace may have.
 #[must_use]
 pub fn runs(records: &[u32]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    for record in records {
-        match runs.last_mut() {
-            Some(run) if run.first.checked_add(run.count) == Some(*record) => run.count += 1,
-            _ => runs.push(Run { first: *record, count: 1 }),
+    for record in records.iter().take(MAX_PIECES) {
+        if !runs.last_mut().is_some_and(|run| run.take(*record)) {
+            runs.push(Run::one(*record));
         }
     }
+    runs.truncate(MAX_RUNS);
     runs
+}
+
+/// Whether runs that somebody else has made are a trace: few enough, and none of them empty or beyond all segments.
+#[must_use]
+pub fn is_sound(runs: &[Run]) -> bool {
+    let pieces: u64 = runs.iter().map(|run| u64::from(run.count)).sum();
+    let is_run = |run: &Run| run.count > 0 && run.first.checked_add(run.count).is_some();
+    runs.len() <= MAX_RUNS && pieces <= MAX_PIECES as u64 && runs.iter().all(is_run)
 }
 
 /// The pieces of runs, in order.
@@ -41,7 +49,7 @@ pub fn records(runs: &[Run]) -> Vec<u32> {
 
 #[must_use]
 pub fn write(runs: &[Run]) -> Vec<u8> {
-    let runs = runs.iter().take(MAX_RUNS).map(|run| (run.first, run.count)).collect();
+    let runs = runs.iter().map(|run| (run.first, run.count)).collect();
     // numbers can be written
     serde_json::to_vec(&Raw { version: VERSION, unit: CHUNK, runs }).unwrap_or_default()
 }
@@ -50,14 +58,8 @@ pub fn write(runs: &[Run]) -> Vec<u8> {
 #[must_use]
 pub fn read(bytes: &[u8]) -> Option<Vec<Run>> {
     let Raw { version, unit, runs } = serde_json::from_slice(bytes).ok()?;
-    let pieces: u64 = runs.iter().map(|(_, count)| u64::from(*count)).sum();
-    let is_good = |(first, count): &(u32, u32)| *count > 0 && first.checked_add(*count).is_some();
-    if (version, unit) != (VERSION, CHUNK) || runs.len() > MAX_RUNS || pieces > MAX_PIECES {
-        return None;
-    }
-    runs.iter()
-        .all(is_good)
-        .then(|| runs.into_iter().map(|(first, count)| Run { first, count }).collect())
+    let runs: Vec<_> = runs.into_iter().map(|(first, count)| Run { first, count }).collect();
+    ((version, unit) == (VERSION, CHUNK) && is_sound(&runs)).then_some(runs)
 }
 
 #[cfg(test)]
@@ -76,12 +78,33 @@ mod tests {
         assert_eq!(read(b"{\"version\":2,\"unit\":1048576,\"runs\":[]}"), None);
     }
 
+    #[test]
+    fn what_is_too_long_is_cut_and_can_be_read() {
+        for step in [1, 2] {
+            let long: Vec<u32> = (0..100_000).map(|n| n * step).collect();
+            let written = write(&runs(&long));
+            assert!(written.len() as u64 <= MAX_TRACE);
+            let read = records(&read(&written).unwrap());
+            assert!(read.len() >= MAX_RUNS && long.starts_with(&read));
+        }
+        let run = |first, count| Run { first, count };
+        assert!(is_sound(&[run(0, MAX_PIECES as u32)]));
+        for refused in
+            [run(0, u32::MAX), run(0, MAX_PIECES as u32 + 1), run(u32::MAX, 1), run(7, 0)]
+        {
+            assert!(!is_sound(&[refused]), "{refused:?}");
+        }
+        assert!(!is_sound(&vec![run(0, 1); MAX_RUNS + 1]));
+    }
+
     proptest! {
         #[test]
-        fn runs_of_any_kind(some in prop::collection::vec((any::<u32>(), any::<u32>()), 0..9)) {
+        fn runs_of_any_kind(
+            some in prop::collection::vec((any::<u32>(), prop_oneof![0..2000u32, any::<u32>()]), 0..9)
+        ) {
             let raw = Raw { version: VERSION, unit: CHUNK, runs: some };
             if let Some(runs) = read(&serde_json::to_vec(&raw).unwrap()) {
-                prop_assert!(records(&runs).len() as u64 <= MAX_PIECES);
+                prop_assert!(records(&runs).len() <= MAX_PIECES);
             }
         }
 

@@ -1,6 +1,7 @@
 //! Filling in the background what was pulled by its index alone.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -8,7 +9,10 @@ use hydrant_api::LayerFill;
 use tracing::{debug, info};
 
 use super::super::shard::GONE;
-use super::super::{Supervisor, lock};
+use super::super::store::Store;
+use super::super::{Supervisor, internal, lock};
+use super::catalog;
+use crate::admin::ApiError;
 use crate::catalog::{Pool, Tree};
 use crate::ids::{PoolId, SegmentId};
 use crate::object::ObjectId;
@@ -50,6 +54,34 @@ const FILLING: &str = "filling";
 const WAITING: &str = "waiting";
 const DONE: &str = "done";
 
+fn describe(
+    store: &Store,
+    segment: SegmentId,
+    fill: Fill,
+    images: Vec<String>,
+) -> io::Result<LayerFill> {
+    let Fill { layer, pool, traced, state, trouble } = fill;
+    let (present, size) = store.present_bytes(pool, segment)?;
+    let (mut traced_bytes, mut replayed_bytes) = (0, 0);
+    for record in trace::records(&traced) {
+        let piece = ByteRange::new(u64::from(record) * CHUNK, CHUNK).clamp(size);
+        traced_bytes += piece.len();
+        if !piece.is_empty() && (present == size || store.is_present(pool, segment, piece)?) {
+            replayed_bytes += piece.len();
+        }
+    }
+    Ok(LayerFill {
+        layer: digest::text(&layer),
+        state: state.into(),
+        trouble,
+        present_bytes: present,
+        segment_bytes: size,
+        traced_bytes,
+        replayed_bytes,
+        images,
+    })
+}
+
 fn note(fills: &Mutex<Fills>, segment: SegmentId, state: &'static str, trouble: Option<String>) {
     if let Some(fill) = lock(fills).get_mut(&segment) {
         fill.state = state;
@@ -64,35 +96,27 @@ impl Supervisor {
     }
 
     /// What has come of layers by itself, for people.
-    pub(in super::super) fn describe_fills(&self) -> Vec<LayerFill> {
+    pub(in super::super) async fn describe_fills(&self) -> Result<Vec<LayerFill>, ApiError> {
         let fills = lock(&self.fills).clone();
-        let mut described = Vec::new();
-        for (segment, Fill { layer, pool, traced, state, trouble }) in fills {
-            // a layer that was removed
-            let Ok((present, size)) = self.store.present_bytes(pool, segment) else { continue };
-            let pieces: Vec<_> = trace::records(&traced)
-                .into_iter()
-                .map(|record| ByteRange::new(u64::from(record) * CHUNK, CHUNK).clamp(size))
-                .filter(|piece| !piece.is_empty())
-                .collect();
-            let is_there = |piece: &&ByteRange| {
-                matches!(self.store.is_present(pool, segment, **piece), Ok(true))
-            };
-            described.push(LayerFill {
-                layer: digest::text(&layer),
-                state: state.into(),
-                trouble,
-                present_bytes: present,
-                segment_bytes: size,
-                traced_bytes: pieces.iter().map(|piece| piece.len()).sum(),
-                replayed_bytes: pieces.iter().filter(is_there).map(|piece| piece.len()).sum(),
-            });
+        if fills.is_empty() {
+            return Ok(Vec::new());
         }
-        described
+        let images = self.catalog.images_by_pool().await.map_err(catalog)?;
+        let store = Arc::clone(&self.store);
+        // looks for holes
+        let described = tokio::task::spawn_blocking(move || {
+            let describe = |(segment, fill): (SegmentId, Fill)| {
+                let images = images.get(&fill.pool).cloned().unwrap_or_default();
+                // unless the layer was removed
+                describe(&store, segment, fill, images).ok()
+            };
+            fills.into_iter().filter_map(describe).collect()
+        });
+        described.await.map_err(|error| internal("a thread ended", &error))
     }
 
     /// Begins to fetch what is missing of the layers of a mount, behind whoever reads: what was read of them before, then the
-    /// rest, one layer after the other. Ends with the mount.
+    /// rest, one layer after the other: one that does not come is tried again behind the others. Ends with the mount.
     pub(in super::super) async fn fill_in_background(
         &self,
         trees: &[(Tree, Pool)],
@@ -137,7 +161,8 @@ impl Supervisor {
             replays.push((segment, shard.prefetch(segment, runs)));
         }
         missing.retain(|(tree, ..)| is_filled(tree));
-        let missing: Vec<_> = missing.into_iter().map(|(_, shard, id)| (shard, id)).collect();
+        let mut missing: VecDeque<_> =
+            missing.into_iter().map(|(_, shard, id)| (shard, id)).collect();
         let fills = Arc::clone(&self.fills);
         tokio::spawn(async move {
             for (segment, replay) in replays {
@@ -148,27 +173,30 @@ impl Supervisor {
                 let is_filled = missing.iter().any(|(_, id)| *id == segment);
                 note(&fills, segment, if is_filled { WAITING } else { DONE }, trouble);
             }
-            for (shard, segment) in missing {
+            let (mut wait, mut failed) = (FIRST_WAIT, 0);
+            while let Some((shard, segment)) = missing.pop_front() {
                 note(&fills, segment, FILLING, None);
-                let mut wait = FIRST_WAIT;
-                loop {
-                    match shard.prefetch(segment, vec![ALL]).await {
-                        Ok(Ok(())) => break,
-                        Ok(Err(why)) if why != GONE => {
-                            info!(%segment, why, "a layer can't be filled yet");
-                            note(&fills, segment, WAITING, Some(why));
-                            tokio::time::sleep(wait).await;
-                            wait = (wait * 2).min(LONGEST_WAIT);
-                        }
-                        // unmounted, or the daemon ends
-                        _ => {
-                            lock(&fills).remove(&segment);
-                            return;
-                        }
+                match shard.prefetch(segment, vec![ALL]).await {
+                    Ok(Ok(())) => {
+                        note(&fills, segment, DONE, None);
+                        debug!(%segment, "filled");
+                        (wait, failed) = (FIRST_WAIT, 0);
                     }
+                    // unmounted: `forget_fills` has been told
+                    Ok(Err(why)) if why == GONE => debug!(%segment, "not filled: {why}"),
+                    Ok(Err(why)) => {
+                        info!(%segment, why, "a layer can't be filled yet");
+                        note(&fills, segment, WAITING, Some(why));
+                        missing.push_back((shard, segment));
+                        failed += 1;
+                    }
+                    // the daemon ends
+                    Err(_) => return,
                 }
-                note(&fills, segment, DONE, None);
-                debug!(%segment, "filled");
+                if !missing.is_empty() && failed >= missing.len() {
+                    tokio::time::sleep(wait).await;
+                    (wait, failed) = ((wait * 2).min(LONGEST_WAIT), 0);
+                }
             }
         });
     }

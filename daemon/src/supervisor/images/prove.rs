@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use hydrant_api::ErrorCode;
 use tracing::warn;
 
 use super::super::cgroups::Cgroups;
@@ -52,16 +53,35 @@ pub async fn prove(
         return Ok(Completeness::Yes);
     }
     let truth = manifest.with_extension("reread");
-    let compared = match reread(store, cgroups, pool, segment, &truth).await {
-        Ok(()) => builder.compare(CompareJob { said: manifest, truth: truth.clone() }).await,
-        Err(error) => Err(error),
+    let read = reread(store, cgroups, pool, segment, &truth).await;
+    let compared = match &read {
+        Ok(Reread::Done) => {
+            Some(builder.compare(CompareJob { said: manifest, truth: truth.clone() }).await)
+        }
+        _ => None,
     };
     if let Err(error) = std::fs::remove_file(&truth)
         && error.kind() != io::ErrorKind::NotFound
     {
         warn!(%error, path = %truth.display(), "can't remove a layer's file");
     }
-    Ok(refuted(compared?)?.map_or(Completeness::Proved, Completeness::Refuted))
+    match (read?, compared) {
+        (Reread::Done, Some(compared)) => {
+            Ok(refuted(compared?)?.map_or(Completeness::Proved, Completeness::Refuted))
+        }
+        (Reread::Done, None) => Err(io::Error::other("it was not compared")),
+        (Reread::Never(why), _) => Ok(Completeness::Refuted(format!("it can't be proved: {why}"))),
+        (Reread::Died(why), _) => Ok(Completeness::Undecided(why)),
+    }
+}
+
+/// What has come of reading the archive.
+enum Reread {
+    Done,
+    /// It can't be read.
+    Never(String),
+    /// Who was to read it died, or took too long.
+    Died(String),
 }
 
 fn refuted(reply: Reply) -> io::Result<Option<String>> {
@@ -82,7 +102,7 @@ async fn reread(
     pool: PoolId,
     segment: SegmentId,
     manifest: &Path,
-) -> io::Result<()> {
+) -> io::Result<Reread> {
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(true).mode(0o600);
     let manifest = options.open(manifest)?;
@@ -91,5 +111,11 @@ async fn reread(
     let read = tokio::time::timeout(PATIENCE, puller.reread([data, access, manifest]));
     let read = read.await.unwrap_or_else(|_| Err(ApiError::internal("it takes too long")));
     puller.end();
-    read.map_err(io::Error::other)
+    match read {
+        Ok(None) => Ok(Reread::Done),
+        Ok(Some(why)) => Ok(Reread::Never(why)),
+        // it lives, and says what it lacks
+        Err(error) if error.code == ErrorCode::Origin => Err(io::Error::other(error)),
+        Err(error) => Ok(Reread::Died(error.to_string())),
+    }
 }

@@ -66,10 +66,14 @@ impl Supervisor {
         let repository = repository(&reference, hosts);
         let access = access(&repository, request.owner.unwrap_or(ROOT), &request.environment)?;
         let mut puller = Puller::start(&self.store, &self.cgroups, access)?;
-        puller.publish(repository, image.manifest, self.limits(), request.push).await?;
-        let (parts, kind) = match request.traces {
-            true => (self.make_traces(&mut puller, &image).await?, "traces"),
-            false => (self.make_parts(&mut puller, &image, progress).await?, "indexes"),
+        let (what, kind) = match request.traces {
+            true => (What::Trace, "traces"),
+            false => (What::Index, "indexes"),
+        };
+        puller.publish(repository, image.manifest, what, self.limits(), request.push).await?;
+        let parts = match what {
+            What::Trace => self.make_traces(&mut puller, &image).await?,
+            What::Index => self.make_parts(&mut puller, &image, progress).await?,
         };
         let message = match signer {
             None => format!("{} {kind}", parts.len()),
@@ -105,9 +109,14 @@ impl Supervisor {
             let mut file = tempfile_of(&self.store.pools_dir()).map_err(failed)?;
             file.write_all(&trace::write(&trace::runs(&records))).map_err(failed)?;
             file.rewind().map_err(failed)?;
-            if let Some((blob, size)) = puller.part(What::Trace, tree.root, &[file]).await? {
+            if let Some((blob, size)) = puller.part(tree.root, &[file], ()).await? {
                 parts.push(Part { what: What::Trace, layer: tree.root, blob, size });
             }
+        }
+        if parts.is_empty() {
+            let message = format!("nothing is recorded of {}", image.reference);
+            return Err(ApiError::conflict(message)
+                .with_hint("`hydrant image trace record` records what a start reads"));
         }
         Ok(parts)
     }
@@ -118,7 +127,6 @@ impl Supervisor {
         image: &Image,
         progress: &ProgressSender,
     ) -> Result<Vec<Part>, ApiError> {
-        let _not_evicted = self.eviction.read().await;
         let mut parts = Vec::new();
         let mut seen = HashSet::new();
         for (id, size) in &image.layers {
@@ -132,12 +140,13 @@ impl Supervisor {
                 progress.note(format!("{layer} has an index already ({})", tree.revision));
                 continue;
             }
+            let not_evicted = self.eviction.read().await;
             let segment = self.whole_segment(&tree).await?;
             let files = self
                 .store
                 .open_to_reread(pool.id, segment)
                 .map_err(|error| internal("can't open a layer", &error))?;
-            match puller.part(What::Index, tree.root, &files).await? {
+            match puller.part(tree.root, &files, not_evicted).await? {
                 Some((blob, len)) => {
                     progress.note(format!("{layer}: {len} bytes for a layer of {size}"));
                     parts.push(Part { what: What::Index, layer: tree.root, blob, size: len });

@@ -24,7 +24,7 @@ use crate::queue::wire::{self, Limits, Run};
 use crate::source::oci::artifact::What;
 use crate::source::oci::document::MAX_LAYERS;
 use crate::source::oci::keys::PublicKey;
-use crate::source::oci::trace::MAX_RUNS;
+use crate::source::oci::trace;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::seqpacket::{self, Seqpacket};
 use crate::sys::spawn::{Child, Role, Spawn};
@@ -37,6 +37,15 @@ const MAX_SHOWN: u64 = 1 << 48;
 
 /// A puller that is no longer wanted ends within this time.
 const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is to be believed of what somebody has put beside an image.
+#[derive(Debug)]
+pub struct Trust {
+    /// What these have signed.
+    pub index_keys: Vec<PublicKey>,
+    /// Of that, traces too.
+    pub traces: bool,
+}
 
 /// What comes of layers.
 #[derive(Debug, Clone)]
@@ -153,8 +162,9 @@ impl Puller {
         reference: &str,
         platform: Platform,
         limits: Limits,
-        index_keys: Vec<PublicKey>,
+        trust: Trust,
     ) -> Result<Resolved, ApiError> {
+        let Trust { index_keys, traces } = trust;
         let message = ToPuller::Image {
             version: wire::VERSION,
             repository: Box::new(repository),
@@ -162,6 +172,7 @@ impl Puller {
             platform,
             limits,
             index_keys,
+            traces,
         };
         self.tell(&message, &[]).await?;
         loop {
@@ -178,12 +189,13 @@ impl Puller {
         }
     }
 
-    /// Has the manifest written of what is in a layer: segment, access index, manifest.
-    pub async fn reread(&mut self, files: [File; 3]) -> Result<(), ApiError> {
+    /// Has the manifest written of what is in a layer: segment, access index, manifest. Or gives why that will never be.
+    pub async fn reread(&mut self, files: [File; 3]) -> Result<Option<String>, ApiError> {
         let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         self.tell(&ToPuller::Reread { version: wire::VERSION }, &fds).await?;
         match self.hear().await? {
-            FromPuller::Layer { .. } => Ok(()),
+            FromPuller::Layer { .. } => Ok(None),
+            FromPuller::Unreadable { message } => Ok(Some(cut(message))),
             _ => Err(ApiError::internal("the puller is out of step")),
         }
     }
@@ -193,11 +205,12 @@ impl Puller {
         &mut self,
         repository: Repository,
         image: ObjectId,
+        what: What,
         limits: Limits,
         push: bool,
     ) -> Result<(), ApiError> {
         let (version, repository) = (wire::VERSION, Box::new(repository));
-        let message = ToPuller::Publish { version, repository, image, limits, push };
+        let message = ToPuller::Publish { version, repository, image, what, limits, push };
         self.tell(&message, &[]).await?;
         match self.hear().await? {
             FromPuller::Ready => Ok(()),
@@ -205,16 +218,22 @@ impl Puller {
         }
     }
 
-    /// A part of a layer, of these files: the digest of the blob and its length. `None`: there is no use in it.
-    pub async fn part(
+    /// A part of a layer, of these files: the digest of the blob and its length. `None`: there is no use in it. `guard` is
+    /// dropped as soon as the files have been read: then the part is pushed, which may take long.
+    pub async fn part<G>(
         &mut self,
-        what: What,
         layer: ObjectId,
         files: &[File],
+        guard: G,
     ) -> Result<Option<(ObjectId, u64)>, ApiError> {
         let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-        self.tell(&ToPuller::Part { what, layer }, &fds).await?;
-        match self.hear().await? {
+        self.tell(&ToPuller::Part { layer }, &fds).await?;
+        let mut heard = self.hear().await?;
+        drop(guard);
+        if heard == FromPuller::Ready {
+            heard = self.hear().await?;
+        }
+        match heard {
             FromPuller::Part { blob } => Ok(blob.filter(|(_, size)| *size <= MAX_SHOWN)),
             _ => Err(ApiError::internal("the puller is out of step")),
         }
@@ -239,7 +258,7 @@ impl Puller {
     pub async fn next(&mut self) -> Result<Step, ApiError> {
         match self.hear().await? {
             FromPuller::Progress { received } => Ok(Step::Progress(received)),
-            FromPuller::Trace { number, runs } if runs.len() <= MAX_RUNS => {
+            FromPuller::Trace { number, runs } if trace::is_sound(&runs) => {
                 Ok(Step::Trace { number, runs })
             }
             FromPuller::Note { message } => Ok(Step::Note(cut(message))),

@@ -18,7 +18,7 @@ use crate::source::oci::fetch::CHUNK;
 use crate::source::oci::{digest, trace};
 
 impl Supervisor {
-    fn traces(&self) -> bool {
+    pub(super) fn traces(&self) -> bool {
         self.config.images.trace.unwrap_or(true)
     }
 
@@ -45,11 +45,14 @@ impl Supervisor {
         in_runs(&records, &segments.collect())
     }
 
-    /// What to fetch first of a layer that is being pulled, as somebody says who is trusted.
-    pub(super) async fn learn_trace(&self, layer: &ObjectId, segment: SegmentId, runs: &[Run]) {
-        let records = trace::records(runs);
+    /// What to fetch first of a layer that was just pulled, as somebody says who is trusted.
+    pub(super) async fn learn_trace(&self, tree: &Tree, runs: &[Run]) {
+        let Some(segment) = tree.segments.first() else { return };
+        let Ok((_, size)) = self.store.present_bytes(tree.pool, *segment) else { return };
+        let mut records = trace::records(runs);
+        records.retain(|record| u64::from(*record) * CHUNK < size);
         if self.traces()
-            && let Err(error) = self.catalog.learn_trace(*layer, records).await
+            && let Err(error) = self.catalog.learn_trace(tree.commit, records).await
         {
             warn!(%segment, %error, "what is to be read of a layer is not remembered");
         }

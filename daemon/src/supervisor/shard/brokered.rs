@@ -170,8 +170,7 @@ impl Brokered {
         if verdict == Verdict::Allow {
             scope.counters.answered_present += 1;
         }
-        answer(Waiter::Event(event), verdict, scope);
-        self.free(slot);
+        answer(Waiter::Event(event), verdict, scope, || self.free(slot));
         if let Some(range) = touched {
             scope.say(&ToQueue::Touched { segment: id, range });
         }
@@ -228,8 +227,7 @@ impl Brokered {
         } else {
             debug!(shard = %scope.shard, event = %end.event, waited_ms = waited.as_millis() as u64, "allowed");
         }
-        answer(waiter, verdict, scope);
-        self.free(slot);
+        answer(waiter, verdict, scope, || self.free(slot));
     }
 
     /// Events that wait for a worker.
@@ -389,20 +387,22 @@ fn not_served(event: PermissionEvent, size: Option<u64>, scope: &mut Scope<'_>) 
         size.map(|size| decide(event.range(), size, |range| presence::present(&event, range)));
     if let Some(Ok(Decision::Allow | Decision::Touched(_))) = decision {
         scope.counters.answered_present += 1;
-        answer(Waiter::Event(event), Verdict::Allow, scope);
+        answer(Waiter::Event(event), Verdict::Allow, scope, || ());
         return;
     }
     let range = event.range().map(|range| range.to_string());
     let detached = size.is_some();
     error!(shard = %scope.shard, pid = event.pid(), detached, range, "an event for what is not served");
-    answer(Waiter::Event(event), Verdict::Deny(DenyErrno::Eio), scope);
+    answer(Waiter::Event(event), Verdict::Deny(DenyErrno::Eio), scope, || ());
 }
 
-fn answer(event: Waiter, verdict: Verdict, scope: &mut Scope<'_>) {
+/// `free`: takes it out of the table. Then its number may be another shard's at once: in two tables it would be, for the
+/// next supervisor, the number of two readers.
+fn answer(event: Waiter, verdict: Verdict, scope: &mut Scope<'_>, free: impl FnOnce()) {
     if let Verdict::Deny(_) = verdict {
         scope.counters.denied += 1;
     }
-    if let Err(error) = event.answer(verdict) {
+    if let Err(error) = event.answer_then(verdict, free) {
         error!(shard = %scope.shard, %error, ?verdict, "can't answer an event");
     }
 }

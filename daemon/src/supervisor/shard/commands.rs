@@ -5,12 +5,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
+use super::handle::Said;
 use super::{
-    Check, Command, Completeness, GONE, GRACE, Pool, Prefetch, Segment, Shard, Snapshot,
+    Check, Command, Completeness, GONE, GRACE, Pool, Prefetch, Queue, Segment, Shard, Snapshot,
     WorkerSnapshot, now,
 };
 use crate::ids::{PoolId, SegmentId};
@@ -19,13 +21,11 @@ use crate::queue::wire::ToWorker;
 use crate::supervisor::images;
 use crate::supervisor::worker::Worker;
 
-/// Who says that a segment is complete.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Said {
-    Worker,
-    /// What had to be proved was proved then.
-    Catalog,
-}
+/// The wait after a check that failed; it doubles.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// A layer of which so many in a row have died who were to prove it is not proved any more.
+const DEATHS: u32 = 5;
 
 impl Shard {
     pub(super) fn command(&mut self, command: Command) {
@@ -45,6 +45,15 @@ impl Shard {
             Command::Detach { pool, reply } => {
                 self.detach(pool);
                 reply.send(()).ok();
+            }
+            Command::Close { pool, reply } => {
+                let ids = self.segments.iter().filter(|(_, segment)| segment.pool == pool);
+                let ids: Vec<_> = ids.map(|(id, _)| *id).collect();
+                self.detach(pool);
+                for id in ids {
+                    self.detached.remove(&id);
+                }
+                reply.send(matches!(self.queue, Queue::Brokered(_))).ok();
             }
             // the catalog may be wrong, and the file can't be
             Command::Unmark { segment } => self.check_complete(segment, Said::Catalog),
@@ -89,8 +98,13 @@ impl Shard {
                 self.handing_over = Some(reply);
                 self.over = true;
             }
-            Command::Checked { segment, attachment, complete } => {
-                self.checked(segment, attachment, complete);
+            Command::Checked { segment, attachment, said, complete } => {
+                self.checked(segment, attachment, said, complete);
+            }
+            Command::CheckAgain { segment, attachment, said } => {
+                if self.segments.get(&segment).is_some_and(|s| s.attachment == attachment) {
+                    self.check_complete(segment, said);
+                }
             }
         }
     }
@@ -159,6 +173,8 @@ impl Shard {
                     marked: true,
                     attachment: self.attachments,
                     check: Check::No,
+                    failed_checks: 0,
+                    deaths: 0,
                     refused: false,
                     touched: HashSet::new(),
                     waiting_for_worker,
@@ -224,7 +240,21 @@ impl Shard {
                 Err(error) => Err(error),
             };
             if let Some(own) = own.upgrade() {
-                own.send(Command::Checked { segment: id, attachment, complete }).ok();
+                own.send(Command::Checked { segment: id, attachment, said, complete }).ok();
+            }
+        });
+    }
+
+    /// Has a segment checked again after a while, longer each time.
+    fn check_later(&mut self, id: SegmentId, said: Said) {
+        let Some(segment) = self.segments.get_mut(&id) else { return };
+        let wait = FIRST_WAIT.saturating_mul(1 << segment.failed_checks.min(16));
+        segment.failed_checks = segment.failed_checks.saturating_add(1);
+        let (attachment, own) = (segment.attachment, self.own.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(wait.min(LONGEST_WAIT)).await;
+            if let Some(own) = own.upgrade() {
+                own.send(Command::CheckAgain { segment: id, attachment, said }).ok();
             }
         });
     }
@@ -233,6 +263,7 @@ impl Shard {
         &mut self,
         id: SegmentId,
         attachment: u64,
+        said: Said,
         complete: io::Result<Completeness>,
     ) {
         let Some(segment) = self.segments.get_mut(&id) else { return };
@@ -240,6 +271,10 @@ impl Shard {
             return;
         }
         let again = std::mem::replace(&mut segment.check, Check::No) == Check::Again;
+        if let Ok(Completeness::Undecided(_)) = complete {
+            segment.deaths += 1;
+        }
+        let enough = segment.deaths >= DEATHS;
         match complete {
             Ok(complete @ (Completeness::Yes | Completeness::Proved)) => {
                 self.unmark(id);
@@ -250,12 +285,21 @@ impl Shard {
                 error!(shard = %self.id, segment = %id, error, "can't count it as complete");
                 (self.hooks.on_refuted)(id, error);
             }
+            Ok(Completeness::Undecided(why)) if enough => {
+                error!(shard = %self.id, segment = %id, why, "can't count it as complete");
+                (self.hooks.on_refuted)(id, format!("it can't be proved: {why}"));
+            }
+            Ok(Completeness::Undecided(why)) => {
+                error!(shard = %self.id, segment = %id, why, "can't count it as complete yet");
+                self.check_later(id, said);
+            }
             Ok(Completeness::No) if again => self.check_complete(id, Said::Worker),
             Ok(Completeness::No) => {
                 warn!(shard = %self.id, segment = %id, "said to be complete, but is not")
             }
             Err(error) => {
-                error!(shard = %self.id, segment = %id, %error, "can't count it as complete")
+                error!(shard = %self.id, segment = %id, %error, "can't count it as complete yet");
+                self.check_later(id, said);
             }
         }
     }

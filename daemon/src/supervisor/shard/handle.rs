@@ -40,6 +40,12 @@ pub enum Command {
         pool: PoolId,
         reply: oneshot::Sender<()>,
     },
+    /// As that, and from now on who reads its segments is denied, also what is there. Gives whether that is so with the shard's
+    /// kind of queue.
+    Close {
+        pool: PoolId,
+        reply: oneshot::Sender<bool>,
+    },
     /// The segment was complete once, so its mark may not be needed.
     Unmark {
         segment: SegmentId,
@@ -95,8 +101,23 @@ pub enum Command {
         segment: SegmentId,
         /// Which attach of the segment it was about.
         attachment: u64,
+        said: Said,
         complete: io::Result<Completeness>,
     },
+    /// From the shard's own tasks: that could not be told, and it is time to look again.
+    CheckAgain {
+        segment: SegmentId,
+        attachment: u64,
+        said: Said,
+    },
+}
+
+/// Who says that a segment is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    Worker,
+    /// What had to be proved was proved then.
+    Catalog,
 }
 
 /// What was found where a segment was said to be complete.
@@ -107,8 +128,10 @@ pub enum Completeness {
     Yes,
     /// It was filled by an index, and is the layer that this says it is.
     Proved,
-    /// Or it is not: how it differs.
+    /// Or it is not, or that can't be proved: how it differs.
     Refuted(String),
+    /// Who was to prove it died, or took too long. That may be because of what is in it.
+    Undecided(String),
 }
 
 /// What a shard is doing.

@@ -43,19 +43,22 @@ impl Waiter {
         }
     }
 
-    pub fn answer(self, verdict: Verdict) -> Result<Answered, fanotify::Error> {
+    /// Does something before another event can get the number.
+    pub fn answer_then(
+        self,
+        verdict: Verdict,
+        then: impl FnOnce(),
+    ) -> Result<Answered, fanotify::Error> {
         match self {
-            Self::Event(event) => event.answer(verdict),
-            Self::Owed(owed) => owed.answer(verdict),
+            Self::Event(event) => event.answer_then(verdict, then),
+            Self::Owed(owed) => owed.answer_then(verdict, then),
         }
     }
 
-    /// Leaves the reader to a supervisor after this one.
+    /// Leaves the reader to a supervisor after this one. This process keeps the number to its end: another shard may go on
+    /// for a moment, and an event of that must not get it.
     pub fn leave(self) {
-        match self {
-            Self::Event(event) => event.leave(),
-            Self::Owed(owed) => drop(owed),
-        }
+        std::mem::forget(self);
     }
 
     /// All that the reader wants is there.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, error, info, warn};
 
-use super::commands::Said;
+use super::handle::Said;
 use super::{LastDeath, Pool, Prefetch, QUICK_DEATH, Shard};
 use crate::ids::{PoolId, SegmentId};
 use crate::queue::broker::{Death, MAX_STRIKES};

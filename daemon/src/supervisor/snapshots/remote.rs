@@ -151,7 +151,7 @@ impl Supervisor {
         if tree.refuted.is_some() {
             return Ok(false);
         }
-        if images::is_vouched_for(tree) {
+        if images::is_vouched_for(tree, &self.config.images.index_keys) {
             return Ok(true);
         }
         // the pool's origin tells who was asked last, and not who has said what is in it

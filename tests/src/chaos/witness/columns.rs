@@ -5,8 +5,7 @@ use std::collections::HashMap;
 use hydrant_api::QueueEvent;
 
 use crate::chaos::MS;
-use crate::chaos::killer::{Register, Role, worker};
-use crate::process::alive;
+use crate::chaos::killer::{Register, Role, stranger, worker};
 
 /// An event that is not listed for so long, in nanoseconds, is over.
 const FORGOTTEN: u64 = 150_000 * MS;
@@ -102,17 +101,20 @@ impl<'a> Columns<'a> {
         match self.register.life(pid, shard) {
             Some((_, None)) => Ok(()),
             Some((_, Some(died))) if died + self.dead_for >= look.from => Ok(()),
+            // another one has its number by now
+            Some(_) if is_worker_of(pid, shard) => Ok(()),
             Some((_, Some(died))) => {
                 Err(format!("its worker had been dead for {} ms", (look.from - died) / MS))
             }
             // the register comes round every millisecond, or later
-            None => match worker(pid) {
-                Some(Role::Worker(of) | Role::Spare(of)) if of == shard => Ok(()),
-                None if !alive(nix::unistd::Pid::from_raw(pid)) => {
+            None if is_worker_of(pid, shard) => Ok(()),
+            None => match (worker(pid), stranger(pid)) {
+                // it has ended, or does so at this moment
+                (None, false) => {
                     self.unknown += 1;
                     Ok(())
                 }
-                other => Err(format!("that is no worker of this shard: {other:?}")),
+                (other, _) => Err(format!("that is no worker of this shard: {other:?}")),
             },
         }
     }
@@ -146,6 +148,11 @@ pub fn process(event: &QueueEvent) -> Result<(), String> {
         return Err(format!("the process is of user {found}"));
     }
     Ok(())
+}
+
+/// A process that runs, by what it says of itself.
+fn is_worker_of(pid: i32, shard: u64) -> bool {
+    matches!(worker(pid), Some(Role::Worker(of) | Role::Spare(of)) if of == shard)
 }
 
 #[cfg(test)]

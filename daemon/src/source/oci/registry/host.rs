@@ -43,7 +43,7 @@ pub struct Host {
     pub(super) origin: Origin,
     pub(super) auth: Auth,
     /// How long it may be silent.
-    patience: Duration,
+    pub(super) patience: Duration,
     resolves: bool,
     pulls: bool,
     /// Until then others are asked before.
@@ -286,7 +286,16 @@ impl Host {
         request: reqwest::RequestBuilder,
         url: &Url,
     ) -> Result<Response, FetchError> {
-        match tokio::time::timeout(self.patience, request.send()).await {
+        self.send_within(self.patience, request, url).await
+    }
+
+    pub(super) async fn send_within(
+        &self,
+        patience: Duration,
+        request: reqwest::RequestBuilder,
+        url: &Url,
+    ) -> Result<Response, FetchError> {
+        match tokio::time::timeout(patience, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(e)) => Err(broken(&format!("can't reach {}", shown(url)), &e)),
             Err(_) => Err(self.stalled()),
