@@ -34,6 +34,8 @@ struct System {
     snapshotter: Snapshotter,
     /// Which of the registry's: the image as it is, or made for this.
     repository: &'static str,
+    /// Lines for the section `[images]` of Hydrant's configuration.
+    configuration: &'static str,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,9 +57,14 @@ const FULL_PULL: System = System {
     name: "overlayfs, full pull",
     snapshotter: Snapshotter::Overlayfs,
     repository: site::PLAIN,
+    configuration: "",
 };
-const WITH_INDEX: System =
-    System { name: "Hydrant, index", snapshotter: Snapshotter::Hydrant, repository: site::INDEXED };
+const WITH_INDEX: System = System {
+    name: "Hydrant, index",
+    snapshotter: Snapshotter::Hydrant,
+    repository: site::INDEXED,
+    configuration: "",
+};
 
 const SYSTEMS: &[System] = &[
     FULL_PULL,
@@ -65,12 +72,19 @@ const SYSTEMS: &[System] = &[
         name: "Hydrant, first contact",
         snapshotter: Snapshotter::Hydrant,
         repository: site::PLAIN,
+        configuration: "",
     },
     WITH_INDEX,
+    System {
+        name: "Hydrant, index, only what is read",
+        configuration: "background_fill = false\n",
+        ..WITH_INDEX
+    },
     System {
         name: "Hydrant, eStargz image",
         snapshotter: Snapshotter::Hydrant,
         repository: site::ESTARGZ,
+        configuration: "",
     },
 ];
 

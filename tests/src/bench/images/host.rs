@@ -24,7 +24,7 @@ pub(super) struct Host {
 impl Host {
     /// With the snapshotter of a system.
     pub(super) fn fresh(site: &Site, system: &System) -> Result<Self> {
-        let mut host = Self::with(site, system.snapshotter)?;
+        let mut host = Self::with(site, system.snapshotter, system.configuration)?;
         drop_caches()?;
         // the registry is another machine, which has the image at hand
         warm(&site.data())?;
@@ -40,13 +40,13 @@ impl Host {
 
     /// Only Hydrant.
     pub(super) fn daemon_only(site: &Site) -> Result<Self> {
-        Self::with(site, Snapshotter::Hydrant)
+        Self::with(site, Snapshotter::Hydrant, "")
     }
 
-    fn with(site: &Site, snapshotter: Snapshotter) -> Result<Self> {
+    fn with(site: &Site, snapshotter: Snapshotter, configuration: &str) -> Result<Self> {
         let scratch = Scratch::new("bench-image")?;
         let daemon = match snapshotter {
-            Snapshotter::Hydrant => Some(daemon(site, &scratch)?),
+            Snapshotter::Hydrant => Some(daemon(site, &scratch, configuration)?),
             Snapshotter::Overlayfs => None,
         };
         Ok(Self { containerd: None, snapshotter, daemon, scratch })
@@ -129,7 +129,7 @@ impl Host {
     }
 }
 
-fn daemon(site: &Site, scratch: &Scratch) -> Result<Daemon> {
+fn daemon(site: &Site, scratch: &Scratch, configuration: &str) -> Result<Daemon> {
     let state = scratch.make("state")?;
     share_mounts(&state)?;
     let mut daemon = Daemon::stopped(scratch.path(), &state);
@@ -137,7 +137,7 @@ fn daemon(site: &Site, scratch: &Scratch) -> Result<Daemon> {
     daemon.set_env("RUST_LOG", &std::env::var("RUST_LOG").unwrap_or("info".to_owned()));
     let lazy = Network::BOTH.map(|network| format!("'127.0.0.1:{}'", site.proxy(network).port()));
     daemon.configure(&format!(
-        "[containerd]\nlazy = [{}]\n[images]\nindex_keys = ['''\n{}\n''']\n",
+        "[containerd]\nlazy = [{}]\n[images]\n{configuration}index_keys = ['''\n{}\n''']\n",
         lazy.join(", "),
         site.public_key
     ))?;
