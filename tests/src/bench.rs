@@ -4,6 +4,7 @@ pub mod calls;
 pub mod cold;
 pub mod fetch;
 pub mod fuse;
+pub mod images;
 pub mod import;
 pub mod memory;
 pub mod table;

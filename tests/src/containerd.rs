@@ -51,6 +51,8 @@ pub struct Containerd {
     init: Pid,
     process: Leashed,
     cgroup: String,
+    /// Where its programs are looked for.
+    path: String,
 }
 
 /// `runtime.v1.PullImageRequest` of the container runtime interface, as far as it is used.
@@ -83,13 +85,24 @@ pub fn share_mounts(state: &Path) -> Result<()> {
 impl Containerd {
     /// Starts containerd in `directory` with the snapshotter `hydrant` on that socket.
     pub fn start(directory: &Path, snapshotter: &Path) -> Result<Self> {
+        let programs = std::env::var_os(PROGRAMS).map(PathBuf::from);
+        Self::start_with(programs.as_deref(), directory, &[("hydrant", snapshotter)])
+    }
+
+    /// The same with the programs in that directory, and any snapshotters, by their names and sockets.
+    pub fn start_with(
+        programs: Option<&Path>,
+        directory: &Path,
+        snapshotters: &[(&str, &Path)],
+    ) -> Result<Self> {
         require(&[("nsenter", "util-linux"), ("unshare", "util-linux"), ("runc", "runc")])?;
-        if std::env::var_os(PROGRAMS).is_none() {
+        if programs.is_none() {
             require(&[("containerd", "containerd"), ("ctr", "containerd")])?;
         }
         fs_err::create_dir_all(directory.join("cni"))?;
-        let major = major_version()?;
-        let configuration = configuration(major, directory, snapshotter);
+        let path = path(programs);
+        let major = major_version(&path)?;
+        let configuration = configuration(major, directory, snapshotters);
         fs_err::write(directory.join("config.toml"), configuration)?;
         sweep();
         let number = std::os::unix::fs::MetadataExt::ino(&fs_err::metadata(directory)?);
@@ -98,7 +111,7 @@ impl Containerd {
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--propagation", "slave"]);
         command.args(["--mount-proc", "sh", "-euc", INIT, "sh"]).arg(directory);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.env("PATH", path());
+        command.env("PATH", &path);
         let process = leash(command)?;
         let parent = process.pid();
         let children = format!("/proc/{parent}/task/{parent}/children");
@@ -107,7 +120,8 @@ impl Containerd {
             children.split_whitespace().next()?.parse().ok()
         })?;
         let init = Pid::from_raw(init);
-        let containerd = Self { major, directory: directory.to_owned(), init, process, cgroup };
+        let directory = directory.to_owned();
+        let containerd = Self { major, directory, init, process, cgroup, path };
         containerd.wait_until_it_answers()?;
         Ok(containerd)
     }
@@ -115,7 +129,7 @@ impl Containerd {
     fn wait_until_it_answers(&self) -> Result<()> {
         let up = until("containerd answers", Duration::from_secs(60), || {
             let said = self.ctr("default", &["plugins", "ls"]).output().ok()?;
-            said.text().contains("hydrant").then_some(())
+            said.text().contains("io.containerd.snapshotter.v1").then_some(())
         });
         up.with_context(|| self.log_tail())
     }
@@ -236,7 +250,7 @@ impl Containerd {
         let init = self.init.to_string();
         let mut outer = Command::new("nsenter");
         outer.args(["--target", &init, "--mount", "--pid", "--wd=/", "--"]).args(command);
-        outer.env("PATH", path());
+        outer.env("PATH", &self.path);
         Run::new(outer).time_out(PATIENCE)
     }
 
@@ -340,28 +354,27 @@ impl Drop for View {
     }
 }
 
-fn path() -> String {
+fn path(programs: Option<&Path>) -> String {
     let path = std::env::var("PATH").unwrap_or_default();
     let path = format!("{path}:/usr/sbin:/sbin");
-    match std::env::var(PROGRAMS) {
-        Ok(directory) => format!("{directory}:{directory}/../sbin:{path}"),
-        Err(_) => path,
+    match programs.map(Path::display) {
+        Some(directory) => format!("{directory}:{directory}/../sbin:{path}"),
+        None => path,
     }
 }
 
 /// Of the program: 1 or 2.
-fn major_version() -> Result<u32> {
-    let said =
-        Run::shell("PATH=\"$1\" containerd --version", &[Path::new(&path())]).check()?.text();
+fn major_version(path: &str) -> Result<u32> {
+    let said = Run::shell("containerd --version", &[]).env("PATH", path).check()?.text();
     let version = said.split_whitespace().nth(2).context("containerd has no version")?;
     Ok(version.trim_start_matches('v').split('.').next().unwrap_or_default().parse()?)
 }
 
-fn configuration(major: u32, directory: &Path, snapshotter: &Path) -> String {
+/// The first of the snapshotters is that of the container runtime interface.
+fn configuration(major: u32, directory: &Path, snapshotters: &[(&str, &Path)]) -> String {
     let directory = directory.display();
-    let snapshotter = snapshotter.display();
     let version = if major >= 2 { 3 } else { 2 };
-    let common = format!(
+    let mut text = format!(
         r#"version = {version}
 root = "{directory}/root"
 state = "{directory}/state"
@@ -370,33 +383,35 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
   "io.containerd.internal.v1.opt", "io.containerd.tracing.processor.v1.otlp"]
 [grpc]
   address = "{directory}/c.sock"
-[proxy_plugins.hydrant]
-  type = "snapshot"
-  address = "{snapshotter}"
 "#
     );
-    let rest = if major >= 2 {
-        let unpack = |snapshotter| {
-            format!(
-                r#"[[plugins."io.containerd.transfer.v1.local".unpack_config]]
-  platform = "linux/{}"
-  snapshotter = "{snapshotter}"
-  differ = "walking"
-"#,
-                Platform::ours().architecture
-            )
-        };
-        let unpack = unpack("hydrant") + &unpack("overlayfs");
-        format!(
-            r#"[proxy_plugins.hydrant.exports]
+    for (name, socket) in snapshotters {
+        let socket = socket.display();
+        text += &format!(
+            r#"[proxy_plugins.{name}]
+  type = "snapshot"
+  address = "{socket}"
+"#
+        );
+        if major >= 2 {
+            text += &format!(
+                r#"[proxy_plugins.{name}.exports]
   enable_remote_snapshot_annotations = "true"
-[plugins."io.containerd.cri.v1.images"]
-  snapshotter = "hydrant"
+"#
+            );
+        }
+    }
+    let names = || snapshotters.iter().map(|(name, _)| *name).chain(["overlayfs"]);
+    let cri = names().next().unwrap_or_default();
+    text += &if major >= 2 {
+        format!(
+            r#"[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "{cri}"
   disable_snapshot_annotations = false
 [plugins."io.containerd.cri.v1.runtime".cni]
   conf_dir = "{directory}/cni"
   bin_dirs = ["{directory}/cni"]
-{unpack}"#
+"#
         )
     } else {
         format!(
@@ -404,12 +419,22 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
   conf_dir = "{directory}/cni"
   bin_dir = "{directory}/cni"
 [plugins."io.containerd.grpc.v1.cri".containerd]
-  snapshotter = "hydrant"
+  snapshotter = "{cri}"
   disable_snapshot_annotations = false
 "#
         )
     };
-    common + &rest
+    for name in names().filter(|_| major >= 2) {
+        text += &format!(
+            r#"[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/{}"
+  snapshotter = "{name}"
+  differ = "walking"
+"#,
+            Platform::ours().architecture
+        );
+    }
+    text
 }
 
 /// Removes a cgroup in all hierarchies; false where it has processes yet.

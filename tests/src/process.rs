@@ -111,8 +111,8 @@ impl Run {
         let mut child =
             self.command.stdin(stdin).spawn().with_context(|| format!("can't start {shown}"))?;
         let group = Pid::from_raw(child.id().cast_signed());
-        let stdout = gather(child.stdout.take());
-        let stderr = gather(child.stderr.take());
+        let (first_output, stdout) = gather(child.stdout.take());
+        let (_, stderr) = gather(child.stderr.take());
         if let Some(mut pipe) = child.stdin.take() {
             let input = self.input;
             // A child that doesn't read its input closes the pipe: not an error here.
@@ -121,7 +121,7 @@ impl Run {
         let (send, exit) = mpsc::channel();
         thread::spawn(move || send.send(child.wait()));
         let time_out = guest::patience(self.time_out);
-        Ok(Running { shown, group, exit, stdout, stderr, started, time_out })
+        Ok(Running { shown, group, exit, first_output, stdout, stderr, started, time_out })
     }
 
     /// Runs it to its end, or kills its group at the time-out, which is an error.
@@ -147,17 +147,26 @@ impl Run {
 
 type Gathered = mpsc::Receiver<Vec<u8>>;
 
-fn gather(pipe: Option<impl Read + Send + 'static>) -> Gathered {
+/// When the first of it came, and all of it.
+fn gather(pipe: Option<impl Read + Send + 'static>) -> (mpsc::Receiver<Instant>, Gathered) {
     let (send, receive) = mpsc::channel();
+    let (send_first, first) = mpsc::channel();
     thread::spawn(move || {
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0; 4096];
         if let Some(mut pipe) = pipe {
-            // What came before an error is what there is.
-            let _ = pipe.read_to_end(&mut bytes);
+            let count = pipe.read(&mut bytes).unwrap_or(0);
+            bytes.truncate(count);
+            if count > 0 {
+                let _ = send_first.send(Instant::now());
+                // What came before an error is what there is.
+                let _ = pipe.read_to_end(&mut bytes);
+            }
+        } else {
+            bytes.clear();
         }
         send.send(bytes)
     });
-    receive
+    (first, receive)
 }
 
 /// A child that runs. Dropped, it is killed with its group.
@@ -165,6 +174,7 @@ pub struct Running {
     shown: String,
     group: Pid,
     exit: mpsc::Receiver<io::Result<ExitStatus>>,
+    first_output: mpsc::Receiver<Instant>,
     stdout: Gathered,
     stderr: Gathered,
     started: Instant,
@@ -181,6 +191,13 @@ impl Running {
     #[must_use]
     pub fn pid(&self) -> Pid {
         self.group
+    }
+
+    /// Waits until it writes something to standard output; gives when that was. To be asked once.
+    pub fn first_output(&self) -> Result<Instant> {
+        let left = self.time_out.saturating_sub(self.started.elapsed());
+        let first = self.first_output.recv_timeout(left);
+        first.with_context(|| format!("{} says nothing", self.shown))
     }
 
     /// Waits for its end. The time-out counts from its start.
@@ -353,6 +370,16 @@ mod tests {
         assert_eq!((output.text().as_str(), output.code()), ("in", 3));
         assert_eq!(output.stderr, b"e\n");
         assert!(Run::program("false", &[]).check().is_err());
+    }
+
+    #[test]
+    fn the_first_output() {
+        let run = Run::shell("echo a; echo c; exit 3", &[]).start().unwrap();
+        assert!(run.first_output().unwrap() <= Instant::now());
+        assert_eq!(run.wait().unwrap().text(), "a\nc");
+        let run = Run::shell("echo none >&2", &[]).start().unwrap();
+        assert!(run.first_output().is_err());
+        assert_eq!(run.wait().unwrap().stdout, b"");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags, poll};
 
 pub(crate) use http::{Reader as HttpReader, plain};
-use link::Link;
+use link::{Bottleneck, Link};
 
 use crate::server::record;
 
@@ -61,15 +61,17 @@ impl Fault {
 pub struct Quality {
     /// One way; a round trip takes twice that.
     pub delay: Duration,
-    /// Each way, over all connections; unlimited if `None`.
+    /// Each way, of each connection; unlimited if `None`.
     pub bytes_per_second: Option<u64>,
+    /// Each way, of all connections together; unlimited if `None`.
+    pub shared_bytes_per_second: Option<u64>,
 }
 
 impl Quality {
     /// Half of `round_trip` each way.
     #[must_use]
     pub fn round_trip(round_trip: Duration) -> Self {
-        Self { delay: round_trip / 2, bytes_per_second: None }
+        Self { delay: round_trip / 2, ..Self::default() }
     }
 }
 
@@ -98,8 +100,9 @@ struct Shared {
     refuse: AtomicBool,
     hold: AtomicBool,
     stop: AtomicBool,
+    up: Arc<Bottleneck>,
+    down: Arc<Bottleneck>,
     up_bytes: AtomicU64,
-    down_bytes: AtomicU64,
     connections: AtomicU64,
     requests: AtomicU64,
     faults: AtomicU64,
@@ -133,8 +136,9 @@ impl Proxy {
             refuse: AtomicBool::new(false),
             hold: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            up: Arc::default(),
+            down: Arc::default(),
             up_bytes: AtomicU64::new(0),
-            down_bytes: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             faults: AtomicU64::new(0),
@@ -156,7 +160,7 @@ impl Proxy {
         let shared = &self.shared;
         Traffic {
             up_bytes: shared.up_bytes.load(Ordering::Relaxed),
-            down_bytes: shared.down_bytes.load(Ordering::Relaxed),
+            down_bytes: shared.down.passed.load(Ordering::Relaxed),
             connections: shared.connections.load(Ordering::Relaxed),
             requests: shared.requests.load(Ordering::Relaxed),
             faults: shared.faults.load(Ordering::Relaxed),
@@ -274,8 +278,8 @@ fn serve(client: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
     // The round trip of the TCP handshake, which the kernel did without us.
     thread::sleep(shared.quality.delay * 2);
     let connection = Arc::new(Connection::default());
-    let up = Link::new(server.try_clone()?, shared.quality);
-    let down = Link::new(client.try_clone()?, shared.quality);
+    let up = Link::new(server.try_clone()?, shared.quality, Arc::clone(&shared.up));
+    let down = Link::new(client.try_clone()?, shared.quality, Arc::clone(&shared.down));
     let back = {
         let (shared, connection) = (Arc::clone(shared), Arc::clone(&connection));
         let (down, client) = (down.clone(), client.try_clone()?);
@@ -319,7 +323,6 @@ fn requests(
                 let mut head = format!("HTTP/1.1 {code} Fault\r\nContent-Length: 0\r\n");
                 headers.iter().for_each(|line| head += &format!("{line}\r\n"));
                 head += "\r\n";
-                shared.down_bytes.fetch_add(head.len() as u64, Ordering::Relaxed);
                 down.send(head.into_bytes());
                 continue;
             }
@@ -333,7 +336,6 @@ fn requests(
                     let head = b"HTTP/1.1 200 OK\r\n\
                         Content-Type: application/x-git-upload-pack-result\r\n\r\n";
                     let answer = [http::with_length(head, body.len()), body.into_bytes()].concat();
-                    shared.down_bytes.fetch_add(answer.len() as u64, Ordering::Relaxed);
                     down.send(answer);
                     continue;
                 }
@@ -377,10 +379,7 @@ fn responses(
     shared: &Shared,
     connection: &Connection,
 ) -> io::Result<End> {
-    let pass = |bytes: &[u8]| {
-        shared.down_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        down.send(bytes.to_vec());
-    };
+    let pass = |bytes: &[u8]| down.send(bytes.to_vec());
     let mut reader = http::Reader::new(server);
     loop {
         let Some(first) = reader.peek()? else { return Ok(End::Closed) };
@@ -392,10 +391,14 @@ fn responses(
             | Some(
                 Fault::Status { .. } | Fault::Rewrite { .. } | Fault::Late(_) | Fault::Withhold(_),
             ) => {
+                let mut there = true;
                 reader.response(&mut |bytes| {
-                    pass(bytes);
-                    true
+                    there = pass(bytes);
+                    there
                 })?;
+                if !there {
+                    return Ok(End::Closed);
+                }
             }
             Some(fault @ (Fault::ResetAfter(count) | Fault::StallAfter(count))) => {
                 if !pass_some(&mut reader, count, &pass)? {
@@ -433,7 +436,11 @@ fn responses(
 }
 
 /// Passes up to `count` bytes of a response; whether there would have been more.
-fn pass_some(reader: &mut http::Reader, count: u64, pass: &dyn Fn(&[u8])) -> io::Result<bool> {
+fn pass_some(
+    reader: &mut http::Reader,
+    count: u64,
+    pass: &dyn Fn(&[u8]) -> bool,
+) -> io::Result<bool> {
     let mut left = usize::try_from(count).unwrap_or(usize::MAX);
     let mut more = false;
     reader.response(&mut |bytes| {
@@ -551,6 +558,23 @@ mod tests {
         proxy.fail_next(1, Fault::Rewrite { from: b"ab".to_vec(), to: b"xy".to_vec() });
         assert_eq!(ask(&mut stream, "cabd").unwrap().1, "hellocxyd");
         assert_eq!(proxy.traffic().faults, 5);
+    }
+
+    #[test]
+    fn connections_share_the_way() {
+        let body: &'static str = "x".repeat(100_000).leak();
+        let quality = Quality { shared_bytes_per_second: Some(1_000_000), ..Quality::default() };
+        let proxy = Proxy::start(server(body), quality).unwrap();
+        let started = Instant::now();
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                let mut stream = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
+                scope.spawn(move || assert_eq!(ask(&mut stream, "").unwrap().1.len(), 100_000));
+            }
+        });
+        let elapsed = started.elapsed();
+        assert!(elapsed >= Duration::from_millis(300), "{elapsed:?}");
+        assert!(proxy.traffic().down_bytes > 300_000);
     }
 
     #[test]

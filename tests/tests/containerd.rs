@@ -441,7 +441,11 @@ fn docker_pulls_runs_and_builds() -> Result<()> {
 #[ignore = "needs root"]
 fn root_a_container_outlives_everybody() -> Result<()> {
     let mut host = Host::with("containerd-crash", "[images]\nbackground_fill = false\n")?;
-    let slow = Quality { delay: Duration::from_millis(20), bytes_per_second: Some(8 << 20) };
+    let slow = Quality {
+        delay: Duration::from_millis(20),
+        bytes_per_second: Some(8 << 20),
+        ..Quality::default()
+    };
     let proxy = Proxy::start(host.registry.port(), slow)?;
     host.push("app", "app")?;
     let image = format!("127.0.0.1:{}/app:v1", proxy.port());

@@ -58,7 +58,11 @@ fn root_killed_worker_costs_nobody_an_error() -> Result<()> {
 #[test]
 #[ignore = "needs root"]
 fn root_killed_workers_under_load() -> Result<()> {
-    let quality = Quality { delay: Duration::from_millis(10), bytes_per_second: Some(10 << 20) };
+    let quality = Quality {
+        delay: Duration::from_millis(10),
+        bytes_per_second: Some(10 << 20),
+        ..Quality::default()
+    };
     let world = world("crash-load", quality)?;
     let repository = lonely(400, 60_000)?;
     let tree = world.quick(&repository)?;

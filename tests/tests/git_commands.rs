@@ -221,7 +221,11 @@ fn root_looking_fetches_nothing() -> Result<()> {
 }
 
 /// So far away that a fetch takes seconds, and one can look before it is done.
-const FAR: Quality = Quality { delay: Duration::from_millis(300), bytes_per_second: None };
+const FAR: Quality = Quality {
+    delay: Duration::from_millis(300),
+    bytes_per_second: None,
+    shared_bytes_per_second: None,
+};
 
 /// The commits of `HEAD`.
 const LOG: [&str; 2] = ["log", "--format=%H %s"];

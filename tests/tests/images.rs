@@ -227,7 +227,11 @@ fn root_evicted_layers_come_back_in_parts() -> Result<()> {
 #[ignore = "needs root"]
 fn root_killed_workers_while_layers_are_read() -> Result<()> {
     let images = Images::new("images-workers")?;
-    let slow = Quality { delay: Duration::from_millis(20), bytes_per_second: Some(8 << 20) };
+    let slow = Quality {
+        delay: Duration::from_millis(20),
+        bytes_per_second: Some(8 << 20),
+        ..Quality::default()
+    };
     let proxy = Proxy::start(images.registry.port(), slow)?;
     let (_, files) = images.lazy(&proxy)?;
     let crowds: Vec<Crowd> = [Kind::Read, Kind::MmapPrivate, Kind::Pread]

@@ -124,7 +124,11 @@ fn root_killed_supervisors_under_load() -> Result<()> {
     const READERS: usize = 8;
     let kills = std::env::var("HYDRANT_TEST_KILLS").ok().and_then(|kills| kills.parse().ok());
     let kills: usize = kills.unwrap_or(20);
-    let quality = Quality { delay: Duration::from_millis(5), bytes_per_second: Some(40 << 20) };
+    let quality = Quality {
+        delay: Duration::from_millis(5),
+        bytes_per_second: Some(40 << 20),
+        ..Quality::default()
+    };
     let world = world("restart-load", quality)?;
     let repository = lonely(4000, 20_000)?;
     let tree = world.quick(&repository)?;

@@ -26,7 +26,8 @@ fn workers(world: &World, arguments: &[&str]) -> Result<Vec<Worker>> {
 /// A slow line, so that there is always something in flight.
 fn slow() -> Setting {
     let bytes_per_second = Some(guest::or(4 << 20, 512 << 10));
-    let quality = Quality { delay: Duration::from_millis(20), bytes_per_second };
+    let quality =
+        Quality { delay: Duration::from_millis(20), bytes_per_second, ..Quality::default() };
     Setting { proxy: Some(quality), ..Setting::default() }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use hydrant_tests::bench::{calls, cold, fetch, import, warm};
+use hydrant_tests::bench::{calls, cold, fetch, images, import, warm};
 use hydrant_tests::repository::{generated, u_boot_shape};
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -22,6 +22,8 @@ enum Part {
     Calls,
     Cold,
     Import,
+    /// Container images, beside other ways to run them. Not among the default ones: it fetches programs.
+    Images,
 }
 
 #[derive(Parser)]
@@ -34,13 +36,16 @@ struct Arguments {
     /// Numbers of files to import.
     #[arg(long, value_delimiter = ',', default_value = "100000,1000000")]
     files: Vec<usize>,
+    /// How often each start of a container is measured.
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
     /// A file for the tables, beside standard output.
     #[arg(long)]
     output: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
-    let Arguments { mut parts, round_trips_ms, files, output } = Arguments::parse();
+    let Arguments { mut parts, round_trips_ms, files, runs, output } = Arguments::parse();
     let mut file = output.map(File::create).transpose().context("can't write the tables")?;
     if parts.is_empty() {
         parts = vec![Part::Fetch, Part::Warm, Part::Calls, Part::Cold, Part::Import];
@@ -59,6 +64,7 @@ fn main() -> Result<()> {
             Part::Calls => calls::run()?,
             Part::Cold => cold::run(&round_trips)?,
             Part::Import => import::run(&files)?,
+            Part::Images => images::run(runs)?,
         };
         for table in tables {
             print!("{table}");
