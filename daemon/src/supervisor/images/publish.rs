@@ -159,9 +159,9 @@ impl Supervisor {
 
     /// The segment of a layer that is all there.
     async fn whole_segment(&self, tree: &Tree) -> Result<crate::ids::SegmentId, ApiError> {
-        let segments = self.catalog.segments(tree.pool).await.map_err(catalog)?;
-        let segment = segments.iter().find(|segment| tree.segments.contains(&segment.id));
-        let segment = segment.ok_or_else(|| ApiError::internal("a layer has no segment"))?;
+        let segments = self.catalog.segments_of(tree).await.map_err(catalog)?;
+        let segment =
+            segments.first().ok_or_else(|| ApiError::internal("a layer has no segment"))?;
         if segment.complete {
             return Ok(segment.id);
         }

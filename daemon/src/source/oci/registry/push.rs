@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION, USER_AGENT};
-use reqwest::{Method, Response, StatusCode, Url};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, LOCATION};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 
-use super::host::{AGENT, Host, answered};
+use super::host::{Host, answered};
 use super::{Registry, refused};
 use crate::object::ObjectId;
 use crate::source::FetchError;
-use crate::source::git::{Origin, check_status, shown};
+use crate::source::git::{check_status, shown};
 use crate::source::oci::artifact::{EMPTY, What, list_tag, list_with, listed};
 use crate::source::oci::digest;
 use crate::source::oci::document::{Descriptor, OCI_INDEX, OCI_MANIFEST};
@@ -146,32 +146,17 @@ impl Host {
         body: Bytes,
         kind: &str,
     ) -> Result<Response, FetchError> {
-        let ours = Origin::from(&url) == self.origin;
-        let mut asked = false;
-        loop {
-            let proof = if ours { self.auth.current() } else { None };
-            let mut request = self.client.request(method.clone(), url.clone());
-            if ours {
-                request = request.headers(self.extra.clone());
+        // the answer comes when all of the body is there
+        let patience = self.patience + Duration::from_secs(body.len() as u64 / PUSH_PACE);
+        let complete =
+            |request: RequestBuilder| request.header(CONTENT_TYPE, kind).body(body.clone());
+        let response = self.send_proved(method, &url, patience, &mut false, complete).await?;
+        match response.status() {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                let at = shown(&url);
+                Err(refused(format!("the registry does not let us write to {at}")))
             }
-            request = request.header(CONTENT_TYPE, kind).header(USER_AGENT, AGENT);
-            if let Some(proof) = &proof {
-                request = request.header(AUTHORIZATION, proof.clone());
-            }
-            // the answer comes when all of the body is there
-            let patience = self.patience + Duration::from_secs(body.len() as u64 / PUSH_PACE);
-            let response = self.send_within(patience, request.body(body.clone()), &url).await?;
-            match response.status() {
-                StatusCode::UNAUTHORIZED if ours && !asked => {
-                    asked = true;
-                    self.auth.renew(self, response.headers(), proof).await?;
-                }
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                    let at = shown(&url);
-                    return Err(refused(format!("the registry does not let us write to {at}")));
-                }
-                _ => return Ok(response),
-            }
+            _ => Ok(response),
         }
     }
 }
