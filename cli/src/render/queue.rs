@@ -105,22 +105,22 @@ ID  STATE         AGE  PID  COMMAND   UID  WORKER  TRIES  PATH              RANG
         assert_eq!(
             super::event(&samples::event()),
             "\
-id       7
-state    in flight
-age      1.24 s
-tree     /srv/u-boot
-path     common/board_f.c
-segment  5
-range    4096+8192
-pid      812
-command  make
-uid      1000
-cgroup   /user.slice/a.scope
-shard    0
-worker   4711
-tries    2
-origin   https://example.org/u-boot.git
-reason   connection refused, trying again
+id         7
+state      in flight
+age        1.24 s
+tree       /srv/u-boot
+path       common/board_f.c
+segment    5
+range      4096+8192
+pid        812
+command    make
+uid        1000
+cgroup     /user.slice/a.scope
+shard      0
+worker     4711
+tries      2
+origin     https://example.org/u-boot.git
+reason     connection refused, trying again
 "
         );
         assert!(!super::event(&samples::bare_event()).contains("cgroup"));
