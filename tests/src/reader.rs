@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
 use crate::access::Kind;
@@ -83,6 +83,23 @@ pub fn expect_right(kind: Kind, file: &Path, truth: &Path) -> Result<()> {
         End::Right => Ok(()),
         end => bail!("{kind:?} of {}: {end:?}", file.display()),
     }
+}
+
+/// That some of these files can't be read, for want of room, and what is read of them is right. Each is read twice: what a
+/// failed attempt has left behind is no content.
+pub fn expect_some_denied(files: &[(PathBuf, PathBuf)]) -> Result<()> {
+    let mut denied = 0;
+    for kinds in [[Kind::Read, Kind::MmapShared], [Kind::MmapPrivate, Kind::Read]] {
+        for ((file, truth), kind) in files.iter().zip(kinds.into_iter().cycle()) {
+            match access(kind, file, truth)? {
+                End::Right => {}
+                End::Errno(libc::ENOSPC | libc::EIO) | End::Signal(libc::SIGBUS) => denied += 1,
+                other => bail!("{kind:?} of {}: {other:?}", file.display()),
+            }
+        }
+    }
+    ensure!((2..2 * files.len()).contains(&denied), "{denied} of {} twice", files.len());
+    Ok(())
 }
 
 /// Readers that go through files again and again and compare every byte, until they are told to finish.

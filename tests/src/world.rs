@@ -184,6 +184,17 @@ impl World {
         Ok(wants.filter(|id| blobs.contains(*id)).cloned().collect())
     }
 
+    /// Fills the state directory's file system but for so many bytes. There is room again when the file is removed.
+    pub fn fill_disk(&self, room: u64) -> Result<PathBuf> {
+        let state = &self.daemon.directories().state;
+        let free = nix::sys::statvfs::statvfs(state)?;
+        let free = free.blocks_available() * free.fragment_size();
+        let ballast = state.join("ballast");
+        let length = free.checked_sub(room).context("there is less room already")?.to_string();
+        Run::program("fallocate", &["-l", &length, &ballast.to_string_lossy()]).check()?;
+        Ok(ballast)
+    }
+
     /// Files of [`lonely`] in `tree` with their truth.
     pub fn lonely_files(
         &self,

@@ -4,38 +4,31 @@
 //! The error is `EIO`: the page cache keeps no other one for a page that could not be read
 //! (`filemap_read_folio` in `mm/filemap.c`).
 
-use anyhow::{Result, ensure};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use hydrant_daemon::fanotify::DenyErrno;
+use hydrant_daemon::range::ByteRange;
+use hydrant_daemon::segment::presence;
+use hydrant_daemon::worker::fill;
 use hydrant_tests::access::Kind;
-use hydrant_tests::reader::{End, access, expect_right};
-use hydrant_tests::state_fs::StateFs;
+use hydrant_tests::process::Run;
+use hydrant_tests::reader::{expect_right, expect_some_denied};
+use hydrant_tests::scratch::Scratch;
+use hydrant_tests::state_fs::{StateFs, mount};
 use hydrant_tests::world::{Setting, World};
+use nix::fcntl::{FallocateFlags, fallocate};
 
 fn full(state_fs: StateFs) -> Result<()> {
     let setting = Setting { state_fs, state_bytes: 512 << 20, ..Setting::default() };
     let world = World::with(&format!("full-{state_fs}"), setting)?;
     let (tree, files) = world.lonely_tree(20, 8_000_000)?;
-    // Leave room for some of the files only.
-    let state = world.daemon.directories().state.clone();
-    let free = nix::sys::statvfs::statvfs(&state)?;
-    let free = free.blocks_available() * free.fragment_size();
-    let ballast = state.join("ballast");
-    let length = (free - (40 << 20)).to_string();
-    let allocate = hydrant_tests::process::Run::program(
-        "fallocate",
-        &["-l", &length, &ballast.to_string_lossy()],
-    );
-    allocate.check()?;
+    // room for some of the files only
+    let ballast = world.fill_disk(40 << 20)?;
 
-    let mut denied = 0;
-    for (n, (file, truth)) in files.iter().enumerate() {
-        let kind = if n % 2 == 0 { Kind::Read } else { Kind::MmapShared };
-        match access(kind, file, truth)? {
-            End::Right => {}
-            End::Errno(libc::ENOSPC | libc::EIO) | End::Signal(libc::SIGBUS) => denied += 1,
-            other => anyhow::bail!("{}: {other:?}", file.display()),
-        }
-    }
-    ensure!((1..20).contains(&denied), "{denied} of 20 were denied");
+    expect_some_denied(&files)?;
     let reason = "No space left on device";
     ensure!(world.daemon.log_tail(200).contains(reason), "the log does not say why");
     let trouble = world.daemon.mount_of(&tree)?.trouble.unwrap_or_default();
@@ -59,4 +52,64 @@ fn root_ext4() -> Result<()> {
 #[ignore = "needs root"]
 fn root_xfs() -> Result<()> {
     full(StateFs::Xfs)
+}
+
+/// What did not get onto the disk counts as absent, wherever on it there was no more room: a block is absent or right.
+#[test]
+#[ignore = "needs root"]
+fn root_blocks_are_absent_or_right() -> Result<()> {
+    const PIECE: u64 = 1 << 20;
+    let scratch = Scratch::new("full-blocks")?;
+    for kind in [StateFs::Ext4, StateFs::Xfs] {
+        let place = scratch.path().join(kind.to_string());
+        mount(kind, &place, 512 << 20)?;
+        let (ballast, segment) = (place.join("ballast"), place.join("segment"));
+        for room in (0..24).map(|n| (2 * PIECE) + n * 20_480) {
+            let file = fs_err::File::create(&ballast)?.into_parts().0;
+            fill_up(&file)?;
+            file.set_len(file.metadata()?.len() - room)?;
+            file.sync_all()?;
+            let file = fs_err::OpenOptions::new()
+                .create(true)
+                .truncate(true)
+                .read(true)
+                .write(true)
+                .open(&segment)?
+                .into_parts()
+                .0;
+            file.set_len(16 * PIECE)?;
+            let content = vec![0xaa; PIECE as usize];
+            let mut offsets = (0..15).map(|n| n * PIECE + 0x1_0000);
+            let failed = offsets.find_map(|at| fill::write(&file, &content, at).err());
+            let failed = failed.context("there was room for all of it")?;
+            ensure!(fill::deny_errno(&failed) == DenyErrno::Enospc, "{failed}");
+            for run in presence::data(&file, ByteRange::new(0, 16 * PIECE)) {
+                let run = run?;
+                let mut found = vec![0; usize::try_from(run.len())?];
+                file.read_exact_at(&mut found, run.offset())?;
+                let wrong = found.iter().position(|byte| *byte != 0xaa);
+                ensure!(wrong.is_none(), "{kind}, room for {room}: {run:?}, {wrong:?}");
+            }
+            fs_err::remove_file(&segment)?;
+            fs_err::remove_file(&ballast)?;
+            // what was removed is free only then
+            Run::program("sync", &["-f", text(&place)?]).check()?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes a file as large as it can be. (How much that is, no number of statvfs(3) says.)
+fn fill_up(file: &File) -> Result<()> {
+    let mut len = 0;
+    for piece in [64 << 20, 4 << 20, 256 << 10, 16 << 10, 4096] {
+        while fallocate(file, FallocateFlags::empty(), len, piece).is_ok() {
+            len += piece;
+        }
+    }
+    Ok(file.set_len(len.try_into()?)?)
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("a directory of a test is UTF-8")
 }

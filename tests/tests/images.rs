@@ -8,8 +8,9 @@ use anyhow::{Context, Result, ensure};
 use hydrant_tests::access::Kind;
 use hydrant_tests::process::until;
 use hydrant_tests::proxy::{Proxy, Quality};
-use hydrant_tests::reader::{Crowd, End, end, expect_right, start};
+use hydrant_tests::reader::{Crowd, End, end, expect_right, expect_some_denied, start};
 use hydrant_tests::registry::{Front, Registry, listed, same_list};
+use hydrant_tests::state_fs::StateFs;
 use hydrant_tests::world::{Setting, World};
 use nix::sys::signal::{Signal, kill};
 
@@ -29,7 +30,11 @@ impl Images {
 
     /// With lines of the daemon's configuration.
     fn with(name: &str, configuration: &'static str) -> Result<Self> {
-        let world = World::with(name, Setting { configuration, ..Setting::default() })?;
+        Self::set(name, Setting { configuration, ..Setting::default() })
+    }
+
+    fn set(name: &str, setting: Setting) -> Result<Self> {
+        let world = World::with(name, setting)?;
         let registry = Registry::start(&world.path("registry"))?;
         Ok(Self { world, registry })
     }
@@ -215,6 +220,32 @@ fn root_evicted_layers_come_back_in_parts() -> Result<()> {
     ensure!(counters.received_bytes < before.segment_bytes / 3, "{counters:?} of {before:?}");
     let expected = images.registry.unpacked("big")?;
     same_list(&expected, &listed(&tree)?)?;
+    images.hydrant(&["prefetch", text(&tree)?])?;
+    until("both layers are complete", Duration::from_secs(60), || {
+        let mount = images.world.daemon.mount_of(&tree).ok()?;
+        (mount.complete_segments == 2).then_some(())
+    })
+}
+
+/// With a full disk, readers of layers get an error whose reason is told, never wrong bytes. It goes on when there is
+/// room.
+#[test]
+#[ignore = "needs root"]
+fn root_a_full_disk() -> Result<()> {
+    let configuration = "[images]\nbackground_fill = false\n";
+    let (state_fs, state_bytes) = (StateFs::Ext4, 512 << 20);
+    let setting = Setting { configuration, state_fs, state_bytes, ..Setting::default() };
+    let images = Images::set("images-full", setting)?;
+    let proxy = Proxy::start(images.registry.port(), Quality::default())?;
+    let (tree, files) = images.lazy(&proxy)?;
+    let segment_bytes = images.world.daemon.mount_of(&tree)?.segment_bytes;
+    let ballast = images.world.fill_disk(segment_bytes / 2)?;
+    expect_some_denied(&files)?;
+    let reason = "No space left on device";
+    let trouble = images.world.daemon.mount_of(&tree)?.trouble.unwrap_or_default();
+    ensure!(trouble.contains(reason), "status says {trouble:?}");
+    fs_err::remove_file(&ballast)?;
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::MmapPrivate, file, truth))?;
     images.hydrant(&["prefetch", text(&tree)?])?;
     until("both layers are complete", Duration::from_secs(60), || {
         let mount = images.world.daemon.mount_of(&tree).ok()?;

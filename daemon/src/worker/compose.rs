@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 
+use super::fill;
 use crate::range::ByteRange;
 use crate::segment::extents::Extents;
 use crate::segment::frame::Frame;
@@ -34,7 +35,7 @@ impl Composition {
             let mut at = hole.offset();
             while at < hole.end() {
                 let piece = ByteRange::new(at, PIECE.min(hole.end() - at));
-                self.pack.write_all_at(&self.make(piece)?, at)?;
+                fill::write(&self.pack, &self.make(piece)?, at)?;
                 at = piece.end();
             }
         }

@@ -10,12 +10,13 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 
 use super::ObjectNo;
 use crate::fanotify::DenyErrno;
 use crate::ids::SegmentId;
-use crate::range::ByteRange;
+use crate::range::{BLOCK, ByteRange};
 use crate::source::Content;
 
 /// Content that is not in memory is copied in pieces of so many bytes.
@@ -53,7 +54,7 @@ impl Target {
         match content {
             Content::Memory(mut bytes) => {
                 bytes.resize(usize::try_from(blocks).map_err(io::Error::other)?, 0);
-                self.data.write_all_at(&bytes, self.range.offset())?;
+                write(&self.data, &bytes, self.range.offset())?;
             }
             Content::Spooled { file, .. } => {
                 let mut piece = vec![0; PIECE];
@@ -63,13 +64,37 @@ impl Target {
                     let content = (len.saturating_sub(at)).min(piece.len() as u64) as usize;
                     file.read_exact_at(&mut piece[..content], at)?;
                     piece[content..].fill(0);
-                    self.data.write_all_at(piece, self.range.offset() + at)?;
+                    write(&self.data, piece, self.range.offset() + at)?;
                     at += piece.len() as u64;
                 }
             }
         }
         Ok(!self.done.swap(true, Ordering::AcqRel))
     }
+}
+
+/// Writes whole blocks into a segment.
+///
+/// Room is made before, as unwritten extents, which `SEEK_DATA` takes for holes. Without it, a write that finds the disk
+/// full may leave blocks of zeros behind that count as data: ext4 prepares a large folio block by block, and fills up
+/// what it had got when there was no more (`folio_zero_new_buffers` in `fs/buffer.c`).
+pub fn write(data: &File, blocks: &[u8], offset: u64) -> io::Result<()> {
+    if blocks.len() as u64 > BLOCK {
+        let end = |number: u64| i64::try_from(number).map_err(io::Error::other);
+        let (at, len) = (end(offset)?, end(blocks.len() as u64)?);
+        match fallocate(data, FallocateFlags::FALLOC_FL_KEEP_SIZE, at, len) {
+            Ok(()) => {}
+            // such as ext4 without extents: there is nothing to be filled up in a single block
+            Err(Errno::EOPNOTSUPP) => {
+                return blocks
+                    .chunks(BLOCK as usize)
+                    .zip((offset..).step_by(BLOCK as usize))
+                    .try_for_each(|(block, at)| data.write_all_at(block, at));
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    data.write_all_at(blocks, offset)
 }
 
 /// Writes zeros into a range that belongs to no object.

@@ -38,7 +38,7 @@ pub fn run(plan: &Path) -> Result<()> {
     let mut guest = Guest { plan, daemon, report: Mutex::new(report) };
     let done = guest.round();
     if let Err(error) = &done {
-        let text = format!("{error:#}\n{}{}", guest.daemon.log_tail(60), what_waits());
+        let text = format!("{error:#}\n{}{}", guest.daemon.log_tail(200), what_waits());
         guest.tell(&Report::Failed(found(text, false)))?;
     }
     done
