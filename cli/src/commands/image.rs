@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use hydrant_api::{
     Evicted, Image as Pulled, ImageRequest, IndexRequest, MountImageRequest, PullRequest,
-    RmRequest, Summary, TraceRequest, TracedLayer,
+    RmRequest, Status, Summary, TraceRequest, TracedLayer, path_from_text,
 };
 
 use crate::context::Context;
@@ -256,8 +256,10 @@ impl TraceCommand {
                         clean_line(&reference)
                     ));
                 }
-                let directory =
-                    std::env::temp_dir().join(format!("hydrant-record-{}", std::process::id()));
+                // where nobody else can put anything
+                let status: Status = client.get("/v1/status").await?;
+                let name = format!("record-{}", std::process::id());
+                let directory = path_from_text(&status.run_dir).join(name);
                 record(context, &reference, &directory, &command).await?;
                 let request = TraceRequest { reference, record: false };
                 let layers: Vec<TracedLayer> = client.post("/v1/image/trace", &request).await?;
