@@ -14,7 +14,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use hydrant_api::Summary;
 
 pub use failed::failed;
-pub use images::images;
+pub use images::{images, traces};
 pub use mounts::{list, mount};
 pub use queue::{event, events};
 pub use status::status;

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use hydrant_api::{
     Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, IndexRequest, Mount,
     MountImageRequest, PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest,
-    RmRequest, Status, Summary, UmountRequest, Worker,
+    RmRequest, Status, Summary, TraceRequest, TracedLayer, UmountRequest, Worker,
 };
 
 pub use caller::Caller;
@@ -97,6 +97,12 @@ pub trait Service: Send + Sync + 'static {
         request: IndexRequest,
         progress: ProgressSender,
     ) -> impl Future<Output = Result<Summary, ApiError>> + Send;
+
+    fn trace_image(
+        &self,
+        caller: Caller,
+        request: TraceRequest,
+    ) -> impl Future<Output = Result<Vec<TracedLayer>, ApiError>> + Send;
 
     /// Pulls it first, if it is not there.
     fn mount_image(

@@ -191,19 +191,12 @@ impl Parent {
         let kept = self.kept.iter().map(|(name, fd)| (name.as_str(), fd.as_fd()));
         let held = self.keeper.iter().flat_map(Keeper::for_supervisor);
         let fds: Vec<_> = kept.chain(held).collect();
-        let mut spawn = Spawn::program(program)
-            .outlives_us()
+        let mut spawn = child(program, arguments)
             .variable("NOTIFY_SOCKET", self.listener.address())
             .variable("LISTEN_FDS", fds.len().to_string());
         // `LISTEN_PID` is missing: it can't be known before the fork
         let names: Vec<_> = fds.iter().map(|(name, _)| *name).collect();
         spawn = spawn.variable("LISTEN_FDNAMES", names.join(":"));
-        for argument in arguments {
-            spawn = spawn.argument(argument);
-        }
-        for (name, value) in environment() {
-            spawn = spawn.variable(name, value);
-        }
         for (_, fd) in fds {
             match fd.try_clone_to_owned() {
                 Ok(fd) => spawn = spawn.fd(fd),
@@ -327,13 +320,17 @@ impl Parent {
     }
 }
 
-/// What our children get of our environment.
-fn environment() -> impl Iterator<Item = (OsString, OsString)> {
+/// A child of ours, with our environment but for what the service manager's protocol says.
+fn child(program: &Path, arguments: &[OsString]) -> Spawn {
     let of_protocol = |name: &OsString| {
         let name = name.to_string_lossy();
         name == "NOTIFY_SOCKET" || name.starts_with("LISTEN_")
     };
-    std::env::vars_os().filter(move |(name, _)| !of_protocol(name))
+    std::env::vars_os()
+        .filter(|(name, _)| !of_protocol(name))
+        .fold(Spawn::program(program).outlives_us().arguments(arguments), |spawn, (name, value)| {
+            spawn.variable(name, value)
+        })
 }
 
 fn wait(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> io::Result<()> {

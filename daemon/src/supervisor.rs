@@ -85,6 +85,8 @@ pub struct Supervisor {
     layers: tokio::sync::Mutex<()>,
     /// Pulls for containerd that were of no use, and when.
     useless_pulls: Mutex<HashMap<String, Instant>>,
+    /// Layers of which something comes by itself.
+    fills: Arc<Mutex<images::Fills>>,
     end: watch::Sender<Option<manager::End>>,
     /// No other supervisor on this machine has, had or will have it until the next boot.
     instance: u64,

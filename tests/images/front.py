@@ -7,7 +7,9 @@ Prints its port. Who has no token is sent to its token server (`/token`), which 
 What is asked is written to DIRECTORY/log; whatever is wrong to DIRECTORY/wrong. With a file DIRECTORY/lie, answers to requests
 for a range are not what was asked for.
 """
-import base64, http.server, json, os, sys, threading, urllib.error, urllib.parse, urllib.request
+import base64, json, os, sys, threading, urllib.parse
+
+from passing import Passing, serve
 
 UPSTREAM, DIRECTORY = sys.argv[1:3]
 OPEN = "--open" in sys.argv
@@ -20,20 +22,7 @@ def note(name, line):
         file.write(line + "\n")
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self, status, headers={}, body=b""):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
+class Handler(Passing):
     def note_request(self):
         authorization = self.headers.get("Authorization", "")
         header = self.headers.get("X-Test", "")
@@ -84,22 +73,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.forward(self.path)
 
     def forward(self, path):
-        request = urllib.request.Request(UPSTREAM + path)
-        for name in ["Accept", "Range"]:
-            if name in self.headers:
-                request.add_header(name, self.headers[name])
-        try:
-            answer = urllib.request.urlopen(request, timeout=60)
-        except urllib.error.HTTPError as error:
-            return self.answer(error.code)
-        body = answer.read()
-        headers = {name: answer.headers[name] for name in ["Content-Type", "Content-Range", "Docker-Content-Digest"]
-                   if name in answer.headers}
+        status, headers, body = self.ask(UPSTREAM + path)
         if "Range" in self.headers and os.path.exists(f"{DIRECTORY}/lie"):
             body = bytes(byte ^ 0x55 for byte in body)
-        self.answer(answer.status, headers, body)
+        self.answer(status, headers, body)
 
 
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-print(server.server_port, flush=True)
-server.serve_forever()
+serve(Handler)

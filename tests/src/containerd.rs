@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use prost::Message;
 
 use crate::grpc;
-use crate::process::{Leashed, Run, alive, leash, require, until};
+use crate::process::{Leashed, Run, alive, last_lines, leash, require, until};
 use crate::snapshots::{Mounted, Snapshots};
 
 /// A directory with other versions of the programs, if they are wanted.
@@ -312,9 +312,7 @@ impl Containerd {
     /// The end of its log.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        let log = fs_err::read_to_string(self.directory.join("log")).unwrap_or_default();
-        let lines: Vec<_> = log.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+        last_lines(&self.directory.join("log"), 30)
     }
 }
 

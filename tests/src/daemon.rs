@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::admin::Admin;
-use crate::process::{Leashed, Output, Run, alive, leash, until};
+use crate::process::{Leashed, Output, Run, alive, last_lines, leash, until};
 use crate::scratch::unmount_below;
 
 /// The directory of the build profile in which this program is, such as `target/debug`.
@@ -279,11 +279,8 @@ impl Daemon {
     pub fn log_tail(&self, lines: usize) -> String {
         let mut tail = String::new();
         for log in [&self.log, &self.directories.log()] {
-            if let Ok(text) = std::fs::read(log) {
-                let text = String::from_utf8_lossy(&text).into_owned();
-                let all: Vec<&str> = text.lines().collect();
-                let last = &all[all.len().saturating_sub(lines)..];
-                tail += &format!("--- {}\n{}\n", log.display(), last.join("\n"));
+            if log.exists() {
+                tail += &format!("--- {}\n{}\n", log.display(), last_lines(log, lines));
             }
         }
         tail

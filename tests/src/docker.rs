@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::containerd::Containerd;
-use crate::process::{Run, Running, until};
+use crate::process::{Run, Running, last_lines, until};
 
 /// A running `dockerd` without a network of its own. It ends with its containerd.
 #[derive(Debug)]
@@ -61,9 +61,7 @@ impl<'a> Docker<'a> {
     }
 
     fn log_tail(&self) -> String {
-        let log = fs_err::read_to_string(self.directory.join("log")).unwrap_or_default();
-        let lines: Vec<_> = log.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+        last_lines(&self.directory.join("log"), 30)
     }
 }
 

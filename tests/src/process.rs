@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Mutex, OnceLock};
@@ -71,7 +72,7 @@ impl Run {
 
     /// A script for `sh -euc`, with `arguments` as `$1` and so on.
     #[must_use]
-    pub fn shell(script: &str, arguments: &[&std::path::Path]) -> Self {
+    pub fn shell(script: &str, arguments: &[&Path]) -> Self {
         let mut command = Command::new("sh");
         command.args(["-euc", script, "sh"]).args(arguments);
         Self::new(command)
@@ -91,7 +92,7 @@ impl Run {
     }
 
     #[must_use]
-    pub fn current_dir(mut self, directory: &std::path::Path) -> Self {
+    pub fn current_dir(mut self, directory: &Path) -> Self {
         self.command.current_dir(directory);
         self
     }
@@ -241,6 +242,15 @@ pub fn alive(pid: Pid) -> bool {
     })
 }
 
+/// The last lines of a log, or none where there is no log.
+#[must_use]
+pub fn last_lines(log: &Path, lines: usize) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         // Not yet waited for: the thread that waits has the child, so the number is still its own.
@@ -328,7 +338,7 @@ pub fn require(programs: &[(&str, &str)]) -> Result<()> {
     let path = std::env::var("PATH").unwrap_or_default();
     let places = || path.split(':').chain(["/usr/sbin", "/sbin", "/usr/local/sbin"]);
     for (program, package) in programs {
-        if !places().any(|place| std::path::Path::new(place).join(program).exists()) {
+        if !places().any(|place| Path::new(place).join(program).exists()) {
             bail!("{program} is not installed (Debian: apt-get install {package})");
         }
     }

@@ -56,6 +56,12 @@ pub fn start(kind: Kind, file: &Path, truth: &Path) -> Result<Running> {
     reader(&[], kind, file, truth)?.start()
 }
 
+/// Starts one for each kind of access, each on a file of its own.
+pub fn start_each(kinds: &[Kind], files: &[(PathBuf, PathBuf)]) -> Result<Vec<Running>> {
+    let pairs = kinds.iter().zip(files);
+    pairs.map(|(kind, (file, truth))| start(*kind, file, truth)).collect()
+}
+
 /// What an ended reader's output means.
 pub fn end(output: &Output) -> Result<End> {
     let text = output.text();

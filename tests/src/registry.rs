@@ -6,10 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::fcntl::{Flock, FlockArg};
 
 use crate::process::{Leashed, Run, leash, require, until};
-use crate::repository::cache_directory;
+use crate::repository::cached_directory;
 use crate::server::free_port;
 
 /// How long a script may take.
@@ -179,21 +178,11 @@ impl Registry {
 /// The layers of an image of Debian packages, which are made once.
 fn debian(kind: &str) -> Result<PathBuf> {
     require(&[("apt-get", "apt"), ("dpkg-deb", "dpkg")])?;
-    let cache = cache_directory()?;
-    fs_err::create_dir_all(&cache)?;
-    let path = cache.join(format!("image-{kind}-1"));
-    let lock = fs_err::File::create(cache.join(format!("image-{kind}-1.lock")))?.into_parts().0;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
-        .map_err(|(_, error)| error)
-        .context("can't lock the cache of images")?;
-    if !path.exists() {
-        let new = tempfile::Builder::new().prefix("new-").tempdir_in(&cache)?;
+    cached_directory(&format!("image-{kind}-1"), |new| {
         let mut command = Command::new("python3");
-        command.arg(script("debian.py")).arg(kind).arg(new.path());
-        Run::new(command).time_out(Duration::from_secs(900)).check()?;
-        fs_err::rename(new.keep(), &path)?;
-    }
-    Ok(path)
+        command.arg(script("debian.py")).arg(kind).arg(new);
+        Run::new(command).time_out(Duration::from_secs(900)).check().map(drop)
+    })
 }
 
 /// All that can be seen of a tree.

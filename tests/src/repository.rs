@@ -91,29 +91,19 @@ pub fn cached(
     format: &str,
     build: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<Repository> {
-    let cache = cache_directory()?;
-    fs_err::create_dir_all(&cache)?;
-    let path = cache.join(format!("{name}.git"));
-    // Two tests may want it at once; one makes it.
-    let lock = fs_err::File::create(cache.join(format!("{name}.lock")))?.into_parts().0;
-    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
-        .map_err(|(_, error)| error)
-        .context("can't lock the repository cache")?;
-    if !path.exists() {
-        let new = tempfile::Builder::new().prefix("new-").tempdir_in(&cache)?;
+    let path = cached_directory(&format!("{name}.git"), |new| {
         let init = ["init", "-q", "--bare", "-b", MAIN, "--object-format", format];
         let mut command = Command::new("git");
-        command.args(init).arg(new.path());
+        command.args(init).arg(new);
         Run::new(command).check()?;
-        build(new.path())?;
+        build(new)?;
         let repack = "git -C \"$1\" repack -qadb && git -C \"$1\" pack-refs --all \
                       && git -C \"$1\" update-server-info && git -C \"$1\" commit-graph write --reachable";
         let patience = Duration::from_secs(900);
-        Run::shell(repack, &[new.path()]).time_out(patience).check()?;
+        Run::shell(repack, &[new]).time_out(patience).check()?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        fs_err::set_permissions(new.path(), mode)?;
-        fs_err::rename(new.keep(), &path)?;
-    }
+        Ok(fs_err::set_permissions(new, mode)?)
+    })?;
     Ok(Repository { path })
 }
 
@@ -145,8 +135,29 @@ pub fn lonely_path(n: usize) -> String {
     format!("dir-{n:04}/file-{n:04}.bin")
 }
 
+/// A directory that is made once for all tests, by `build`. `name` says everything that its content depends on.
+pub(crate) fn cached_directory(
+    name: &str,
+    build: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let cache = cache_directory()?;
+    fs_err::create_dir_all(&cache)?;
+    let path = cache.join(name);
+    // Two tests may want it at once; one makes it.
+    let lock = fs_err::File::create(cache.join(format!("{name}.lock")))?.into_parts().0;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .context("can't lock what tests keep")?;
+    if !path.exists() {
+        let new = tempfile::Builder::new().prefix("new-").tempdir_in(&cache)?;
+        build(new.path())?;
+        fs_err::rename(new.keep(), &path)?;
+    }
+    Ok(path)
+}
+
 /// Where what is made once for all tests is kept.
-pub(crate) fn cache_directory() -> Result<PathBuf> {
+fn cache_directory() -> Result<PathBuf> {
     if let Some(cache) = std::env::var_os("HYDRANT_TEST_CACHE").filter(|v| !v.is_empty()) {
         return Ok(cache.into());
     }

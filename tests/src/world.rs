@@ -10,7 +10,7 @@ use crate::daemon::Daemon;
 use crate::guest;
 use crate::process::{Output, Run};
 use crate::proxy::{Proxy, Quality};
-use crate::repository::{MAIN, Repository, lonely_path};
+use crate::repository::{MAIN, Repository, lonely, lonely_path};
 use crate::scratch::Scratch;
 use crate::server::{GitServer, Manners, Offers, url_at};
 use crate::state_fs::{self, StateFs};
@@ -184,7 +184,7 @@ impl World {
         Ok(wants.filter(|id| blobs.contains(*id)).cloned().collect())
     }
 
-    /// Files of [`lonely`](crate::repository::lonely) in `tree` with their truth.
+    /// Files of [`lonely`] in `tree` with their truth.
     pub fn lonely_files(
         &self,
         repository: &Repository,
@@ -209,6 +209,19 @@ impl World {
         let tree = self.clone_lazy("repo", "tree", &["--history=none"])?;
         self.server.new_requests()?;
         Ok(tree)
+    }
+
+    /// A lazy clone, as by [`quick`](Self::quick), of [`lonely`] files of so many bytes: at `DIR`, and its files with their
+    /// truth.
+    pub fn lonely_tree(
+        &self,
+        count: usize,
+        bytes: usize,
+    ) -> Result<(PathBuf, Vec<(PathBuf, PathBuf)>)> {
+        let repository = lonely(count, bytes)?;
+        let tree = self.quick(&repository)?;
+        let files = self.lonely_files(&repository, &tree, 0..count)?;
+        Ok((tree, files))
     }
 
     /// The content of `path` (no quoting) in `repository`'s main branch.

@@ -309,7 +309,8 @@ const NODE: &[&str] = &[
 #[test]
 #[ignore = "needs root"]
 fn root_python() -> Result<()> {
-    let host = Host::new("containerd-python")?;
+    // what nobody reads does not come
+    let host = Host::with("containerd-python", "[images]\nbackground_fill = false\n")?;
     let image = host.push_debian("python", "gzip")?;
     host.hydrant(&["image", "pull", &image])?;
     host.hydrant(&["image", "evict", &image])?;

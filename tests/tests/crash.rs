@@ -1,7 +1,6 @@
 //! A crash is not an error: a reader whose event was in a worker that died gets its bytes from the next
 //! worker, and nobody ever reads zeros.
 
-use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -34,9 +33,7 @@ fn kill_workers(world: &World) -> Result<usize> {
 #[ignore = "needs root"]
 fn root_killed_worker_costs_nobody_an_error() -> Result<()> {
     let world = world("crash-worker", Quality::default())?;
-    let repository = lonely(8, 3_000_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..8)?;
+    let (_, files) = world.lonely_tree(8, 3_000_000)?;
     let kinds = [Kind::Read, Kind::MmapShared, Kind::MmapExec, Kind::Splice, Kind::IoUring];
     for (kind, (file, truth)) in kinds.into_iter().zip(&files) {
         world.proxy()?.hold();
@@ -89,9 +86,7 @@ fn root_killed_workers_under_load() -> Result<()> {
 #[ignore = "needs root"]
 fn root_killed_workers_with_unread_events() -> Result<()> {
     let world = world("crash-unread", Quality::default())?;
-    let repository = lonely(10, 20_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..10)?;
+    let (_, files) = world.lonely_tree(10, 20_000)?;
     let brokered = world.daemon.status()?.queue == "brokered";
     world.proxy()?.hold();
     let (mut readers, mut killed) = (Vec::new(), Vec::new());
@@ -134,9 +129,7 @@ fn root_killed_workers_with_unread_events() -> Result<()> {
 #[ignore = "needs root"]
 fn root_killed_daemon_comes_back() -> Result<()> {
     let mut world = world("crash-daemon", Quality::default())?;
-    let repository = lonely(6, 500_000)?;
-    let tree = world.quick(&repository)?;
-    let files: Vec<(PathBuf, PathBuf)> = world.lonely_files(&repository, &tree, 0..6)?;
+    let (tree, files) = world.lonely_tree(6, 500_000)?;
     for (file, truth) in &files[..3] {
         expect_right(Kind::Read, file, truth)?;
     }

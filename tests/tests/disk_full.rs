@@ -7,16 +7,13 @@
 use anyhow::{Result, ensure};
 use hydrant_tests::access::Kind;
 use hydrant_tests::reader::{End, access, expect_right};
-use hydrant_tests::repository::lonely;
 use hydrant_tests::state_fs::StateFs;
 use hydrant_tests::world::{Setting, World};
 
 fn full(state_fs: StateFs) -> Result<()> {
     let setting = Setting { state_fs, state_bytes: 512 << 20, ..Setting::default() };
     let world = World::with(&format!("full-{state_fs}"), setting)?;
-    let repository = lonely(20, 8_000_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..20)?;
+    let (tree, files) = world.lonely_tree(20, 8_000_000)?;
     // Leave room for some of the files only.
     let state = world.daemon.directories().state.clone();
     let free = nix::sys::statvfs::statvfs(&state)?;

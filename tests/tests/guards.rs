@@ -84,9 +84,7 @@ fn doctor(world: &World) -> Result<String> {
 #[ignore = "needs root"]
 fn root_a_tree_in_use_is_not_mounted_twice() -> Result<()> {
     let mut world = World::new("guards-twice")?;
-    let repository = lonely(2, 300_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..2)?;
+    let (tree, files) = world.lonely_tree(2, 300_000)?;
     let user = Run::program("sleep", &["600"]).current_dir(&tree).start()?;
     until("it is in the tree", Duration::from_secs(30), || {
         let place = fs_err::read_link(format!("/proc/{}/cwd", user.pid())).ok()?;

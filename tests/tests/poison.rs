@@ -41,9 +41,7 @@ fn deaths(world: &World) -> Result<u64> {
 fn root_what_kills_three_workers_is_quarantined() -> Result<()> {
     let setting = Setting { proxy: Some(Quality::default()), ..Setting::default() };
     let world = World::with("poison", setting)?;
-    let repository = lonely(3, 300_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..3)?;
+    let (tree, files) = world.lonely_tree(3, 300_000)?;
     let (poison, poison_truth) = &files[0];
     ensure!(failed(&world)?.is_empty());
 
@@ -111,9 +109,7 @@ fn root_what_kills_three_workers_is_quarantined() -> Result<()> {
 fn root_silent_worker_is_replaced() -> Result<()> {
     let configuration = "deadline_secs = 8\n[workers]\npatience_secs = 2\n";
     let world = World::with("silent", Setting { configuration, ..Setting::default() })?;
-    let repository = lonely(1, 100_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..1)?;
+    let (_, files) = world.lonely_tree(1, 100_000)?;
     let (file, truth) = &files[0];
     let workers = world.daemon.workers()?;
     for worker in &workers {

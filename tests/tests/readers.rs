@@ -89,9 +89,7 @@ fn root_thousand_readers_of_the_same_file() -> Result<()> {
 #[ignore = "needs root"]
 fn root_readers_can_be_killed() -> Result<()> {
     let world = world("readers-killed")?;
-    let repository = lonely(3, 400_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..3)?;
+    let (_, files) = world.lonely_tree(3, 400_000)?;
     world.proxy()?.hold();
     let crowd = Crowd::start(Kind::MmapPrivate, &files)?;
     until("all readers wait", Duration::from_secs(60), || {

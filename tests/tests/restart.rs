@@ -15,7 +15,7 @@ use hydrant_tests::estate::{self, Tables};
 use hydrant_tests::guest;
 use hydrant_tests::process::{alive, until};
 use hydrant_tests::proxy::Quality;
-use hydrant_tests::reader::{End, Load, access, end, expect_right, start};
+use hydrant_tests::reader::{End, Load, access, end, expect_right, start, start_each};
 use hydrant_tests::repository::{Random, lonely};
 use hydrant_tests::world::{Setting, World};
 use nix::sys::signal::{Signal, kill};
@@ -54,9 +54,7 @@ fn successor(world: &World, of: Pid) -> Result<Pid> {
 #[ignore = "needs root"]
 fn root_killed_supervisor_costs_nobody_an_error() -> Result<()> {
     let world = world("restart-held", Quality::default())?;
-    let repository = lonely(30, 200_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..30)?;
+    let (_, files) = world.lonely_tree(30, 200_000)?;
     let kinds = [Kind::Read, Kind::MmapShared, Kind::MmapExec, Kind::Splice, Kind::IoUring];
     let begin = |files: &[(PathBuf, PathBuf)]| -> Result<Vec<_>> {
         kinds
@@ -102,9 +100,7 @@ fn root_killed_supervisor_costs_nobody_an_error() -> Result<()> {
 #[ignore = "needs root"]
 fn root_killed_reader_and_supervisor() -> Result<()> {
     let world = world("restart-reader", Quality::default())?;
-    let repository = lonely(4, 200_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..4)?;
+    let (_, files) = world.lonely_tree(4, 200_000)?;
     world.proxy()?.hold();
     let killed_reader = start(Kind::Read, &files[0].0, &files[0].1)?;
     let reader = start(Kind::Pread, &files[1].0, &files[1].1)?;
@@ -191,9 +187,7 @@ fn root_killed_supervisors_under_load() -> Result<()> {
 #[ignore = "needs root"]
 fn root_restarts_are_short() -> Result<()> {
     let world = world("restart-time", Quality::default())?;
-    let repository = lonely(60, 20_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..60)?;
+    let (_, files) = world.lonely_tree(60, 20_000)?;
     let mut times = Vec::new();
     for (file, truth) in &files[..20] {
         thread::sleep(Duration::from_millis(250));
@@ -213,9 +207,7 @@ fn root_restarts_are_short() -> Result<()> {
 #[ignore = "needs root"]
 fn root_no_other_daemon_in_between() -> Result<()> {
     let world = world("restart-between", Quality::default())?;
-    let repository = lonely(4, 200_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..4)?;
+    let (_, files) = world.lonely_tree(4, 200_000)?;
     let parent = world.daemon.parent()?;
     kill(parent, Signal::SIGSTOP)?;
     let killed = world.daemon.kill_supervisor()?;
@@ -241,9 +233,7 @@ fn root_no_other_daemon_in_between() -> Result<()> {
 #[ignore = "needs root"]
 fn root_killed_parent_does_no_harm() -> Result<()> {
     let mut world = world("restart-parent", Quality::default())?;
-    let repository = lonely(6, 200_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..6)?;
+    let (_, files) = world.lonely_tree(6, 200_000)?;
     world.proxy()?.hold();
     let reader = start(Kind::Read, &files[0].0, &files[0].1)?;
     queue(&world, 1, |event| event.state == "in_flight")?;
@@ -269,9 +259,7 @@ fn root_killed_parent_does_no_harm() -> Result<()> {
 #[ignore = "needs root"]
 fn root_killed_parent_and_supervisor_cost_nobody_an_error() -> Result<()> {
     let mut world = world("restart-keeper", Quality::default())?;
-    let repository = lonely(6, 200_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..6)?;
+    let (tree, files) = world.lonely_tree(6, 200_000)?;
     let keeper = |world: &World, but: Pid| {
         until("there is a keeper", Duration::from_secs(60), || {
             world.daemon.family()?.keeper.filter(|keeper| *keeper != but)
@@ -279,12 +267,7 @@ fn root_killed_parent_and_supervisor_cost_nobody_an_error() -> Result<()> {
     };
     world.proxy()?.hold();
     let kinds = [Kind::Read, Kind::MmapShared, Kind::Splice];
-    let readers: Result<Vec<_>> = kinds
-        .into_iter()
-        .zip(&files)
-        .map(|(kind, (file, truth))| start(kind, file, truth))
-        .collect();
-    let readers = readers?;
+    let readers = start_each(&kinds, &files)?;
     let before = queue(&world, kinds.len(), |event| event.state == "in_flight")?;
     for round in 0..4 {
         let (parent, supervisor) =
@@ -319,9 +302,7 @@ fn root_killed_parent_and_supervisor_cost_nobody_an_error() -> Result<()> {
 #[ignore = "needs root"]
 fn root_stop_after_a_restart() -> Result<()> {
     let mut world = world("restart-stop", Quality::default())?;
-    let repository = lonely(4, 200_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..4)?;
+    let (tree, files) = world.lonely_tree(4, 200_000)?;
     let killed = world.daemon.kill_supervisor()?;
     successor(&world, killed)?;
     expect_right(Kind::Read, &files[0].0, &files[0].1)?;
@@ -336,16 +317,10 @@ fn root_stop_after_a_restart() -> Result<()> {
 #[ignore = "needs root"]
 fn root_stop_denies_who_waits() -> Result<()> {
     let mut world = world("restart-denied", Quality::default())?;
-    let repository = lonely(5, 200_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..5)?;
+    let (tree, files) = world.lonely_tree(5, 200_000)?;
     world.proxy()?.hold();
     let kinds = [Kind::Read, Kind::Pread, Kind::MmapShared, Kind::MmapExec, Kind::Splice];
-    let readers: Result<Vec<_>> = kinds
-        .into_iter()
-        .zip(&files)
-        .map(|(kind, (file, truth))| start(kind, file, truth))
-        .collect();
+    let readers = start_each(&kinds, &files)?;
     queue(&world, kinds.len(), |event| event.state == "in_flight")?;
     let daemon = [world.daemon.parent()?, Pid::from_raw(world.daemon.status()?.pid)];
     let begun = Instant::now();
@@ -355,7 +330,7 @@ fn root_stop_denies_who_waits() -> Result<()> {
     until("all of the daemon has ended", Duration::from_secs(60), || {
         daemon.iter().all(|pid| !alive(*pid)).then_some(())
     })?;
-    for (kind, reader) in kinds.into_iter().zip(readers?) {
+    for (kind, reader) in kinds.into_iter().zip(readers) {
         let got = end(&reader.wait()?)?;
         println!("{kind:?}: {got:?}");
         let denied = matches!(got, End::Errno(_)) || got == End::Signal(Signal::SIGBUS as i32);
@@ -422,14 +397,11 @@ fn root_upgrade_from_the_version_before() -> Result<()> {
     let real = std::env::var_os("HYDRANT_TEST_BEFORE").map(PathBuf::from);
     world.daemon.install(real.as_ref().unwrap_or(&built("hydrantd")?))?;
     world.daemon.start()?;
-    let repository = lonely(6, 200_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..6)?;
+    let (_, files) = world.lonely_tree(6, 200_000)?;
     let parent = world.daemon.parent()?;
     world.proxy()?.hold();
     let kinds = [Kind::Read, Kind::MmapShared, Kind::Splice, Kind::Pread];
-    let start = |(kind, (file, truth)): (&Kind, &(PathBuf, PathBuf))| start(*kind, file, truth);
-    let readers: Vec<_> = kinds.iter().zip(&files).map(start).collect::<Result<_>>()?;
+    let readers = start_each(&kinds, &files)?;
     let before = queue(&world, readers.len(), |event| event.state == "in_flight")?;
     world.daemon.install(&built("hydrantd")?)?;
     let supervisor = Pid::from_raw(world.daemon.status()?.pid);
@@ -471,9 +443,7 @@ fn root_upgrade_from_the_version_before() -> Result<()> {
 #[ignore = "needs root"]
 fn root_downgrade_lets_readers_wait() -> Result<()> {
     let world = world("restart-downgrade", Quality::default())?;
-    let repository = lonely(3, 200_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..3)?;
+    let (_, files) = world.lonely_tree(3, 200_000)?;
     world.proxy()?.hold();
     let reader = start(Kind::Read, &files[0].0, &files[0].1)?;
     let before = queue(&world, 1, |event| event.state == "in_flight")?;
@@ -506,9 +476,7 @@ fn guest_another_queue_after_a_stop() -> Result<()> {
     let proxy = Some(Quality::default());
     let mut world =
         World::with("restart-queue", Setting { proxy, configuration, ..Setting::default() })?;
-    let repository = lonely(4, 200_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..4)?;
+    let (_, files) = world.lonely_tree(4, 200_000)?;
     let is = |world: &World, queue: &str| -> Result<()> {
         let found = world.daemon.status()?.queue;
         ensure!(found == queue, "the queue is {found}, not {queue}\n{}", world.daemon.log_tail(20));

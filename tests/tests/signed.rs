@@ -29,6 +29,11 @@ fn text(path: &Path) -> Result<&str> {
 
 impl Images {
     fn new(name: &str) -> Result<Self> {
+        Self::with(name, "trace = false")
+    }
+
+    /// With lines of the daemon's configuration of images.
+    fn with(name: &str, images: &str) -> Result<Self> {
         require(&[("openssl", "openssl")])?;
         let mut world = World::with(name, Setting { start: false, ..Setting::default() })?;
         let keys = ["ours.pem", "theirs.pem"].map(|name| world.path(name));
@@ -37,7 +42,7 @@ impl Images {
         }
         let public = Run::shell("openssl pkey -in \"$1\" -pubout", &[&keys[0]]).check()?.text();
         let configuration = format!(
-            "[images]\nbackground_fill = false\ntrace = false\nindex_keys = ['''\n{public}\n''']\n"
+            "[images]\nbackground_fill = false\n{images}\nindex_keys = ['''\n{public}\n''']\n"
         );
         world.daemon.configure(&(guest::configuration() + &configuration))?;
         world.daemon.start()?;
@@ -110,6 +115,56 @@ fn root_a_first_pull_with_a_signed_index() -> Result<()> {
         (listed.first()?.unproved == 0).then_some(())
     })
     .with_context(|| images.world.daemon.log_tail(40))
+}
+
+/// What was read of an image at one place comes first at another, which has never had it.
+#[test]
+#[ignore = "needs root"]
+fn root_a_trace_is_shared() -> Result<()> {
+    let images = Images::with("signed-trace", "trace = true")?;
+    let reference = format!("127.0.0.1:{}/big:v1", images.registry.port());
+    images.hydrant(&["image", "pull", &reference])?;
+    images.index(&reference, &images.keys[0])?;
+    images.hydrant(&["image", "evict", &reference])?;
+    let oci = format!("oci://{reference}");
+    let tree = images.world.path("tree");
+    images.hydrant(&["mount", &oci, text(&tree)?])?;
+    images.registry.unpacked("big")?;
+    let truth = images.world.path("registry/unpacked/big");
+    expect_right(Kind::Read, &tree.join("d2/f09"), &truth.join("d2/f09"))?;
+    let traced = || -> Result<Vec<hydrant_api::TracedLayer>> {
+        let text = images.hydrant(&["image", "trace", "show", &reference, "--json"])?;
+        Ok(serde_json::from_str(&text)?)
+    };
+    // all MiB of the archive that have bytes of the file; before it are a directory and nine files, each with a header
+    let len = fs_err::metadata(truth.join("d2/f09"))?.len();
+    let start = 512 + 9 * (512 + len.next_multiple_of(512)) + 512;
+    let expected = ((start + len - 1) / (1 << 20) - start / (1 << 20) + 1) << 20;
+    until("it is recorded", PATIENCE, || (traced().ok()?.get(1)?.bytes == expected).then_some(()))
+        .with_context(|| format!("{:?} instead of {expected}", traced()))?;
+    images.hydrant(&["rm", text(&tree)?])?;
+    let here = traced()?;
+    ensure!(here[0].bytes == 0 && here[1].files.iter().all(|f| f.starts_with("d2/f")), "{here:?}");
+    let key = text(&images.keys[0])?;
+    images.hydrant(&["image", "trace", "push", &reference, "--key", key])?;
+
+    // as if it had never been here
+    images.hydrant(&["image", "trace", "record", &reference])?;
+    ensure!(traced()?.iter().all(|layer| layer.bytes == 0 && layer.files.is_empty()));
+    let (present, _, said) = images.pull_again(&reference)?;
+    ensure!(present == 0, "the index is not used any more: {said}");
+    ensure!(traced()?[1].bytes == here[1].bytes, "{:?}", traced()?);
+    images.hydrant(&["mount", &oci, text(&tree)?])?;
+    until("it comes by itself", PATIENCE, || {
+        let layers = images.world.daemon.status().ok()?.layers;
+        let fill = layers.iter().find(|fill| fill.layer == here[1].layer)?;
+        let all = fill.traced_bytes == here[1].bytes && fill.replayed_bytes == fill.traced_bytes;
+        (all && fill.state == "done").then_some(())
+    })
+    .with_context(|| images.world.daemon.log_tail(40))?;
+    let shown = images.hydrant(&["status"])?;
+    ensure!(shown.contains("REPLAYED"), "{shown}");
+    images.hydrant(&["rm", text(&tree)?]).map(drop)
 }
 
 /// Somebody who can push, and has not the key, can't say what is in an image; an index that is damaged is of no use; one

@@ -13,7 +13,7 @@ use hydrant_tests::estate::Tables;
 use hydrant_tests::guest;
 use hydrant_tests::process::{Run, until};
 use hydrant_tests::proxy::Quality;
-use hydrant_tests::reader::{End, Load, end, expect_right, start};
+use hydrant_tests::reader::{End, Load, end, expect_right, start, start_each};
 use hydrant_tests::repository::lonely;
 use hydrant_tests::snapshots::{Connecting, Snapshots};
 use hydrant_tests::world::{Setting, World};
@@ -103,11 +103,7 @@ fn root_systemd_killed_supervisor() -> Result<()> {
     let files = service.start_with_tree(6, 200_000)?;
     service.world.proxy()?.hold();
     let kinds = [Kind::Read, Kind::MmapShared, Kind::Splice];
-    let readers: Vec<_> = kinds
-        .iter()
-        .zip(&files)
-        .map(|(kind, (file, truth))| start(*kind, file, truth))
-        .collect::<Result<_>>()?;
+    let readers = start_each(&kinds, &files)?;
     service.waiting(readers.len())?;
     let killed = container.supervisor()?;
     kill(killed, Signal::SIGKILL)?;

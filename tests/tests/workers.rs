@@ -49,9 +49,7 @@ fn hierarchy() -> Option<PathBuf> {
 #[ignore = "needs root"]
 fn root_workers_restart_is_noticed_by_nobody() -> Result<()> {
     let world = World::with("recycle", slow())?;
-    let repository = lonely(160, 60_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..160)?;
+    let (tree, files) = world.lonely_tree(160, 60_000)?;
     let first = workers(&world, &[])?;
     ensure!(first.iter().all(|worker| worker.state == "running"), "{first:?}");
     let mut crowds = Vec::new();
@@ -92,9 +90,7 @@ fn root_workers_restart_is_noticed_by_nobody() -> Result<()> {
 #[ignore = "needs root"]
 fn root_a_stuck_worker_is_replaced_by_force() -> Result<()> {
     let world = World::new("recycle-stuck")?;
-    let repository = lonely(1, 100_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..1)?;
+    let (tree, files) = world.lonely_tree(1, 100_000)?;
     let shard = world.daemon.mount_of(&tree)?.shard;
     let all = workers(&world, &[])?;
     let old = all.iter().find(|worker| worker.shard == shard).and_then(|worker| worker.pid);
@@ -134,9 +130,7 @@ fn takes_over(world: &World, shard: u16, pid: i32) -> Result<()> {
 #[ignore = "needs root"]
 fn root_the_spare_takes_over() -> Result<()> {
     let world = World::with("spare", slow())?;
-    let repository = lonely(3, 60_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..3)?;
+    let (tree, files) = world.lonely_tree(3, 60_000)?;
     let shard = world.daemon.mount_of(&tree)?.shard;
 
     let (worker, spare) = with_spare(&world, shard)?;
@@ -179,9 +173,7 @@ fn root_the_spare_takes_over() -> Result<()> {
 fn root_without_a_spare() -> Result<()> {
     let configuration = "[workers]\nspare = false\n";
     let world = World::with("no-spare", Setting { configuration, ..Setting::default() })?;
-    let repository = lonely(1, 60_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..1)?;
+    let (_, files) = world.lonely_tree(1, 60_000)?;
     for worker in world.daemon.workers()? {
         kill(worker, Signal::SIGKILL)?;
     }
@@ -286,9 +278,7 @@ fn guest_out_of_memory_is_said() -> Result<()> {
     let configuration = "[workers]\nmemory_max = \"300M\"\n";
     let setting = Setting { proxy: Some(Quality::default()), configuration, ..Setting::default() };
     let world = World::with("oom", setting)?;
-    let repository = lonely(1, 300_000)?;
-    let tree = world.quick(&repository)?;
-    let files = world.lonely_files(&repository, &tree, 0..1)?;
+    let (tree, files) = world.lonely_tree(1, 300_000)?;
     let shard = world.daemon.mount_of(&tree)?.shard;
     let worker = || -> Result<Worker> {
         let all = workers(&world, &[])?;

@@ -13,6 +13,7 @@
 //! | `GET /v1/images` | | list of [`Image`] |
 //! | `POST /v1/image/pull` | [`PullRequest`] | lines of [`Progress`] |
 //! | `POST /v1/image/index` | [`IndexRequest`] | lines of [`Progress`] |
+//! | `POST /v1/image/trace` | [`TraceRequest`] | list of [`TracedLayer`] |
 //! | `POST /v1/image/mount` | [`MountImageRequest`] | lines of [`Progress`] |
 //! | `POST /v1/image/evict` | [`ImageRequest`] | [`Evicted`] |
 //! | `POST /v1/image/rm` | [`ImageRequest`] | `{}` |
@@ -181,6 +182,9 @@ pub struct IndexRequest {
     /// Put them into the image's repository, signed.
     #[serde(default)]
     pub push: bool,
+    /// Not indexes, but what is to be fetched first.
+    #[serde(default)]
+    pub traces: bool,
     /// A private key: Ed25519, PKCS#8 in PEM.
     #[serde(default)]
     pub key: Option<String>,
@@ -200,6 +204,46 @@ impl std::fmt::Debug for IndexRequest {
             .field("push", push)
             .finish_non_exhaustive()
     }
+}
+
+/// `POST /v1/image/trace`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceRequest {
+    pub reference: String,
+    /// Forget what is there: a new record begins.
+    #[serde(default)]
+    pub record: bool,
+}
+
+/// What is fetched first of a layer when it is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TracedLayer {
+    /// The digest of its archive.
+    pub layer: String,
+    pub bytes: u64,
+    /// The first file of each of these pieces, which are a MiB long, in the order in which they were read.
+    pub files: Vec<String>,
+}
+
+/// A layer that is being filled in the background, or was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerFill {
+    /// The digest of its archive.
+    pub layer: String,
+    /// `replaying` what was read before, `filling` in the rest, `waiting` for its turn or for the origin; `done`: nothing comes by
+    /// itself any more.
+    pub state: String,
+    /// Why it waits.
+    #[serde(default)]
+    pub trouble: Option<String>,
+    pub present_bytes: u64,
+    pub segment_bytes: u64,
+    /// What is fetched first, and how much of it is there.
+    pub traced_bytes: u64,
+    pub replayed_bytes: u64,
+    /// The names of images that have it.
+    #[serde(default)]
+    pub images: Vec<String>,
 }
 
 /// `POST /v1/image/mount`
@@ -346,6 +390,9 @@ pub struct Status {
     pub mounts: Vec<Mount>,
     pub shards: Vec<Shard>,
     pub counters: Counters,
+    /// Layers of container images of which something comes by itself.
+    #[serde(default)]
+    pub layers: Vec<LayerFill>,
 }
 
 /// A fanotify group, its queue and its worker.

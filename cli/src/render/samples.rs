@@ -72,6 +72,7 @@ pub fn status() -> Status {
             shard.clone(),
             Shard { shard: 1, worker_pid: None, last_death: None, ..shard },
         ],
+        layers: Vec::new(),
         counters: Counters {
             events: 12345,
             answered_present: 345,

@@ -2,7 +2,7 @@
 
 use hydrant_api::{Counters, Shard, Status};
 
-use super::{bytes, mounts, number, or_dash, pairs, table, time, workers};
+use super::{bytes, images, mounts, number, or_dash, pairs, table, time, workers};
 use crate::output::clean_line;
 
 /// All of it.
@@ -21,6 +21,11 @@ pub fn status(status: &Status) -> String {
             let (directory, trouble) = (clean_line(&mount.directory), clean_line(trouble));
             text.push_str(&format!("trouble: {directory}: {trouble}\n"));
         }
+    }
+    let fills = images::fills(&status.layers);
+    if !fills.is_empty() {
+        text.push('\n');
+        text.push_str(&fills);
     }
     text.push('\n');
     text.push_str(&shards(&status.shards));

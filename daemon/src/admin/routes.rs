@@ -17,7 +17,8 @@ use axum::{Json, Router};
 use hydrant_api::{
     Cleared, CloneRequest, ErrorBody, Evicted, FailedEvent, Image, ImageRequest, IndexRequest,
     Mount, MountImageRequest, PathRequest, PrefetchRequest, PullRequest, QueueEvent,
-    RestartRequest, RmRequest, STATE_DIR_HEADER, Status, UmountRequest, VERSION_HEADER, Worker,
+    RestartRequest, RmRequest, STATE_DIR_HEADER, Status, TraceRequest, TracedLayer, UmountRequest,
+    VERSION_HEADER, Worker,
 };
 use serde::de::DeserializeOwned;
 
@@ -44,6 +45,7 @@ pub(super) fn router<S: Service>(service: Arc<S>) -> Router {
         .route("/v1/images", get(images::<S>))
         .route("/v1/image/pull", post(pull_image::<S>))
         .route("/v1/image/index", post(index_image::<S>))
+        .route("/v1/image/trace", post(trace_image::<S>))
         .route("/v1/image/mount", post(mount_image::<S>))
         .route("/v1/image/evict", post(evict_image::<S>))
         .route("/v1/image/rm", post(rm_image::<S>))
@@ -197,6 +199,16 @@ async fn index_image<S: Service>(
     Ok(progress::respond("index", move |progress| async move {
         service.index_image(caller, request, progress).await
     }))
+}
+
+async fn trace_image<S: Service>(
+    State(service): State<Arc<S>>,
+    caller: Caller,
+    body: Body,
+) -> Reply<Vec<TracedLayer>> {
+    let request: TraceRequest = parse(body)?;
+    check::reference(&request.reference)?;
+    to_the_end("trace", async move { service.trace_image(caller, request).await }).await
 }
 
 async fn mount_image<S: Service>(

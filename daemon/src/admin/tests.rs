@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use hydrant_api::{
     Counters, Directories, ErrorBody, ErrorCode, Evicted, Image, ImageRequest, IndexRequest,
-    MountImageRequest, Owner, Progress, PullRequest, path_from_text, path_to_text,
+    MountImageRequest, Owner, Progress, PullRequest, TraceRequest, TracedLayer, path_from_text,
+    path_to_text,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -78,6 +79,7 @@ impl Service for Fake {
             mounts: vec![],
             shards: vec![],
             counters: Counters::default(),
+            layers: Vec::new(),
         })
     }
 
@@ -151,6 +153,15 @@ impl Service for Fake {
     ) -> Result<Summary, ApiError> {
         self.note(format!("index {} {:?}", request.reference, request.key));
         Ok(Summary::default())
+    }
+
+    async fn trace_image(
+        &self,
+        _: Caller,
+        request: TraceRequest,
+    ) -> Result<Vec<TracedLayer>, ApiError> {
+        self.note(format!("trace {} {}", request.reference, request.record));
+        Ok(Vec::new())
     }
 
     async fn mount_image(

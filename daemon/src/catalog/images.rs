@@ -1,11 +1,13 @@
 //! Container images.
 
+use std::collections::HashMap;
+
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::pools::now;
 use super::records::{signed, unsigned};
 use super::{Catalog, CatalogError, Image, NewImage};
-use crate::ids::{ImageId, TreeId};
+use crate::ids::{ImageId, PoolId, TreeId};
 
 impl Catalog {
     /// Puts an image on record, under a name that is its own from now on. An image that had the name
@@ -60,6 +62,25 @@ impl Catalog {
             let images: Vec<Image> =
                 t.prepare(&query)?.query_map([], Image::from_row)?.collect::<Result<_, _>>()?;
             images.into_iter().map(|image| with_layers(t, image)).collect()
+        })
+        .await
+    }
+
+    /// The names of images, by the pools of their layers.
+    pub async fn images_by_pool(&self) -> Result<HashMap<PoolId, Vec<String>>, CatalogError> {
+        self.run("find the images of layers", |t| {
+            let mut select = t.prepare(
+                "SELECT DISTINCT trees.pool, images.reference FROM images
+                 JOIN image_layers ON image_layers.image = images.id
+                 JOIN trees ON trees.id = image_layers.tree
+                 WHERE images.named ORDER BY images.reference",
+            )?;
+            let mut images: HashMap<PoolId, Vec<String>> = HashMap::new();
+            let mut rows = select.query([])?;
+            while let Some(row) = rows.next()? {
+                images.entry(PoolId(unsigned(row, 0)?)).or_default().push(row.get(1)?);
+            }
+            Ok(images)
         })
         .await
     }

@@ -441,6 +441,8 @@ async fn images_keep_their_layers() {
     assert_eq!(image.layers, first);
     let again = catalog.insert_image(new("a", 10, &first)).await.unwrap();
     assert_eq!((again.id, again.layers.len()), (image.id, 3), "pulled anew");
+    let by_pool = catalog.images_by_pool().await.unwrap();
+    assert_eq!(by_pool.values().collect::<Vec<_>>(), [&["a"], &["a"]]);
     assert_eq!(
         catalog.take_garbage(HashSet::new).await.unwrap().trees,
         [(layers[2].0, "3.erofs".into())]
@@ -457,6 +459,22 @@ async fn images_keep_their_layers() {
     assert_eq!(catalog.images().await.unwrap(), []);
     let garbage = catalog.take_garbage(HashSet::new).await.unwrap();
     assert_eq!(garbage.trees, [(layers[1].0, "2.erofs".into())]);
+}
+
+/// What was read here counts more than what somebody else says; what is recorded anew is recorded of nothing.
+#[tokio::test]
+async fn traces_are_learnt_and_forgotten() {
+    let room = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(&room.path().join("catalog.sqlite")).unwrap();
+    let (a, b) = (commit("a"), commit("b"));
+    catalog.learn_trace(a, vec![5, 1, 5]).await.unwrap();
+    catalog.learn_trace(a, vec![7]).await.unwrap();
+    catalog.learn_trace(b, vec![2]).await.unwrap();
+    assert_eq!(catalog.trace(vec![b, a]).await.unwrap(), [(a, 5), (a, 1), (b, 2)]);
+    catalog.forget_trace(vec![a]).await.unwrap();
+    assert_eq!(catalog.trace(vec![b, a]).await.unwrap(), [(b, 2)]);
+    catalog.learn_trace(a, vec![7]).await.unwrap();
+    assert_eq!(catalog.trace(vec![a]).await.unwrap(), [(a, 7)]);
 }
 
 /// An image that was pulled for containerd stays as long as one of its layers is a snapshot's, or a pull goes on.

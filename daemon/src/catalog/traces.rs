@@ -1,6 +1,6 @@
 //! What readers of layers wanted when these had just been mounted. It stays when a layer goes: it may come again.
 
-use rusqlite::params;
+use rusqlite::{Transaction, params};
 
 use super::records::{object, signed};
 use super::{Catalog, CatalogError};
@@ -9,6 +9,14 @@ use crate::object::ObjectId;
 
 /// So many records are kept of all layers, the newest.
 const MAX_RECORDS: u64 = 500_000;
+
+fn keep_the_newest(t: &Transaction<'_>) -> rusqlite::Result<()> {
+    t.execute(
+        "DELETE FROM traces WHERE id <= (SELECT max(id) FROM traces) - ?1",
+        [signed(MAX_RECORDS)?],
+    )?;
+    Ok(())
+}
 
 impl Catalog {
     /// Readers of the layer with this segment wanted these records, after those that are known.
@@ -26,10 +34,40 @@ impl Catalog {
             for record in records {
                 insert.execute(params![signed(segment.0)?, record])?;
             }
-            t.execute(
-                "DELETE FROM traces WHERE id <= (SELECT max(id) FROM traces) - ?1",
-                [signed(MAX_RECORDS)?],
-            )?;
+            keep_the_newest(t)
+        })
+        .await
+    }
+
+    /// What readers of a layer want, as somebody else says; what is known already counts more.
+    pub async fn learn_trace(
+        &self,
+        layer: ObjectId,
+        records: Vec<u32>,
+    ) -> Result<(), CatalogError> {
+        self.run("keep what is to be read of a layer", move |t| {
+            let layer = layer.as_bytes();
+            let known = "SELECT EXISTS (SELECT 1 FROM traces WHERE layer = ?1)";
+            if t.query_row(known, [layer], |row| row.get(0))? {
+                return Ok(());
+            }
+            let mut insert =
+                t.prepare("INSERT OR IGNORE INTO traces (layer, record) VALUES (?1, ?2)")?;
+            for record in records {
+                insert.execute(params![layer, record])?;
+            }
+            keep_the_newest(t)
+        })
+        .await
+    }
+
+    /// Forgets what readers of these layers wanted.
+    pub async fn forget_trace(&self, layers: Vec<ObjectId>) -> Result<(), CatalogError> {
+        self.run("forget what was read of layers", move |t| {
+            let mut delete = t.prepare("DELETE FROM traces WHERE layer = ?1")?;
+            for layer in &layers {
+                delete.execute([layer.as_bytes()])?;
+            }
             Ok(())
         })
         .await

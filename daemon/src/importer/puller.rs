@@ -93,15 +93,23 @@ async fn pull(
     mut messages: mpsc::UnboundedReceiver<(ToPuller, Vec<OwnedFd>)>,
 ) -> anyhow::Result<()> {
     let credentials: Arc<dyn Credentials> = Arc::clone(supervisor) as _;
-    let (version, repository, reference, platform, limits, keys) = match messages.recv().await {
+    let (version, repository, reference, platform, limits, trust) = match messages.recv().await {
         Some((
-            ToPuller::Image { version, repository, reference, platform, limits, index_keys },
+            ToPuller::Image {
+                version,
+                repository,
+                reference,
+                platform,
+                limits,
+                index_keys,
+                traces,
+            },
             _,
-        )) => (version, repository, reference, platform, limits, index_keys),
-        Some((ToPuller::Publish { version, repository, image, limits, push }, _)) => {
+        )) => (version, repository, reference, platform, limits, (index_keys, traces)),
+        Some((ToPuller::Publish { version, repository, image, what, limits, push }, _)) => {
             anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
             let registry = Registry::new(&repository, limits, &credentials)?;
-            return publish::publish(supervisor, messages, &registry, &image, push).await;
+            return publish::publish(supervisor, messages, &registry, &image, what, push).await;
         }
         Some((ToPuller::Reread { version }, fds)) => {
             anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
@@ -135,7 +143,7 @@ async fn pull(
         }
     };
     let layers = resolved.layers.clone();
-    let signed = Arc::new(Signed::new(resolved.manifest, keys, Arc::clone(supervisor)));
+    let signed = Arc::new(Signed::new(resolved.manifest, trust, Arc::clone(supervisor)));
     supervisor.tell(&FromPuller::Resolved(Box::new(resolved))).await?;
 
     let slots = Arc::new(Semaphore::new(LAYERS));
@@ -152,23 +160,30 @@ async fn pull(
                 let layer = *layers.get(number as usize).context("there is no such layer")?;
                 let pin = pins.get(number as usize).copied().flatten();
                 let (registry, slots) = (Arc::clone(&registry), Arc::clone(&slots));
-                let signed = Arc::clone(&signed);
+                let (signed, supervisor) = (Arc::clone(&signed), Arc::clone(supervisor));
                 let received = Arc::clone(&received);
                 running.spawn(async move {
                     let _slot = slots.acquire_owned().await;
                     let failed = || format!("layer {} can't be used", number + 1);
-                    let pin = match pin {
-                        Some(pin) => Some(pin),
-                        None => signed.pin(&registry, &layer).await,
-                    };
-                    if let Some(pin) = pin {
-                        let made = pinned::make(&registry, &layer, &pin, &files, &received).await;
-                        if let Some((shown, format)) = made.with_context(failed)? {
-                            return anyhow::Ok((number, shown, Some(format)));
+                    let whole = async {
+                        let pin = match pin {
+                            Some(pin) => Some(pin),
+                            None => signed.pin(&registry, &layer).await,
+                        };
+                        if let Some(pin) = pin {
+                            let made = pinned::make(&registry, &layer, &pin, &files, &received);
+                            if let Some((shown, format)) = made.await.with_context(failed)? {
+                                return anyhow::Ok((number, shown, Some(format)));
+                            }
                         }
+                        let shown = fetch(&registry, layer, files, &received).await;
+                        anyhow::Ok((number, shown.with_context(failed)?, None))
+                    };
+                    let (trace, whole) = tokio::join!(signed.trace(&registry, &layer), whole);
+                    if let Some(runs) = trace {
+                        supervisor.tell(&FromPuller::Trace { number, runs }).await?;
                     }
-                    let shown = fetch(&registry, layer, files, &received).await;
-                    anyhow::Ok((number, shown.with_context(failed)?, None))
+                    whole
                 });
             }
             Some(done) = running.join_next() => {

@@ -11,3 +11,4 @@ pub mod keys;
 pub mod layer;
 pub mod reference;
 pub mod registry;
+pub mod trace;

@@ -19,9 +19,9 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use tracing::{info, warn};
 
-use super::{StandaloneError, environment, take_signals, wait};
+use super::{StandaloneError, child, take_signals, wait};
 use crate::sys::seqpacket::{self, Received};
-use crate::sys::spawn::{Child, Spawn};
+use crate::sys::spawn::Child;
 
 /// The name of the lifeline among the fds that a supervisor gets, and leaves.
 pub const LIFELINE: &str = "lifeline";
@@ -135,14 +135,7 @@ impl Keeper {
             self.send(&keep_message(name), &[fd.as_fd()]).map_err(failed)?;
         }
         let end = self.other_end.try_clone().map_err(failed)?;
-        let mut spawn = Spawn::program(&self.program).outlives_us().fd(end);
-        for argument in &self.arguments {
-            spawn = spawn.argument(argument);
-        }
-        for (name, value) in environment() {
-            spawn = spawn.variable(name, value);
-        }
-        self.process = Some(spawn.start()?);
+        self.process = Some(child(&self.program, &self.arguments).fd(end).start()?);
         Ok(())
     }
 

@@ -23,11 +23,11 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 pub use credentials::RegistryAccess;
-pub(super) use fill::Wanted;
+pub(super) use fill::{Fills, Wanted};
 pub(super) use prove::prove;
 pub(super) use refuted::refusal;
 
-use self::puller::{Puller, Step};
+use self::puller::{Puller, Step, Trust};
 use super::clone::Cloning;
 use super::queue::milliseconds;
 use super::{Supervisor, internal};
@@ -395,8 +395,9 @@ impl<'s> Pull<'s, '_> {
         let access = access(&self.repository, self.user, self.environment)?;
         let mut puller = Puller::start(&supervisor.store, &supervisor.cgroups, access)?;
         let (repository, limits) = (self.repository.clone(), supervisor.limits());
-        let keys = supervisor.config.images.index_keys.clone();
-        let resolved = puller.resolve(repository, manifest, Platform::ours(), limits, keys);
+        let index_keys = supervisor.config.images.index_keys.clone();
+        let trust = Trust { index_keys, traces: supervisor.traces() };
+        let resolved = puller.resolve(repository, manifest, Platform::ours(), limits, trust);
         let resolved = match self.held {
             true => resolved.await?,
             // containerd may know better how to reach it
@@ -412,6 +413,7 @@ impl<'s> Pull<'s, '_> {
         // one of each, and nothing of them is garbage meanwhile
         let mut known: HashMap<_, (Pool, Cloning<'s>, Option<Tree>)> = HashMap::new();
         let mut wanted = HashMap::new();
+        let mut traces = HashMap::new();
         for (number, layer) in (0u32..).zip(&resolved.layers) {
             if known.contains_key(&layer.diff_id) {
                 continue;
@@ -444,6 +446,11 @@ impl<'s> Pull<'s, '_> {
                     warn!(image = reference, message, "note of a pull");
                     self.progress.note(message);
                 }
+                Step::Trace { number, runs } => {
+                    if wanted.contains_key(&number) {
+                        traces.insert(number, runs);
+                    }
+                }
                 Step::Layer { number, shown, pinned } => {
                     let (layer, files) = wanted.remove(&number).ok_or_else(|| {
                         ApiError::internal("the puller speaks of a layer that is not asked for")
@@ -456,7 +463,10 @@ impl<'s> Pull<'s, '_> {
                     }
                     if let Some((pool, _, tree)) = known.get_mut(&layer.diff_id) {
                         let finished = self.finish_layer(pool, &layer, files, shown, pinned);
-                        *tree = Some(finished.await?);
+                        let finished = &*tree.insert(finished.await?);
+                        if let Some(runs) = traces.remove(&number) {
+                            supervisor.learn_trace(finished, &runs).await;
+                        }
                     }
                 }
             }

@@ -706,6 +706,7 @@ impl Supervisor {
         for answer in replies {
             answer.await.ok();
         }
+        self.forget_fills(&pools);
         pools
     }
 

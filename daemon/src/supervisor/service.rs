@@ -5,7 +5,7 @@ use std::path::Path;
 use hydrant_api::{
     Cleared, CloneRequest, Evicted, FailedEvent, Image, ImageRequest, IndexRequest, Mount,
     MountImageRequest, PathRequest, PrefetchRequest, PullRequest, QueueEvent, RestartRequest,
-    RmRequest, Status, Summary, UmountRequest, Worker,
+    RmRequest, Status, Summary, TraceRequest, TracedLayer, UmountRequest, Worker,
 };
 
 use super::Supervisor;
@@ -83,6 +83,14 @@ impl Service for Supervisor {
         progress: ProgressSender,
     ) -> Result<Summary, ApiError> {
         self.index_request(&caller, &request, &progress).await
+    }
+
+    async fn trace_image(
+        &self,
+        caller: Caller,
+        request: TraceRequest,
+    ) -> Result<Vec<TracedLayer>, ApiError> {
+        self.trace_request(&caller, &request).await
     }
 
     async fn mount_image(

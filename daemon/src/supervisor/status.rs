@@ -141,6 +141,7 @@ impl Supervisor {
             mounts: self.describe_all().await?,
             shards,
             counters,
+            layers: self.describe_fills().await?,
         })
     }
 }

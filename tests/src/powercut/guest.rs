@@ -38,10 +38,18 @@ pub fn run(plan: &Path) -> Result<()> {
     let mut guest = Guest { plan, daemon, report: Mutex::new(report) };
     let done = guest.round();
     if let Err(error) = &done {
-        let text = format!("{error:#}\n{}", guest.daemon.log_tail(60));
+        let text = format!("{error:#}\n{}{}", guest.daemon.log_tail(60), what_waits());
         guest.tell(&Report::Failed(found(text, false)))?;
     }
     done
+}
+
+/// Who holds a lock on a file, and in what the processes of the daemon wait: `proc_locks(5)`, `proc_pid_stack(5)`.
+fn what_waits() -> String {
+    let script = "cat /proc/locks; for task in /proc/[0-9]*/task/*; do case $(cat $task/comm) in \
+                  hydrantd*|catalog*|tokio*) echo \"$task $(cat $task/comm)\"; cat $task/stack;; esac; done";
+    let output = Run::shell(script, &[]).time_out(PATIENCE).output();
+    output.map(|output| output.text()).unwrap_or_default()
 }
 
 /// A finding. Whether the disk is on, a flush tells, which nothing in the guest answers in its place. (What was cached is

@@ -25,6 +25,7 @@ pub async fn publish(
     mut messages: Messages,
     registry: &Registry,
     image: &ObjectId,
+    what: What,
     push: bool,
 ) -> anyhow::Result<()> {
     let described = match push {
@@ -35,7 +36,7 @@ pub async fn publish(
     let mut parts = Vec::new();
     loop {
         match messages.recv().await {
-            Some((ToPuller::Part { what, layer }, fds)) => {
+            Some((ToPuller::Part { layer }, fds)) => {
                 let made = tokio::task::spawn_blocking(move || make(what, fds)).await;
                 let Some(bytes) = made.context("a thread ended")?? else {
                     supervisor.tell(&FromPuller::Part { blob: None }).await?;
@@ -51,8 +52,8 @@ pub async fn publish(
             }
             Some((ToPuller::Sign { signature }, _)) => {
                 let described = described.as_ref().context("it is not to be put anywhere")?;
-                let manifest = artifact::manifest(described, &parts, &signature);
-                let artifact = registry.push_artifact(image, manifest).await?;
+                let manifest = artifact::manifest(described, what, &parts, &signature);
+                let artifact = registry.push_artifact(image, what, manifest).await?;
                 return supervisor.tell(&FromPuller::Published { artifact }).await;
             }
             Some(_) => anyhow::bail!("the supervisor is out of step"),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Credential, HttpTransport, Limits};
+use super::{Credential, HttpTransport, Limits, Run};
 use crate::object::ObjectId;
 use crate::source::oci::artifact::What;
 use crate::source::oci::keys::PublicKey;
@@ -143,19 +143,22 @@ pub enum ToPuller {
         limits: Limits,
         /// Indexes that these have signed are believed.
         index_keys: Vec<PublicKey>,
+        /// Traces too.
+        traces: bool,
     },
-    /// The first message, instead. An artifact is to be made of parts that follow, for the image with this manifest; with `push`, they
-    /// are put into the repository. Answered with [`FromPuller::Ready`].
+    /// The first message, instead. An artifact is to be made of parts of this kind that follow, for the image with this manifest; with
+    /// `push`, they are put into the repository. Answered with [`FromPuller::Ready`].
     Publish {
         version: u32,
         repository: Box<Repository>,
         image: ObjectId,
+        what: What,
         limits: Limits,
         push: bool,
     },
     /// A part: the index of a layer, of which the fds are the segment, which is all there, and the access index; or a trace, which
     /// the fd holds. Answered with [`FromPuller::Part`].
-    Part { what: What, layer: ObjectId },
+    Part { layer: ObjectId },
     /// All parts were made, and this is the signature of them: the artifact is to be put into the repository. Answered with
     /// [`FromPuller::Published`].
     Sign { signature: String },
@@ -182,6 +185,11 @@ pub enum FromPuller {
     /// Something that people should know.
     Note {
         message: String,
+    },
+    /// What is to be fetched first of layer `number`, as somebody says who is trusted. Comes before the layer.
+    Trace {
+        number: u32,
+        runs: Vec<Run>,
     },
     /// Parts may follow. Or a part is made, and is being pushed.
     Ready,

@@ -17,8 +17,9 @@ use super::document::{Descriptor, OCI_INDEX, OCI_MANIFEST};
 use super::keys::{PublicKey, Signer};
 use crate::object::ObjectId;
 
-/// What an artifact says that it is (`artifactType`).
-pub const KIND: &str = "application/vnd.hydrant.index.v1+json";
+/// What artifacts say that they are (`artifactType`).
+const INDEXES: &str = "application/vnd.hydrant.index.v1+json";
+const TRACES: &str = "application/vnd.hydrant.trace.v1+json";
 /// The media types of its blobs.
 const INDEX: &str = "application/vnd.hydrant.layer.index.v1";
 const TRACE: &str = "application/vnd.hydrant.layer.trace.v1+json";
@@ -28,10 +29,10 @@ const LAYER: &str = "io.hydrant.layer";
 const EMPTY_KIND: &str = "application/vnd.oci.empty.v1+json";
 /// What artifacts have for a configuration.
 pub const EMPTY: &[u8] = b"{}";
-/// The most blobs of an artifact: two for each layer.
-const MAX_PARTS: usize = 2 * super::document::MAX_LAYERS;
+/// The most blobs of an artifact: one for each layer.
+const MAX_PARTS: usize = super::document::MAX_LAYERS;
 
-/// What a blob is.
+/// What a blob is, and all blobs of its artifact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum What {
     Index,
@@ -47,7 +48,17 @@ impl What {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// What its artifact says that it is.
+    #[must_use]
+    pub fn artifact_type(self) -> &'static str {
+        match self {
+            Self::Index => INDEXES,
+            Self::Trace => TRACES,
+        }
+    }
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Self::Index => "index",
             Self::Trace => "trace",
@@ -71,7 +82,7 @@ pub struct Part {
 pub enum Unusable {
     #[error("it can't be read: {0}")]
     Json(String),
-    #[error("it is no index of layers")]
+    #[error("it is something else")]
     Kind,
     #[error("it is not signed")]
     NotSigned,
@@ -147,15 +158,15 @@ fn descriptor(kind: &str, digest: &ObjectId, size: u64) -> RawDescriptor {
 
 /// The artifact's manifest. `image`: that of the image.
 #[must_use]
-pub fn manifest(image: &Descriptor, parts: &[Part], signature: &str) -> Vec<u8> {
+pub fn manifest(image: &Descriptor, what: What, parts: &[Part], signature: &str) -> Vec<u8> {
     let layers = parts.iter().map(|part| RawDescriptor {
         annotations: Some(BTreeMap::from([(LAYER.into(), digest::text(&part.layer))])),
-        ..descriptor(part.what.media_type(), &part.blob, part.size)
+        ..descriptor(what.media_type(), &part.blob, part.size)
     });
     let manifest = RawManifest {
         schema_version: 2,
         media_type: OCI_MANIFEST.into(),
-        artifact_type: KIND.into(),
+        artifact_type: what.artifact_type().into(),
         config: descriptor(EMPTY_KIND, &digest::sha256(EMPTY), EMPTY.len() as u64),
         layers: layers.collect(),
         subject: Some(descriptor(&image.kind, &image.digest, image.size)),
@@ -166,22 +177,27 @@ pub fn manifest(image: &Descriptor, parts: &[Part], signature: &str) -> Vec<u8> 
 }
 
 /// Reads an artifact's manifest. What it gives is what somebody has signed who is trusted.
-pub fn read(bytes: &[u8], image: &ObjectId, keys: &[PublicKey]) -> Result<Vec<Part>, Unusable> {
+pub fn read(
+    bytes: &[u8],
+    what: What,
+    image: &ObjectId,
+    keys: &[PublicKey],
+) -> Result<Vec<Part>, Unusable> {
     let manifest: RawManifest =
         serde_json::from_slice(bytes).map_err(|error| Unusable::Json(error.to_string()))?;
-    if manifest.artifact_type != KIND || manifest.layers.len() > MAX_PARTS {
+    if manifest.artifact_type != what.artifact_type() || manifest.layers.len() > MAX_PARTS {
         return Err(Unusable::Kind);
     }
     let signature = manifest.annotations.get(SIGNATURE).ok_or(Unusable::NotSigned)?;
     let signature = STANDARD.decode(signature).map_err(|_| Unusable::Signature)?;
     let mut parts = Vec::with_capacity(manifest.layers.len());
     for layer in &manifest.layers {
-        let what = [What::Index, What::Trace];
-        let what = what.into_iter().find(|what| what.media_type() == layer.media_type);
         let of = layer.annotations.as_ref().and_then(|a| digest::parse(a.get(LAYER)?));
-        let blob = digest::parse(&layer.digest);
-        let ((what, of), blob) = what.zip(of).zip(blob).ok_or(Unusable::Kind)?;
-        parts.push(Part { what, layer: of, blob, size: layer.size });
+        let parsed = of.zip(digest::parse(&layer.digest));
+        match parsed.filter(|_| layer.media_type == what.media_type()) {
+            Some((of, blob)) => parts.push(Part { what, layer: of, blob, size: layer.size }),
+            None => return Err(Unusable::Kind),
+        }
     }
     let statement = statement(image, &parts);
     if keys.iter().any(|key| key.verify(&statement, &signature)) {
@@ -191,11 +207,14 @@ pub fn read(bytes: &[u8], image: &ObjectId, keys: &[PublicKey]) -> Result<Vec<Pa
     }
 }
 
-/// The artifacts of this kind that a list of referrers names, the last one first.
+/// The artifacts with indexes, or with traces, that a list of referrers names, the last one first.
 #[must_use]
-pub fn listed(index: &[u8]) -> Vec<ObjectId> {
+pub fn listed(index: &[u8], what: What) -> Vec<ObjectId> {
     let Ok(index) = serde_json::from_slice::<RawIndex>(index) else { return Vec::new() };
-    let ours = index.manifests.iter().filter(|one| one.artifact_type.as_deref() == Some(KIND));
+    let ours = index
+        .manifests
+        .iter()
+        .filter(|one| one.artifact_type.as_deref() == Some(what.artifact_type()));
     let mut found: Vec<_> = ours.filter_map(|one| digest::parse(&one.digest)).collect();
     found.reverse();
     found
@@ -204,7 +223,12 @@ pub fn listed(index: &[u8]) -> Vec<ObjectId> {
 /// The list of referrers that a registry keeps under a tag which has no list of its own, with one more; the list
 /// there is now, if there is one.
 #[must_use]
-pub fn list_with(now: Option<&[u8]>, artifact: &ObjectId, size: u64) -> Option<Vec<u8>> {
+pub fn list_with(
+    now: Option<&[u8]>,
+    what: What,
+    artifact: &ObjectId,
+    size: u64,
+) -> Option<Vec<u8>> {
     let mut index = match now {
         Some(now) => serde_json::from_slice(now).ok()?,
         None => RawIndex {
@@ -215,7 +239,7 @@ pub fn list_with(now: Option<&[u8]>, artifact: &ObjectId, size: u64) -> Option<V
         },
     };
     let new = RawDescriptor {
-        artifact_type: Some(KIND.into()),
+        artifact_type: Some(what.artifact_type().into()),
         ..descriptor(OCI_MANIFEST, artifact, size)
     };
     index.manifests.retain(|one| one.digest != new.digest);
@@ -240,7 +264,7 @@ mod tests {
         let id = |n: u8| digest::sha256(&[n]);
         let image = Descriptor { kind: OCI_MANIFEST.into(), digest: id(0), size: 7 };
         let part = |what, n| Part { what, layer: id(n), blob: id(n + 1), size: 99 };
-        let parts = vec![part(What::Index, 1), part(What::Trace, 1), part(What::Index, 3)];
+        let parts = vec![part(What::Index, 1), part(What::Index, 3)];
         (image, parts, Signer::from_pem(&key(1)).unwrap())
     }
 
@@ -249,16 +273,26 @@ mod tests {
         let (image, parts, signer) = made();
         let keys = [signer.public()];
         let signature = sign(&signer, &image.digest, &parts);
-        let text = manifest(&image, &parts, &signature);
+        let manifest =
+            |what, parts: &[Part], signature: &str| manifest(&image, what, parts, signature);
+        let read = |text: &[u8], image: &ObjectId, keys: &[PublicKey]| {
+            read(text, What::Index, image, keys)
+        };
+        let text = manifest(What::Index, &parts, &signature);
         assert_eq!(read(&text, &image.digest, &keys).unwrap(), parts);
+        // the same, said to be traces
+        let traces = manifest(What::Trace, &parts, &signature);
+        assert_eq!(read(&traces, &image.digest, &keys).unwrap_err(), Unusable::Kind);
+        let traces = super::read(&traces, What::Trace, &image.digest, &keys);
+        assert_eq!(traces.unwrap_err(), Unusable::Signature);
         // of another image, by another key, without a key, without a signature
         let other = Signer::from_pem(&key(2)).unwrap();
         for refused in [
             read(&text, &digest::sha256(b"other"), &keys),
             read(&text, &image.digest, &[other.public()]),
             read(&text, &image.digest, &[]),
-            read(&manifest(&image, &parts[1..], &signature), &image.digest, &keys),
-            read(&manifest(&image, &parts, ""), &image.digest, &keys),
+            read(&manifest(What::Index, &parts[1..], &signature), &image.digest, &keys),
+            read(&manifest(What::Index, &parts, ""), &image.digest, &keys),
         ] {
             assert_eq!(refused.unwrap_err(), Unusable::Signature);
         }
@@ -271,18 +305,21 @@ mod tests {
     #[test]
     fn a_list_of_referrers() {
         let (one, two) = (digest::sha256(b"1"), digest::sha256(b"2"));
-        let first = list_with(None, &one, 5).unwrap();
+        let index = What::Index;
+        let first = list_with(None, index, &one, 5).unwrap();
         let others = String::from_utf8(first).unwrap().replacen(
             "\"manifests\":[",
             r#""manifests":[{"mediaType":"m","digest":"sha256:00","size":1,"artifactType":"other","x":1},"#,
             1,
         );
-        let both = list_with(Some(others.as_bytes()), &two, 6).unwrap();
-        assert_eq!(listed(&both), [two, one]);
+        let both = list_with(Some(others.as_bytes()), index, &two, 6).unwrap();
+        let all = list_with(Some(&both), What::Trace, &digest::sha256(b"3"), 7).unwrap();
+        assert_eq!(listed(&all, index), [two, one]);
+        assert_eq!(listed(&all, What::Trace), [digest::sha256(b"3")]);
         assert!(String::from_utf8(both.clone()).unwrap().contains("\"x\":1"));
-        let again = list_with(Some(&both), &one, 5).unwrap();
-        assert_eq!(listed(&again), [one, two]);
-        assert_eq!(list_with(Some(b"["), &one, 5), None);
+        let again = list_with(Some(&both), index, &one, 5).unwrap();
+        assert_eq!(listed(&again, index), [one, two]);
+        assert_eq!(list_with(Some(b"["), index, &one, 5), None);
         assert!(list_tag(&one).starts_with("sha256-6b86b273"));
     }
 
@@ -290,13 +327,14 @@ mod tests {
         #[test]
         fn no_change_is_overlooked(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
             let (image, parts, signer) = made();
-            let mut text = manifest(&image, &parts, &sign(&signer, &image.digest, &parts));
+            let signature = sign(&signer, &image.digest, &parts);
+            let mut text = manifest(&image, What::Index, &parts, &signature);
             let at = at.index(text.len());
             text[at] = byte;
-            if let Ok(found) = read(&text, &image.digest, &[signer.public()]) {
+            if let Ok(found) = read(&text, What::Index, &image.digest, &[signer.public()]) {
                 prop_assert_eq!(found, parts);
             }
-            let _ = listed(&text);
+            let _ = listed(&text, What::Index);
         }
     }
 }

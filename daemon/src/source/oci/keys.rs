@@ -3,6 +3,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 use serde::{Deserialize, Serialize};
 
 /// What stands before the 32 bytes of a public key in its DER form (SubjectPublicKeyInfo).
@@ -21,13 +23,6 @@ impl std::fmt::Debug for Signer {
     }
 }
 
-/// The first block of a PEM text with this label.
-fn pem(text: &str, label: &str) -> Option<Vec<u8>> {
-    let (_, rest) = text.split_once(&format!("-----BEGIN {label}-----"))?;
-    let (body, _) = rest.split_once(&format!("-----END {label}-----"))?;
-    decode(body)
-}
-
 fn decode(text: &str) -> Option<Vec<u8>> {
     let text: String = text.split_whitespace().collect();
     STANDARD.decode(text).ok()
@@ -37,7 +32,8 @@ impl PublicKey {
     /// Reads a key: PEM, or base64 of its DER form or of its 32 bytes.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let bytes = pem(text, "PUBLIC KEY").or_else(|| decode(text))?;
+        let pem = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes());
+        let bytes = pem.map(|key| key.to_vec()).ok().or_else(|| decode(text))?;
         let key = match bytes.len() {
             32 => &bytes[..],
             _ => bytes.strip_prefix(&PUBLIC_PREFIX)?,
@@ -61,9 +57,9 @@ impl Signer {
     /// Reads a private key, PKCS#8 in PEM.
     #[must_use]
     pub fn from_pem(text: &str) -> Option<Self> {
-        let der = pem(text, "PRIVATE KEY")?;
+        let der = PrivatePkcs8KeyDer::from_pem_slice(text.as_bytes()).ok()?;
         // openssl leaves the public key out, against which the private one could be checked
-        Ed25519KeyPair::from_pkcs8_maybe_unchecked(&der).ok().map(Self)
+        Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der()).ok().map(Self)
     }
 
     #[must_use]

@@ -1,9 +1,14 @@
 //! Indexes of an image's layers, made of what is here, signed and put into its repository.
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Instant;
 
 use hydrant_api::{IndexRequest, Summary};
+use nix::libc::O_TMPFILE;
 use tracing::info;
 
 use super::super::clone::Cloning;
@@ -16,6 +21,13 @@ use crate::catalog::{Image, Tree};
 use crate::source::oci::artifact::{self, Part, What};
 use crate::source::oci::digest;
 use crate::source::oci::keys::Signer;
+use crate::source::oci::trace;
+
+/// A file without a name.
+fn tempfile_of(directory: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o600).custom_flags(O_TMPFILE).open(directory)
+}
 
 /// The signer, if something is to be pushed.
 fn signer(request: &IndexRequest) -> Result<Option<Signer>, ApiError> {
@@ -54,17 +66,24 @@ impl Supervisor {
         let repository = repository(&reference, hosts);
         let access = access(&repository, request.owner.unwrap_or(ROOT), &request.environment)?;
         let mut puller = Puller::start(&self.store, &self.cgroups, access)?;
-        puller.publish(repository, image.manifest, self.limits(), request.push).await?;
-        let parts = self.make_parts(&mut puller, &image, progress).await?;
+        let (what, kind) = match request.traces {
+            true => (What::Trace, "traces"),
+            false => (What::Index, "indexes"),
+        };
+        puller.publish(repository, image.manifest, what, self.limits(), request.push).await?;
+        let parts = match what {
+            What::Trace => self.make_traces(&mut puller, &image).await?,
+            What::Index => self.make_parts(&mut puller, &image, progress).await?,
+        };
         let message = match signer {
-            None => format!("{} indexes", parts.len()),
+            None => format!("{} {kind}", parts.len()),
             Some(_) if parts.is_empty() => "there is nothing to push".into(),
             Some(signer) => {
                 let signature = artifact::sign(&signer, &image.manifest, &parts);
                 let artifact = digest::text(&puller.sign(signature).await?);
-                info!(image = image.reference, artifact, parts = parts.len(), "pushed indexes");
+                info!(image = image.reference, artifact, parts = parts.len(), kind, "pushed");
                 let key = signer.public().text();
-                format!("{} indexes in {artifact}, signed with the key {key}", parts.len())
+                format!("{} {kind} in {artifact}, signed with the key {key}", parts.len())
             }
         };
         puller.end();
@@ -75,6 +94,31 @@ impl Supervisor {
             message: Some(message),
             ..Summary::default()
         })
+    }
+
+    async fn make_traces(&self, puller: &mut Puller, image: &Image) -> Result<Vec<Part>, ApiError> {
+        let mut parts: Vec<Part> = Vec::new();
+        for (id, _) in &image.layers {
+            let (tree, _) = self.tree_and_pool(*id).await?;
+            let records = self.catalog.trace(vec![tree.commit]).await.map_err(catalog)?;
+            let records: Vec<_> = records.into_iter().map(|(_, record)| record).collect();
+            if records.is_empty() || parts.iter().any(|part| part.layer == tree.root) {
+                continue;
+            }
+            let failed = |error| internal("can't write a trace", &error);
+            let mut file = tempfile_of(&self.store.pools_dir()).map_err(failed)?;
+            file.write_all(&trace::write(&trace::runs(&records))).map_err(failed)?;
+            file.rewind().map_err(failed)?;
+            if let Some((blob, size)) = puller.part(tree.root, &[file], ()).await? {
+                parts.push(Part { what: What::Trace, layer: tree.root, blob, size });
+            }
+        }
+        if parts.is_empty() {
+            let message = format!("nothing is recorded of {}", image.reference);
+            return Err(ApiError::conflict(message)
+                .with_hint("`hydrant image trace record` records what a start reads"));
+        }
+        Ok(parts)
     }
 
     async fn make_parts(
@@ -102,7 +146,7 @@ impl Supervisor {
                 .store
                 .open_to_reread(pool.id, segment)
                 .map_err(|error| internal("can't open a layer", &error))?;
-            match puller.part(What::Index, tree.root, &files, not_evicted).await? {
+            match puller.part(tree.root, &files, not_evicted).await? {
                 Some((blob, len)) => {
                     progress.note(format!("{layer}: {len} bytes for a layer of {size}"));
                     parts.push(Part { what: What::Index, layer: tree.root, blob, size: len });
@@ -115,9 +159,9 @@ impl Supervisor {
 
     /// The segment of a layer that is all there.
     async fn whole_segment(&self, tree: &Tree) -> Result<crate::ids::SegmentId, ApiError> {
-        let segments = self.catalog.segments(tree.pool).await.map_err(catalog)?;
-        let segment = segments.iter().find(|segment| tree.segments.contains(&segment.id));
-        let segment = segment.ok_or_else(|| ApiError::internal("a layer has no segment"))?;
+        let segments = self.catalog.segments_of(tree).await.map_err(catalog)?;
+        let segment =
+            segments.first().ok_or_else(|| ApiError::internal("a layer has no segment"))?;
         if segment.complete {
             return Ok(segment.id);
         }

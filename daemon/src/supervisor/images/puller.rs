@@ -20,10 +20,11 @@ use crate::object::ObjectId;
 use crate::queue::wire::image::{
     FromPuller, PinnedFormat, Platform, Repository, Resolved, Shown, ToPuller,
 };
-use crate::queue::wire::{self, Limits};
+use crate::queue::wire::{self, Limits, Run};
 use crate::source::oci::artifact::What;
 use crate::source::oci::document::MAX_LAYERS;
 use crate::source::oci::keys::PublicKey;
+use crate::source::oci::trace;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::seqpacket::{self, Seqpacket};
 use crate::sys::spawn::{Child, Role, Spawn};
@@ -37,6 +38,15 @@ const MAX_SHOWN: u64 = 1 << 48;
 /// A puller that is no longer wanted ends within this time.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
+/// What is to be believed of what somebody has put beside an image.
+#[derive(Debug)]
+pub struct Trust {
+    /// What these have signed.
+    pub index_keys: Vec<PublicKey>,
+    /// Of that, traces too.
+    pub traces: bool,
+}
+
 /// What comes of layers.
 #[derive(Debug, Clone)]
 pub enum Step {
@@ -44,6 +54,8 @@ pub enum Step {
     Progress(u64),
     /// Something that people should know.
     Note(String),
+    /// What is to be fetched first of a layer.
+    Trace { number: u32, runs: Vec<Run> },
     /// It is in its files.
     Layer { number: u32, shown: Shown, pinned: Option<PinnedFormat> },
 }
@@ -150,8 +162,9 @@ impl Puller {
         reference: &str,
         platform: Platform,
         limits: Limits,
-        index_keys: Vec<PublicKey>,
+        trust: Trust,
     ) -> Result<Resolved, ApiError> {
+        let Trust { index_keys, traces } = trust;
         let message = ToPuller::Image {
             version: wire::VERSION,
             repository: Box::new(repository),
@@ -159,6 +172,7 @@ impl Puller {
             platform,
             limits,
             index_keys,
+            traces,
         };
         self.tell(&message, &[]).await?;
         loop {
@@ -191,11 +205,12 @@ impl Puller {
         &mut self,
         repository: Repository,
         image: ObjectId,
+        what: What,
         limits: Limits,
         push: bool,
     ) -> Result<(), ApiError> {
         let (version, repository) = (wire::VERSION, Box::new(repository));
-        let message = ToPuller::Publish { version, repository, image, limits, push };
+        let message = ToPuller::Publish { version, repository, image, what, limits, push };
         self.tell(&message, &[]).await?;
         match self.hear().await? {
             FromPuller::Ready => Ok(()),
@@ -207,13 +222,12 @@ impl Puller {
     /// dropped as soon as the files have been read: then the part is pushed, which may take long.
     pub async fn part<G>(
         &mut self,
-        what: What,
         layer: ObjectId,
         files: &[File],
         guard: G,
     ) -> Result<Option<(ObjectId, u64)>, ApiError> {
         let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-        self.tell(&ToPuller::Part { what, layer }, &fds).await?;
+        self.tell(&ToPuller::Part { layer }, &fds).await?;
         let mut heard = self.hear().await?;
         drop(guard);
         if heard == FromPuller::Ready {
@@ -244,6 +258,9 @@ impl Puller {
     pub async fn next(&mut self) -> Result<Step, ApiError> {
         match self.hear().await? {
             FromPuller::Progress { received } => Ok(Step::Progress(received)),
+            FromPuller::Trace { number, runs } if trace::is_sound(&runs) => {
+                Ok(Step::Trace { number, runs })
+            }
             FromPuller::Note { message } => Ok(Step::Note(cut(message))),
             FromPuller::Layer { number, shown: Shown { files, bytes, implicit }, pinned } => {
                 let [files, bytes, implicit] = [files, bytes, implicit].map(|n| n.min(MAX_SHOWN));

@@ -2,19 +2,23 @@
 
 use std::collections::HashMap;
 
+use hydrant_api::{TraceRequest, TracedLayer};
 use tracing::warn;
 
 use super::super::Supervisor;
-use super::catalog;
-use crate::admin::ApiError;
+use super::super::queue::Paths;
+use super::{catalog, parse};
+use crate::admin::{ApiError, Caller};
 use crate::catalog::Tree;
 use crate::ids::SegmentId;
 use crate::object::ObjectId;
 use crate::queue::wire::Run;
+use crate::range::ByteRange;
 use crate::source::oci::fetch::CHUNK;
+use crate::source::oci::{digest, trace};
 
 impl Supervisor {
-    fn traces(&self) -> bool {
+    pub(super) fn traces(&self) -> bool {
         self.config.images.trace.unwrap_or(true)
     }
 
@@ -39,6 +43,56 @@ impl Supervisor {
         });
         let segments = trees.iter().filter_map(|tree| Some((tree.commit, *tree.segments.first()?)));
         in_runs(&records, &segments.collect())
+    }
+
+    /// What to fetch first of a layer that was just pulled, as somebody says who is trusted.
+    pub(super) async fn learn_trace(&self, tree: &Tree, runs: &[Run]) {
+        let Some(segment) = tree.segments.first() else { return };
+        let Ok((_, size)) = self.store.present_bytes(tree.pool, *segment) else { return };
+        let mut records = trace::records(runs);
+        records.retain(|record| u64::from(*record) * CHUNK < size);
+        if self.traces()
+            && let Err(error) = self.catalog.learn_trace(tree.commit, records).await
+        {
+            warn!(%segment, %error, "what is to be read of a layer is not remembered");
+        }
+    }
+
+    /// `hydrant image trace`: what would be fetched first of an image's layers.
+    pub(in super::super) async fn trace_request(
+        &self,
+        caller: &Caller,
+        request: &TraceRequest,
+    ) -> Result<Vec<TracedLayer>, ApiError> {
+        caller.require_root("look at traces of images")?;
+        let reference = parse(&request.reference)?;
+        let image = self.catalog.image_named(&reference.to_string()).await.map_err(catalog)?;
+        let image = image.ok_or_else(|| {
+            ApiError::not_found(format!("there is no image {reference}"))
+                .with_hint("`hydrant image ls` lists them")
+        })?;
+        let mut traced = Vec::with_capacity(image.layers.len());
+        let mut paths = Paths::new(&self.store);
+        for (tree, _) in &image.layers {
+            let (tree, pool) = self.tree_and_pool(*tree).await?;
+            if request.record {
+                self.catalog.forget_trace(vec![tree.commit]).await.map_err(catalog)?;
+            }
+            let records = self.catalog.trace(vec![tree.commit]).await.map_err(catalog)?;
+            let segment = tree.segments.first().copied();
+            let mut files = Vec::new();
+            for (_, record) in &records {
+                let at = ByteRange::new(u64::from(*record) * CHUNK, 1);
+                files.extend(segment.and_then(|segment| paths.path(pool.id, segment, at)));
+            }
+            files.dedup();
+            traced.push(TracedLayer {
+                layer: digest::text(&tree.commit),
+                bytes: records.len() as u64 * CHUNK,
+                files,
+            });
+        }
+        Ok(traced)
     }
 
     pub(super) async fn traced_bytes(&self, layers: &[ObjectId]) -> Result<u64, ApiError> {

@@ -60,9 +60,12 @@ impl Supervisor {
 
 /// The socket, and what is left to the next supervisor.
 fn open(passed: Option<Listener>, path: &Path) -> io::Result<(Socket, (String, OwnedFd))> {
-    let passed = passed.map(|listener| match listener {
-        Listener::Managers(fd) => (kept::CONTAINERD, Socket::passed(fd, path)),
-        Listener::Ours(fd) => (kept::OWN_CONTAINERD, Socket::passed(fd, path)),
+    let passed = passed.map(|listener| {
+        let (name, fd) = match listener {
+            Listener::Managers(fd) => (kept::CONTAINERD, fd),
+            Listener::Ours(fd) => (kept::OWN_CONTAINERD, fd),
+        };
+        (name, Socket::passed(fd, path))
     });
     let (name, socket) = match passed {
         Some((name, Ok(socket))) => (name, socket),

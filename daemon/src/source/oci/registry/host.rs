@@ -9,7 +9,7 @@ use reqwest::header::{
     ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap,
     HeaderName, HeaderValue, RANGE, USER_AGENT,
 };
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use tokio::time::Instant;
 
 use super::auth::Auth;
@@ -245,45 +245,64 @@ impl Host {
         let mut redirects = 0;
         let mut asked = false;
         loop {
-            let ours = Origin::from(&url) == self.origin;
+            let complete = |request: RequestBuilder| {
+                // what has a digest is wanted as it is
+                let request = request.header(ACCEPT, accept).header(ACCEPT_ENCODING, "identity");
+                match range {
+                    Some(range) => {
+                        let last = range.end().saturating_sub(1);
+                        request.header(RANGE, format!("bytes={}-{last}", range.offset()))
+                    }
+                    None => request,
+                }
+            };
+            let response =
+                self.send_proved(Method::GET, &url, self.patience, &mut asked, complete).await?;
+            if !response.status().is_redirection() {
+                return Ok((url, response));
+            }
+            redirects += 1;
+            if redirects > REDIRECTS {
+                return Err(refused(format!("{} redirects for ever", shown(&url))));
+            }
+            url = redirected(&url, &response)?;
+        }
+    }
+
+    /// Sends a request that is made `complete`, to the registry itself with a proof of identity. If it is refused, a new
+    /// one is `asked` for, once.
+    pub(super) async fn send_proved(
+        &self,
+        method: Method,
+        url: &Url,
+        patience: Duration,
+        asked: &mut bool,
+        complete: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response, FetchError> {
+        let ours = Origin::from(url) == self.origin;
+        loop {
             let proof = if ours { self.auth.current() } else { None };
-            let mut request = self.client.get(url.clone());
+            let mut request = self.client.request(method.clone(), url.clone());
             if ours {
                 // they may be secrets
                 request = request.headers(self.extra.clone());
             }
-            request = request.header(ACCEPT, accept).header(USER_AGENT, AGENT);
-            // what has a digest is wanted as it is
-            request = request.header(ACCEPT_ENCODING, "identity");
-            if let Some(range) = range {
-                let last = range.end().saturating_sub(1);
-                request = request.header(RANGE, format!("bytes={}-{last}", range.offset()));
-            }
+            request = complete(request).header(USER_AGENT, AGENT);
             if let Some(proof) = &proof {
                 request = request.header(AUTHORIZATION, proof.clone());
             }
-            let response = self.send(request, &url).await?;
-            let status = response.status();
-            if status == StatusCode::UNAUTHORIZED && ours && !asked {
-                asked = true;
-                self.auth.renew(self, response.headers(), proof).await?;
-                continue;
+            let response = self.send_within(patience, request, url).await?;
+            if response.status() != StatusCode::UNAUTHORIZED || !ours || *asked {
+                return Ok(response);
             }
-            if status.is_redirection() {
-                redirects += 1;
-                if redirects > REDIRECTS {
-                    return Err(refused(format!("{} redirects for ever", shown(&url))));
-                }
-                url = redirected(&url, &response)?;
-                continue;
-            }
-            return Ok((url, response));
+            *asked = true;
+            self.auth.renew(self, response.headers(), proof).await?;
         }
     }
 
     pub(super) async fn send(
         &self,
-        request: reqwest::RequestBuilder,
+        request: RequestBuilder,
         url: &Url,
     ) -> Result<Response, FetchError> {
         self.send_within(self.patience, request, url).await
@@ -292,7 +311,7 @@ impl Host {
     pub(super) async fn send_within(
         &self,
         patience: Duration,
-        request: reqwest::RequestBuilder,
+        request: RequestBuilder,
         url: &Url,
     ) -> Result<Response, FetchError> {
         match tokio::time::timeout(patience, request.send()).await {

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION, USER_AGENT};
-use reqwest::{Method, Response, StatusCode, Url};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, LOCATION};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 
-use super::host::{AGENT, Host, answered};
+use super::host::{Host, answered};
 use super::{Registry, refused};
 use crate::object::ObjectId;
 use crate::source::FetchError;
-use crate::source::git::{Origin, check_status, shown};
-use crate::source::oci::artifact::{EMPTY, KIND, list_tag, list_with, listed};
+use crate::source::git::{check_status, shown};
+use crate::source::oci::artifact::{EMPTY, What, list_tag, list_with, listed};
 use crate::source::oci::digest;
 use crate::source::oci::document::{Descriptor, OCI_INDEX, OCI_MANIFEST};
 
@@ -36,11 +36,11 @@ impl Registry {
         Ok(Descriptor { kind, digest, size: bytes.len() as u64 })
     }
 
-    /// Manifests of artifacts of our kind that refer to an image, the one that was found last first.
-    pub async fn artifacts(&self, image: &ObjectId) -> Result<Vec<Bytes>, FetchError> {
+    /// Manifests of artifacts with indexes or traces that refer to an image, the one that was found last first.
+    pub async fn artifacts(&self, image: &ObjectId, what: What) -> Result<Vec<Bytes>, FetchError> {
         let mut found = Vec::new();
         let mut failed = None;
-        for digest in self.itself()?.referrers(image).await?.into_iter().take(MAX_LOOKED_AT) {
+        for digest in self.itself()?.referrers(image, what).await?.into_iter().take(MAX_LOOKED_AT) {
             // one that can't be had does not keep us from the others
             match self.manifest(&digest::text(&digest), Some(digest)).await {
                 Ok((_, _, bytes)) => found.push(bytes),
@@ -65,6 +65,7 @@ impl Registry {
     pub async fn push_artifact(
         &self,
         image: &ObjectId,
+        what: What,
         manifest: Vec<u8>,
     ) -> Result<ObjectId, FetchError> {
         let host = self.itself()?;
@@ -75,8 +76,8 @@ impl Registry {
         if !answer.contains_key(SUBJECT) {
             // who asks for what refers to the image looks under this tag then
             let tag = list_tag(image);
-            let now = host.document("manifests", &tag, OCI_INDEX).await?;
-            let list = list_with(now.as_deref(), &artifact, size);
+            let now = host.tagged_list(image).await?;
+            let list = list_with(now.as_deref(), what, &artifact, size);
             let list = list.ok_or_else(|| refused(format!("the tag {tag} has no list")))?;
             host.push_manifest(&tag, list.into(), OCI_INDEX).await?;
         }
@@ -85,30 +86,25 @@ impl Registry {
 }
 
 impl Host {
-    async fn referrers(&self, image: &ObjectId) -> Result<Vec<ObjectId>, FetchError> {
+    async fn referrers(&self, image: &ObjectId, what: What) -> Result<Vec<ObjectId>, FetchError> {
+        let mut url = self.url("referrers", &digest::text(image))?;
+        url.query_pairs_mut().append_pair("artifactType", what.artifact_type());
         // a registry without a list of them does not know what is asked for
-        let list = match self.document("referrers", &digest::text(image), OCI_INDEX).await {
+        let list = match self.document(url).await {
             Ok(Some(list)) => Some(list),
-            Ok(None) | Err(FetchError::Refused { .. }) => {
-                self.document("manifests", &list_tag(image), OCI_INDEX).await?
-            }
+            Ok(None) | Err(FetchError::Refused { .. }) => self.tagged_list(image).await?,
             Err(error) => return Err(error),
         };
-        Ok(list.map(|list| listed(&list)).unwrap_or_default())
+        Ok(list.map(|list| listed(&list, what)).unwrap_or_default())
     }
 
-    /// A short document; `None` if there is none.
-    async fn document(
-        &self,
-        what: &str,
-        reference: &str,
-        accept: &str,
-    ) -> Result<Option<Bytes>, FetchError> {
-        let mut url = self.url(what, reference)?;
-        if what == "referrers" {
-            url.query_pairs_mut().append_pair("artifactType", KIND);
-        }
-        let (url, response) = self.ask(url, accept, None).await?;
+    /// The list of referrers that is kept under a tag; `None` if there is none.
+    async fn tagged_list(&self, image: &ObjectId) -> Result<Option<Bytes>, FetchError> {
+        self.document(self.url("manifests", &list_tag(image))?).await
+    }
+
+    async fn document(&self, url: Url) -> Result<Option<Bytes>, FetchError> {
+        let (url, response) = self.ask(url, OCI_INDEX, None).await?;
         match response.status() {
             StatusCode::NOT_FOUND => Ok(None),
             _ => self.body(answered(&url, response)?).await.map(Some),
@@ -150,32 +146,17 @@ impl Host {
         body: Bytes,
         kind: &str,
     ) -> Result<Response, FetchError> {
-        let ours = Origin::from(&url) == self.origin;
-        let mut asked = false;
-        loop {
-            let proof = if ours { self.auth.current() } else { None };
-            let mut request = self.client.request(method.clone(), url.clone());
-            if ours {
-                request = request.headers(self.extra.clone());
+        // the answer comes when all of the body is there
+        let patience = self.patience + Duration::from_secs(body.len() as u64 / PUSH_PACE);
+        let complete =
+            |request: RequestBuilder| request.header(CONTENT_TYPE, kind).body(body.clone());
+        let response = self.send_proved(method, &url, patience, &mut false, complete).await?;
+        match response.status() {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                let at = shown(&url);
+                Err(refused(format!("the registry does not let us write to {at}")))
             }
-            request = request.header(CONTENT_TYPE, kind).header(USER_AGENT, AGENT);
-            if let Some(proof) = &proof {
-                request = request.header(AUTHORIZATION, proof.clone());
-            }
-            // the answer comes when all of the body is there
-            let patience = self.patience + Duration::from_secs(body.len() as u64 / PUSH_PACE);
-            let response = self.send_within(patience, request.body(body.clone()), &url).await?;
-            match response.status() {
-                StatusCode::UNAUTHORIZED if ours && !asked => {
-                    asked = true;
-                    self.auth.renew(self, response.headers(), proof).await?;
-                }
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                    let at = shown(&url);
-                    return Err(refused(format!("the registry does not let us write to {at}")));
-                }
-                _ => return Ok(response),
-            }
+            _ => Ok(response),
         }
     }
 }
