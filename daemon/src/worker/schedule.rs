@@ -1,7 +1,7 @@
 //! Which object is asked for when, and in which request.
 //!
 //! A pure state machine for one origin: no I/O, no clock, no randomness but a seed. The engine
-//! tells it who waits for what and how requests went; [`Schedule::poll`] gives what is to be done.
+//! tells it who waits for what and how requests went; [`Schedule::poll_along`] gives what is to be done.
 //! What it keeps to:
 //!
 //! - **Single flight**: an object is asked for once, however many wait for it. The one exception is
@@ -334,7 +334,7 @@ impl Schedule {
         self.waits.remove(&waiter);
     }
 
-    /// When [`poll`](Self::poll) should be called again even if nothing happens.
+    /// When [`poll`](Self::poll_along) should be called again even if nothing happens.
     #[must_use]
     pub fn next_wake(&self) -> Option<Now> {
         let queued = !self.demand.is_empty() || !self.ahead.is_empty() || !self.prefetch.is_empty();
