@@ -55,6 +55,7 @@ pub mod digest;
 mod gunzip;
 pub mod index;
 pub mod indexer;
+pub mod names;
 pub mod pinned;
 pub mod span;
 pub mod tar;

@@ -436,6 +436,51 @@ fn docker_pulls_runs_and_builds() -> Result<()> {
     host.expect_nothing_left("moby")
 }
 
+/// Who waits is named as people know it: the container, the image, the layer, the file.
+#[test]
+#[ignore = "needs root"]
+fn root_the_queue_names_the_container() -> Result<()> {
+    let quiet = "[images]\nbackground_fill = false\ntrace = false\n";
+    let host = Host::with("containerd-queue", quiet)?;
+    let proxy = Proxy::start(host.registry.port(), Quality::default())?;
+    host.push("app", "app")?;
+    let image = format!("127.0.0.1:{}/app:v1", proxy.port());
+    host.hydrant(&["image", "pull", &image])?;
+    host.hydrant(&["image", "evict", &image])?;
+    host.containerd.pull_by_cri(&image)?;
+    let id = "0123456789abcdef".repeat(4);
+    // all that it runs is there before it reads
+    let read = "/bin/busybox sha256sum /bin/busybox >/up; until [ -e /go ]; do /bin/busybox sleep 0.1; done
+                /bin/busybox cat /d1/f03 >/read; /bin/busybox sleep 3600";
+    host.containerd.run_detached(CRI, &image, &id, &["/bin/sh", "-c", read])?;
+    let mut tries = 0;
+    until("it is up", PATIENCE, || {
+        tries += 1;
+        let look = ["/bin/sh", "-c", "[ -s /up ] && /bin/busybox echo yes"];
+        let said = host.containerd.exec(CRI, &id, &format!("look-{tries}"), &look).ok()?;
+        (said == "yes").then_some(())
+    })?;
+    proxy.hold();
+    host.containerd.exec(CRI, &id, "go", &["/bin/busybox", "touch", "/go"])?;
+    let event = until("it waits", PATIENCE, || {
+        let queue = host.world.daemon.admin().queue().ok()?;
+        queue.into_iter().find(|event| event.process.container.as_ref() == Some(&id))
+    })?;
+    let layer = event.layer.as_deref().unwrap_or_default();
+    ensure!(
+        event.path.as_deref() == Some("d1/f03")
+            && event.images == [image.clone()]
+            && layer.starts_with("sha256:"),
+        "{event:?}"
+    );
+    let shown = host.hydrant(&["queue"])?;
+    ensure!(shown.contains(&image) && shown.contains(&id[..12]), "{shown}");
+    proxy.heal();
+    host.wait_for("nobody waits", |host| Ok(host.world.daemon.admin().queue()?.is_empty()))?;
+    host.containerd.end(CRI, &id)?;
+    host.containerd.remove_images(CRI)
+}
+
 /// The content of layers comes when a container reads it, whoever is killed meanwhile; once it is there, neither registry
 /// nor daemon is needed.
 #[test]

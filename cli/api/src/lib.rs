@@ -482,6 +482,11 @@ pub struct QueueEvent {
     /// Where a tree with the file is mounted, and the path inside the tree.
     pub directory: Option<String>,
     pub path: Option<String>,
+    /// The digest of the archive of the layer that the file is in, and the names of the images that have it.
+    #[serde(default)]
+    pub layer: Option<String>,
+    #[serde(default)]
+    pub images: Vec<String>,
     pub segment: u64,
     pub offset: u64,
     pub count: u64,
@@ -541,4 +546,7 @@ pub struct Process {
     pub comm: Option<String>,
     pub uid: Option<u32>,
     pub cgroup: Option<String>,
+    /// The id of the container that it is in, as far as the cgroup tells.
+    #[serde(default)]
+    pub container: Option<String>,
 }

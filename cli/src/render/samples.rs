@@ -100,6 +100,8 @@ pub fn event() -> QueueEvent {
         age_ms: 1240,
         directory: Some("/srv/u-boot".into()),
         path: Some("common/board_f.c".into()),
+        layer: None,
+        images: Vec::new(),
         segment: 5,
         offset: 4096,
         count: 8192,
@@ -108,12 +110,35 @@ pub fn event() -> QueueEvent {
             comm: Some("make".into()),
             uid: Some(1000),
             cgroup: Some("/user.slice/a.scope".into()),
+            container: None,
         },
         shard: 0,
         worker_pid: Some(4711),
         attempts: 2,
         origin: Some("https://example.org/u-boot.git".into()),
         reason: Some("connection refused, trying again".into()),
+    }
+}
+
+/// In a container.
+pub fn event_of_image() -> QueueEvent {
+    let id = "0123456789ab".repeat(6);
+    let container = id.get(..64).map(str::to_owned);
+    QueueEvent {
+        id: 14,
+        directory: None,
+        path: Some("usr/bin/python3".into()),
+        layer: Some(format!("sha256:{}", "fedcba987654".repeat(6))),
+        images: vec!["docker.io/library/a:1".into(), "docker.io/library/b:1".into()],
+        process: Process {
+            cgroup: Some("/docker/x".into()),
+            comm: Some("sh".into()),
+            container,
+            ..event().process
+        },
+        origin: Some("oci://docker.io/library/a".into()),
+        reason: None,
+        ..event()
     }
 }
 

@@ -1,6 +1,5 @@
 //! The segment of a layer: proved to be the layer's archive, and its extent index.
 
-mod names;
 pub(crate) mod same;
 
 use std::io::{self, BufReader, Read};
@@ -8,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use self::names::Names;
 use super::BuildError;
 use super::files::{Made, sync_dir};
 use crate::ids::SegmentId;
 use crate::layer::digest::Hasher;
 use crate::layer::index::Index;
+use crate::layer::names::Names;
 use crate::object::{HashKind, ObjectId};
 use crate::range::ByteRange;
 use crate::segment::SegmentKind;
@@ -53,10 +52,8 @@ pub struct CompareJob {
     pub truth: PathBuf,
 }
 
-/// Reads the segment and writes its extent index beside it: the chunks by their names. All files are durable
-/// when this returns the length in bytes.
-///
-/// `manifest` says which files they are of.
+/// Reads the segment and writes its extent index beside it, the chunks by their hashes, and the names of its files, as `manifest`
+/// says them. All files are durable when this returns the length in bytes.
 pub fn check(job: &SegmentJob, manifest: &Path, made: &mut Made) -> Result<u64, BuildError> {
     let file = fs_err::File::open(manifest);
     let file = file.map_err(BuildError::io("read what the importer wrote"))?;
@@ -108,6 +105,7 @@ pub fn check(job: &SegmentJob, manifest: &Path, made: &mut Made) -> Result<u64, 
     let sync = |path: &Path| fs_err::File::open(path)?.sync_all();
     let mut write = || -> io::Result<()> {
         made.write(&job.data.with_extension("extents"), 0o600, |out| extents.write(out, size))?;
+        made.write(&job.data.with_extension("names"), 0o600, |out| names.write(out))?;
         data.sync_all()?;
         sync(&job.access)?;
         if job.pinned {

@@ -5,9 +5,19 @@ use std::collections::HashMap;
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::pools::now;
-use super::records::{signed, unsigned};
+use super::records::{object, signed, unsigned};
 use super::{Catalog, CatalogError, Image, NewImage};
 use crate::ids::{ImageId, PoolId, TreeId};
+use crate::source::oci::digest;
+
+/// A layer, as people know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedLayer {
+    /// The digest of its archive.
+    pub layer: String,
+    /// The names of the images that have it.
+    pub images: Vec<String>,
+}
 
 impl Catalog {
     /// Puts an image on record, under a name that is its own from now on. An image that had the name
@@ -66,21 +76,24 @@ impl Catalog {
         .await
     }
 
-    /// The names of images, by the pools of their layers.
-    pub async fn images_by_pool(&self) -> Result<HashMap<PoolId, Vec<String>>, CatalogError> {
+    /// All layers of images that have a name, by their pools.
+    pub async fn layers_by_pool(&self) -> Result<HashMap<PoolId, NamedLayer>, CatalogError> {
         self.run("find the images of layers", |t| {
             let mut select = t.prepare(
-                "SELECT DISTINCT trees.pool, images.reference FROM images
+                "SELECT DISTINCT trees.pool, trees.git_commit, images.reference FROM images
                  JOIN image_layers ON image_layers.image = images.id
                  JOIN trees ON trees.id = image_layers.tree
                  WHERE images.named ORDER BY images.reference",
             )?;
-            let mut images: HashMap<PoolId, Vec<String>> = HashMap::new();
+            let mut layers: HashMap<PoolId, NamedLayer> = HashMap::new();
             let mut rows = select.query([])?;
             while let Some(row) = rows.next()? {
-                images.entry(PoolId(unsigned(row, 0)?)).or_default().push(row.get(1)?);
+                let layer = digest::text(&object(row, 1)?);
+                let of_pool = layers.entry(PoolId(unsigned(row, 0)?));
+                let of_pool = of_pool.or_insert(NamedLayer { layer, images: Vec::new() });
+                of_pool.images.push(row.get(2)?);
             }
-            Ok(images)
+            Ok(layers)
         })
         .await
     }

@@ -8,11 +8,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use hydrant_api::{Process, QueueEvent, path_to_text};
+use tracing::warn;
 
 use super::Supervisor;
 use super::shard::{Command, Snapshot};
 use crate::admin::ApiError;
 use crate::ids::{EventId, PoolId, SegmentId, ShardId};
+use crate::layer::names::Names;
 use crate::range::ByteRange;
 use crate::segment::extents::{Extents, Place};
 
@@ -32,9 +34,19 @@ impl Supervisor {
     pub(super) async fn queue_events(&self) -> Vec<QueueEvent> {
         let snapshots = self.snapshots().await;
         let directories = self.directories_of_pools().await;
+        let waits = snapshots.iter().any(|snapshot| !snapshot.events.is_empty());
+        let layers = match waits {
+            true => self.catalog.layers_by_pool().await.unwrap_or_else(|error| {
+                warn!(%error, "can't tell which layers are read");
+                HashMap::new()
+            }),
+            false => HashMap::new(),
+        };
         let store = std::sync::Arc::clone(&self.store);
+        let pools =
+            snapshots.iter().flat_map(|snapshot| snapshot.events.iter().map(|(_, p, _)| *p));
         let urls: HashMap<PoolId, String> =
-            directories.keys().filter_map(|pool| Some((*pool, self.origins.url(*pool)?))).collect();
+            pools.filter_map(|pool| Some((pool, self.origins.url(pool)?))).collect();
         // reads extent indexes and /proc
         let listed = tokio::task::spawn_blocking(move || {
             let mut paths = Paths::new(&store);
@@ -43,11 +55,15 @@ impl Supervisor {
                 for (event, pool, pending) in &snapshot.events {
                     let age = snapshot.now.saturating_sub(pending.arrived);
                     let in_flight = pending.dispatched.is_some();
+                    let layer = layers.get(pool).cloned();
+                    let (layer, images) = layer.map(|l| (l.layer, l.images)).unzip();
                     events.push(QueueEvent {
                         id: public_id(*event, snapshot.shard),
                         state: if in_flight { "in_flight" } else { "waiting" }.into(),
                         age_ms: milliseconds(age),
                         directory: directories.get(pool).cloned(),
+                        images: images.unwrap_or_default(),
+                        layer,
                         path: paths.path(*pool, pending.segment, pending.range),
                         segment: pending.segment.0,
                         offset: pending.range.offset(),
@@ -104,11 +120,12 @@ pub(super) fn milliseconds(duration: Duration) -> u64 {
 pub(super) struct Paths<'a> {
     store: &'a super::store::Store,
     read: HashMap<SegmentId, Option<Extents>>,
+    names: HashMap<SegmentId, Option<Names>>,
 }
 
 impl<'a> Paths<'a> {
     pub(super) fn new(store: &'a super::store::Store) -> Self {
-        Self { store, read: HashMap::new() }
+        Self { store, read: HashMap::new(), names: HashMap::new() }
     }
 
     /// The range and the rest of all objects that have a byte in it.
@@ -138,6 +155,12 @@ impl<'a> Paths<'a> {
         segment: SegmentId,
         range: ByteRange,
     ) -> Option<String> {
+        let store = self.store;
+        let names = self.names.entry(segment).or_insert_with(|| store.names(pool, segment));
+        if let Some(names) = names {
+            // a piece of a layer is of many files
+            return Some(text(&names.path(range))).filter(|path| !path.is_empty());
+        }
         let extents = self.extents(pool, segment)?;
         let extent = extents.get(extents.overlapping(range).next()?)?;
         match extent.place {
@@ -166,10 +189,68 @@ pub(super) fn process(pid: i32) -> Process {
         let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
         line.split_whitespace().next()?.parse().ok()
     });
-    let cgroup: Option<String> = line("cgroup");
-    let cgroup = cgroup.and_then(|cgroup| {
-        let unified = cgroup.lines().find_map(|line| line.strip_prefix("0::"));
+    let cgroups: Option<String> = line("cgroup");
+    let cgroup = cgroups.as_deref().and_then(|cgroups| {
+        let unified = cgroups.lines().find_map(|line| line.strip_prefix("0::"));
         unified.map(str::to_owned)
     });
-    Process { pid, comm: line("comm"), uid, cgroup }
+    let container = cgroups.as_deref().and_then(container);
+    Process { pid, comm: line("comm"), uid, cgroup, container }
+}
+
+/// The id of the container that a process is in, by its cgroups, as those who run containers name them: `/docker/ID`,
+/// `docker-ID.scope`, `cri-containerd-ID.scope`, `/kubepods/.../ID`. `ctr`'s, of `/NAMESPACE/ID`, need not look like one: there is
+/// none but where containerd says so.
+fn container(cgroups: &str) -> Option<String> {
+    let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    for path in paths {
+        let is_id = |id: &&str| id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit());
+        let id_of = |part: &'_ str| -> Option<String> {
+            let name = part.strip_suffix(".scope").unwrap_or(part);
+            let id = name.rsplit(['-', ':']).next()?;
+            Some(id).filter(is_id).map(str::to_owned)
+        };
+        // a container in a container is the innermost
+        if let Some(id) = path.rsplit('/').find_map(id_of) {
+            return Some(id);
+        }
+        let tasks = Path::new("/run/containerd/io.containerd.runtime.v2.task");
+        let mut parts = path.strip_prefix('/')?.split('/');
+        if let (Some(namespace), Some(id), None) = (parts.next(), parts.next(), parts.next())
+            && !namespace.is_empty()
+            && ![".", ".."].contains(&namespace)
+            && ![".", "..", ""].contains(&id)
+            && tasks.join(namespace).join(id).is_dir()
+        {
+            return Some(id.to_owned());
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_by_their_cgroups() {
+        let id = "0123456789abcdef".repeat(4);
+        for path in [
+            format!("/docker/{id}"),
+            format!("/system.slice/docker-{id}.scope"),
+            format!("/kubepods/burstable/pod1-2/{id}"),
+            format!("/kubepods.slice/kubepods-pod1_2.slice/cri-containerd-{id}.scope"),
+            format!("/system.slice:nerdctl:{id}"),
+            format!("/docker/{id}/init.scope"),
+        ] {
+            assert_eq!(container(&format!("0::{path}")).as_ref(), Some(&id), "{path}");
+            assert_eq!(container(&format!("4:memory:{path}\n0::/")).as_ref(), Some(&id), "{path}");
+        }
+        for path in
+            ["/", "/user.slice/a.scope", "/system.slice/docker.service", "/default/x", "/../.."]
+        {
+            assert_eq!(container(&format!("0::{path}")), None, "{path}");
+        }
+        assert_eq!(container(""), None);
+    }
 }

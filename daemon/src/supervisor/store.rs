@@ -18,7 +18,7 @@
 //! any other path our own access would wait for an answer of our own.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
@@ -29,6 +29,7 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use super::durable;
 use crate::fanotify::{Error, FileId, Group, mark};
 use crate::ids::{MountId, PoolId, SegmentId, ShardId, SnapshotId, TreeId};
+use crate::layer::names::Names;
 use crate::mount::mounts;
 use crate::mount::private::PrivateMount;
 use crate::range::ByteRange;
@@ -334,7 +335,7 @@ impl Store {
         }
         let data = self.data_path(pool, segment);
         std::fs::remove_file(data.with_extension("extents"))?;
-        for of_layers in ["access", "manifest", "reread"] {
+        for of_layers in ["access", "manifest", "names", "reread"] {
             match std::fs::remove_file(data.with_extension(of_layers)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -350,6 +351,14 @@ impl Store {
     }
 
     /// A segment's extent index.
+    /// The names of a layer's files; `None` for other segments, and for layers of before there were names.
+    pub fn names(&self, pool: PoolId, segment: SegmentId) -> Option<Names> {
+        let mut file = self.open_private(pool, segment, "names", OFlag::O_RDONLY).ok()?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).ok()?;
+        Names::parse(&bytes)
+    }
+
     pub fn extents(&self, pool: PoolId, segment: SegmentId) -> Result<Extents, ExtentsError> {
         Extents::read(io::BufReader::new(self.open_private(
             pool,

@@ -101,14 +101,14 @@ impl Supervisor {
         if fills.is_empty() {
             return Ok(Vec::new());
         }
-        let images = self.catalog.images_by_pool().await.map_err(catalog)?;
+        let layers = self.catalog.layers_by_pool().await.map_err(catalog)?;
         let store = Arc::clone(&self.store);
         // looks for holes
         let described = tokio::task::spawn_blocking(move || {
             let describe = |(segment, fill): (SegmentId, Fill)| {
-                let images = images.get(&fill.pool).cloned().unwrap_or_default();
+                let images = layers.get(&fill.pool).map(|layer| layer.images.clone());
                 // unless the layer was removed
-                describe(&store, segment, fill, images).ok()
+                describe(&store, segment, fill, images.unwrap_or_default()).ok()
             };
             fills.into_iter().filter_map(describe).collect()
         });

@@ -169,6 +169,8 @@ mod tests {
             age_ms,
             directory: None,
             path: None,
+            layer: None,
+            images: Vec::new(),
             segment: 1,
             offset: 0,
             count: 4096,
@@ -247,6 +249,7 @@ mod tests {
             comm: Some(comm),
             uid: Some(nix::unistd::getuid().as_raw()),
             cgroup: None,
+            container: None,
         };
         let of = |process| super::process(&QueueEvent { process, ..event(0, None) });
         assert!(of(own.clone()).is_ok());
