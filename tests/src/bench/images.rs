@@ -134,7 +134,7 @@ struct Reached {
 /// From the pull to the first output of A, then to that of B.
 fn starts(site: &Site, network: Network, runs: usize) -> Result<Table> {
     let title = format!("From pull to output, {} (min / median of {runs})", network.name());
-    let columns = ["system", "A", "A + B", "down at A", "down at A + B", "A + B / full pull"];
+    let columns = ["system", "A", "A + B", "down at A", "down at A + B", "A + B / first row"];
     let mut table = Table::new(title, &columns);
     let mut full = None;
     for system in site.systems() {

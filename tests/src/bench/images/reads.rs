@@ -19,7 +19,7 @@ const WARM_READS: usize = 5;
 /// A pull and a container that reads every file, with nothing here before.
 pub(super) fn everything(site: &Site, network: Network, runs: usize) -> Result<Table> {
     let title = format!("Pull and read every file, {} (min / median of {runs})", network.name());
-    let mut table = Table::new(title, &["system", "time", "down", "time / full pull"]);
+    let mut table = Table::new(title, &["system", "time", "down", "time / first row"]);
     let mut full = None;
     for system in site.systems() {
         let mut times = Vec::new();
