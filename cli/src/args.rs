@@ -94,6 +94,7 @@ mod tests {
             "hydrant image index r",
             "hydrant image trace show r --json",
             "hydrant image trace record r",
+            "hydrant image trace record r -- /bin/sh -c x",
             "hydrant image trace push r --key f",
             "hydrant image index r --push --key f",
             "hydrant mount d",

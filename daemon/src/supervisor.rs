@@ -48,6 +48,7 @@ use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::fanotify::QueueKind;
 use crate::ids::{PoolId, ShardId};
+use crate::object::ObjectId;
 use crate::queue::wire::Limits;
 use cgroups::Cgroups;
 use origins::Origins;
@@ -85,6 +86,8 @@ pub struct Supervisor {
     layers: tokio::sync::Mutex<()>,
     /// Pulls for containerd that were of no use, and when.
     useless_pulls: Mutex<HashMap<String, Instant>>,
+    /// Layers (digests of their archives) of which the next mount is recorded, undisturbed by what comes by itself.
+    recorded_next: Mutex<HashSet<ObjectId>>,
     /// Layers of which something comes by itself.
     fills: Arc<Mutex<images::Fills>>,
     end: watch::Sender<Option<manager::End>>,

@@ -249,6 +249,33 @@ fn root_killed_workers_while_layers_are_read() -> Result<()> {
     crowds.into_iter().try_for_each(Crowd::expect_right)
 }
 
+/// What a command reads in an image is recorded, whatever was recorded before, and of what is here already.
+#[test]
+#[ignore = "needs root"]
+fn root_a_command_is_recorded() -> Result<()> {
+    let images = Images::with("images-record", "")?;
+    images.registry.push("app", "v1", "app")?;
+    let reference = images.reference(images.registry.port(), "app");
+    images.hydrant(&["image", "pull", &reference])?;
+    let record = ["image", "trace", "record", &reference, "--", "/bin/busybox", "cp"];
+    for file in ["d1/f02", "d1/f13"] {
+        images.hydrant(&[&record[..], &[&format!("/{file}"), "/copy"]].concat())?;
+        until("it is recorded", Duration::from_secs(60), || {
+            let shown = images.hydrant(&["image", "trace", "show", &reference]).ok()?;
+            (shown.contains(file) && shown.contains("bin/busybox")).then_some(())
+        })
+        .with_context(|| {
+            format!("{:?}", images.hydrant(&["image", "trace", "show", &reference]))
+        })?;
+    }
+    ensure!(images.world.daemon.status()?.mounts.is_empty());
+    // not of what is in use
+    let tree = images.mount(&reference, "tree")?;
+    let refused = images.refused(&record[..4])?;
+    ensure!(refused.contains("3 layers are mounted"), "{refused}");
+    images.hydrant(&["rm", text(&tree)?]).map(drop)
+}
+
 /// SIGKILL of the supervisor while somebody waits for a part of a layer, and of its successor's worker.
 #[test]
 #[ignore = "needs root"]

@@ -210,7 +210,7 @@ impl std::fmt::Debug for IndexRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceRequest {
     pub reference: String,
-    /// Forget what is there: a new record begins.
+    /// Forget what is there, and record the next mount. Of what is here then, nothing is recorded: it is to be evicted before.
     #[serde(default)]
     pub record: bool,
 }

@@ -1,15 +1,19 @@
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use clap::Subcommand;
 use hydrant_api::{
-    Evicted, Image as Pulled, ImageRequest, IndexRequest, PullRequest, TraceRequest, TracedLayer,
+    Evicted, Image as Pulled, ImageRequest, IndexRequest, MountImageRequest, PullRequest,
+    RmRequest, Status, Summary, TraceRequest, TracedLayer, path_from_text,
 };
 
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{clean_line, print, print_json};
 use crate::progress::Reporter;
-use crate::{environment, render};
+use crate::{environment, place, render};
 
 /// Container images: `hydrant mount oci://REF DIR` puts one in place
 #[derive(Debug, clap::Args)]
@@ -85,12 +89,18 @@ pub struct ShowTrace {
     pub json: bool,
 }
 
-/// Forget what is there: what is read after the next mount is recorded anew
+/// Forget what is there, and record what is read in the first two minutes after the next mount
+///
+/// The image's content goes, as with `hydrant image evict`: what is here is read without anybody's knowing. With COMMAND, the image is
+/// mounted for that, COMMAND runs in it (by chroot(1)), and the mount is removed again with all changes.
 #[derive(Debug, clap::Args)]
 pub struct RecordTrace {
     /// As it was pulled
     #[arg(value_name = "REF")]
     pub reference: String,
+    /// What is to be recorded, with its arguments
+    #[arg(value_name = "COMMAND", last = true)]
+    pub command: Vec<OsString>,
 }
 
 /// Put the traces beside the image at its registry, signed
@@ -185,6 +195,41 @@ impl Image {
     }
 }
 
+/// The daemon knows of all that was read by then.
+const TOLD: Duration = Duration::from_secs(2);
+
+/// Mounts an image at `directory`, runs a command in it, and removes the mount.
+async fn record(
+    context: &Context,
+    reference: &str,
+    directory: &Path,
+    command: &[OsString],
+) -> Result<(), Failure> {
+    let owner = environment::sudo_caller();
+    let directory_text = place::request_text(directory)?;
+    let request = MountImageRequest {
+        reference: reference.to_owned(),
+        directory: directory_text.clone(),
+        read_only: false,
+        environment: environment::for_git(owner),
+        owner,
+    };
+    let client = context.client()?;
+    let _: Summary = client.watch("/v1/image/mount", &request, &mut Reporter::new()).await?;
+    let ended = Command::new("chroot").arg(directory).args(command).status();
+    tokio::time::sleep(TOLD).await;
+    let request = RmRequest { directory: directory_text, discard: true, keep: false };
+    let _: Summary = client.watch("/v1/rm", &request, &mut Reporter::new()).await?;
+    // it was made for this
+    std::fs::remove_dir(directory).ok();
+    match ended {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Failure::new(format!("the command ended with {status}"))
+            .hint("what it read until then is recorded")),
+        Err(error) => Err(Failure::new(format!("can't run chroot: {error}"))),
+    }
+}
+
 impl TraceCommand {
     async fn run(self, context: &Context) -> Result<(), Failure> {
         match self {
@@ -194,11 +239,31 @@ impl TraceCommand {
                     context.client()?.post("/v1/image/trace", &request).await?;
                 if json { print_json(&layers) } else { print(&render::traces(&layers)) }
             }
-            Self::Record(RecordTrace { reference }) => {
+            Self::Record(RecordTrace { reference, command }) => {
+                let client = context.client()?;
                 let request = TraceRequest { reference: reference.clone(), record: true };
-                let _: Vec<TracedLayer> =
-                    context.client()?.post("/v1/image/trace", &request).await?;
-                print(&format!("{}: the next mount is recorded\n", clean_line(&reference)))
+                let _: Vec<TracedLayer> = client.post("/v1/image/trace", &request).await?;
+                let request = ImageRequest { reference: reference.clone() };
+                let evicted: Evicted = client.post("/v1/image/evict", &request).await?;
+                if evicted.in_use > 0 {
+                    let message = format!("{} layers are mounted", render::number(evicted.in_use));
+                    let hint = "they are recorded at the next mount after these: `hydrant ls` and `hydrant status` show them";
+                    return Err(Failure::new(message).hint(hint));
+                }
+                if command.is_empty() {
+                    return print(&format!(
+                        "{}: the next mount is recorded\n",
+                        clean_line(&reference)
+                    ));
+                }
+                // where nobody else can put anything
+                let status: Status = client.get("/v1/status").await?;
+                let name = format!("record-{}", std::process::id());
+                let directory = path_from_text(&status.run_dir).join(name);
+                record(context, &reference, &directory, &command).await?;
+                let request = TraceRequest { reference, record: false };
+                let layers: Vec<TracedLayer> = client.post("/v1/image/trace", &request).await?;
+                print(&render::traces(&layers))
             }
             Self::Push(PushTrace { reference, key }) => {
                 publish(context, reference, (true, true), Some(key)).await

@@ -135,6 +135,7 @@ pub async fn run(
         eviction: tokio::sync::RwLock::default(),
         layers: tokio::sync::Mutex::default(),
         useless_pulls: Mutex::default(),
+        recorded_next: Mutex::default(),
         fills: Arc::default(),
         live: Arc::default(),
         histories: Mutex::default(),

@@ -126,6 +126,8 @@ pub struct Shard {
     segments: HashMap<SegmentId, Segment>,
     /// Segments that are not served any more, but may be marked: their sizes in bytes.
     detached: HashMap<SegmentId, u64>,
+    /// Of these: what readers are known to have wanted. The worker tells the rest when it lets go of them.
+    touched: HashMap<SegmentId, HashSet<u32>>,
     attachments: u64,
     pools: HashMap<PoolId, Pool>,
     /// What workers have found out about the pools' servers.
@@ -254,6 +256,7 @@ impl Shard {
             files: HashMap::new(),
             segments: HashMap::new(),
             detached: HashMap::new(),
+            touched: HashMap::new(),
             attachments: 0,
             pools: HashMap::new(),
             servers: HashMap::new(),

@@ -303,7 +303,8 @@ where
     }
 
     fn detach(&mut self, pool: PoolId) {
-        let Some(state) = self.pools.remove(&pool) else { return };
+        let Some(mut state) = self.pools.remove(&pool) else { return };
+        state.report_touched(&self.control);
         self.segments.retain(|segment, of| {
             if *of == pool {
                 self.queue.forget(*segment);

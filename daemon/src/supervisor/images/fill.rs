@@ -8,7 +8,7 @@ use std::time::Duration;
 use hydrant_api::LayerFill;
 use tracing::{debug, info};
 
-use super::super::shard::GONE;
+use super::super::shard::{GONE, ShardHandle};
 use super::super::store::Store;
 use super::super::{Supervisor, internal, lock};
 use super::catalog;
@@ -24,6 +24,8 @@ use crate::source::oci::{digest, trace};
 /// The wait after a fill that failed; it doubles.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// How long a start is recorded, at least (`worker/trace.rs`).
+const RECORDING: Duration = Duration::from_secs(120);
 /// More chunks than any layer has.
 const ALL: Run = Run { first: 0, count: u32::MAX };
 
@@ -86,6 +88,35 @@ fn note(fills: &Mutex<Fills>, segment: SegmentId, state: &'static str, trouble: 
     if let Some(fill) = lock(fills).get_mut(&segment) {
         fill.state = state;
         fill.trouble = trouble;
+    }
+}
+
+/// Fills segments behind whoever reads, one after the other: one that does not come is tried again behind the others.
+async fn fill(fills: &Mutex<Fills>, mut missing: VecDeque<(ShardHandle, SegmentId)>) {
+    let (mut wait, mut failed) = (FIRST_WAIT, 0);
+    while let Some((shard, segment)) = missing.pop_front() {
+        note(fills, segment, FILLING, None);
+        match shard.prefetch(segment, vec![ALL]).await {
+            Ok(Ok(())) => {
+                note(fills, segment, DONE, None);
+                debug!(%segment, "filled");
+                (wait, failed) = (FIRST_WAIT, 0);
+            }
+            // unmounted: `forget_fills` has been told
+            Ok(Err(why)) if why == GONE => debug!(%segment, "not filled: {why}"),
+            Ok(Err(why)) => {
+                info!(%segment, why, "a layer can't be filled yet");
+                note(fills, segment, WAITING, Some(why));
+                missing.push_back((shard, segment));
+                failed += 1;
+            }
+            // the daemon ends
+            Err(_) => return,
+        }
+        if !missing.is_empty() && failed >= missing.len() {
+            tokio::time::sleep(wait).await;
+            (wait, failed) = ((wait * 2).min(LONGEST_WAIT), 0);
+        }
     }
 }
 
@@ -161,8 +192,24 @@ impl Supervisor {
             replays.push((segment, shard.prefetch(segment, runs)));
         }
         missing.retain(|(tree, ..)| is_filled(tree));
-        let mut missing: VecDeque<_> =
-            missing.into_iter().map(|(_, shard, id)| (shard, id)).collect();
+        // what comes by itself is not waited for, and would not be recorded
+        let (recorded, missing): (VecDeque<_>, VecDeque<_>) = {
+            let mut next = lock(&self.recorded_next);
+            let parts = missing.into_iter().partition(|(tree, ..)| next.contains(&tree.commit));
+            next.retain(|layer| trees.iter().all(|(tree, _)| tree.commit != *layer));
+            parts
+        };
+        let handles = |of: VecDeque<(&Tree, ShardHandle, SegmentId)>| -> VecDeque<_> {
+            of.into_iter().map(|(_, shard, id)| (shard, id)).collect()
+        };
+        let (recorded, missing) = (handles(recorded), handles(missing));
+        if !recorded.is_empty() {
+            let fills = Arc::clone(&self.fills);
+            tokio::spawn(async move {
+                tokio::time::sleep(RECORDING).await;
+                fill(&fills, recorded).await;
+            });
+        }
         let fills = Arc::clone(&self.fills);
         tokio::spawn(async move {
             for (segment, replay) in replays {
@@ -173,31 +220,7 @@ impl Supervisor {
                 let is_filled = missing.iter().any(|(_, id)| *id == segment);
                 note(&fills, segment, if is_filled { WAITING } else { DONE }, trouble);
             }
-            let (mut wait, mut failed) = (FIRST_WAIT, 0);
-            while let Some((shard, segment)) = missing.pop_front() {
-                note(&fills, segment, FILLING, None);
-                match shard.prefetch(segment, vec![ALL]).await {
-                    Ok(Ok(())) => {
-                        note(&fills, segment, DONE, None);
-                        debug!(%segment, "filled");
-                        (wait, failed) = (FIRST_WAIT, 0);
-                    }
-                    // unmounted: `forget_fills` has been told
-                    Ok(Err(why)) if why == GONE => debug!(%segment, "not filled: {why}"),
-                    Ok(Err(why)) => {
-                        info!(%segment, why, "a layer can't be filled yet");
-                        note(&fills, segment, WAITING, Some(why));
-                        missing.push_back((shard, segment));
-                        failed += 1;
-                    }
-                    // the daemon ends
-                    Err(_) => return,
-                }
-                if !missing.is_empty() && failed >= missing.len() {
-                    tokio::time::sleep(wait).await;
-                    (wait, failed) = ((wait * 2).min(LONGEST_WAIT), 0);
-                }
-            }
+            fill(&fills, missing).await;
         });
     }
 }

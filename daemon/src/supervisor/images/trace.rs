@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use hydrant_api::{TraceRequest, TracedLayer};
 use tracing::warn;
 
-use super::super::Supervisor;
 use super::super::queue::Paths;
+use super::super::{Supervisor, lock};
 use super::{catalog, parse};
 use crate::admin::{ApiError, Caller};
 use crate::catalog::Tree;
@@ -64,19 +64,26 @@ impl Supervisor {
         caller: &Caller,
         request: &TraceRequest,
     ) -> Result<Vec<TracedLayer>, ApiError> {
-        caller.require_root("look at traces of images")?;
+        caller.require_root("see and change traces of images")?;
         let reference = parse(&request.reference)?;
         let image = self.catalog.image_named(&reference.to_string()).await.map_err(catalog)?;
         let image = image.ok_or_else(|| {
             ApiError::not_found(format!("there is no image {reference}"))
                 .with_hint("`hydrant image ls` lists them")
         })?;
+        if request.record && !self.traces() {
+            let message = "nothing is recorded: the configuration says so";
+            return Err(ApiError::conflict(message).with_hint(
+                "take `trace = false` out of the section `[images]`, and restart the daemon",
+            ));
+        }
         let mut traced = Vec::with_capacity(image.layers.len());
         let mut paths = Paths::new(&self.store);
         for (tree, _) in &image.layers {
             let (tree, pool) = self.tree_and_pool(*tree).await?;
             if request.record {
                 self.catalog.forget_trace(vec![tree.commit]).await.map_err(catalog)?;
+                lock(&self.recorded_next).insert(tree.commit);
             }
             let records = self.catalog.trace(vec![tree.commit]).await.map_err(catalog)?;
             let segment = tree.segments.first().copied();

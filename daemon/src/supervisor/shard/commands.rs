@@ -52,6 +52,7 @@ impl Shard {
                 self.detach(pool);
                 for id in ids {
                     self.detached.remove(&id);
+                    self.touched.remove(&id);
                 }
                 reply.send(matches!(self.queue, Queue::Brokered(_))).ok();
             }
@@ -165,6 +166,7 @@ impl Shard {
                 self.files.insert(file.id, id);
                 self.queue.know(id, file.id);
                 self.detached.remove(&id);
+                self.touched.remove(&id);
                 let waiting_for_worker = vec![reply];
                 self.attachments += 1;
                 let segment = Segment {
@@ -198,6 +200,7 @@ impl Shard {
             segment.refuse(GONE);
             self.queue.forget(id);
             self.detached.insert(id, segment.size);
+            self.touched.insert(id, segment.touched);
         }
         for (_, prefetch) in self.prefetches.extract_if(|_, prefetch| prefetch.pool == pool) {
             prefetch.reply.send(Err(GONE.into())).ok();

@@ -240,10 +240,16 @@ impl Shard {
                 debug!(shard = %self.id, %pool, "the worker speaks of a pool that it doesn't serve");
             }
             FromWorker::Touched { segment, mut records } => {
-                if let Some(known) = self.segments.get_mut(&segment) {
+                let known = match self.segments.get_mut(&segment) {
+                    Some(known) => Some((known.size, &mut known.touched)),
+                    None => {
+                        self.detached.get(&segment).copied().zip(self.touched.get_mut(&segment))
+                    }
+                };
+                if let Some((size, touched)) = known {
                     // each is told once, however often a worker says so
                     records.retain(|record| {
-                        u64::from(*record) * CHUNK < known.size && known.touched.insert(*record)
+                        u64::from(*record) * CHUNK < size && touched.insert(*record)
                     });
                     if !records.is_empty() {
                         (self.hooks.on_touched)(segment, records);
