@@ -16,6 +16,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::object::ObjectId;
+use crate::range::ByteRange;
 
 /// Content larger than this many bytes does not stay in memory but goes through a spool file.
 pub const SPOOL_FROM: u64 = 8 << 20;
@@ -90,5 +91,11 @@ pub trait Fetch: Send + Sync + 'static {
     /// A segment was attached that has an access index: its extent index, and that.
     fn attach(&self, extents: Arc<File>, access: Arc<File>) {
         let _ = (extents, access);
+    }
+
+    /// What of the segment is decoded anyway when this range of it is asked for, if that is known by now. Needs no network.
+    fn decoded_with(&self, range: ByteRange) -> Option<ByteRange> {
+        let _ = range;
+        None
     }
 }

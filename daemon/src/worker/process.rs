@@ -15,6 +15,7 @@ use super::sandbox::{self, SandboxSpec};
 use crate::ids::PoolId;
 use crate::object::ObjectId;
 use crate::queue::wire::{Credential, Limits, OriginSpec};
+use crate::range::ByteRange;
 use crate::source::git::{Connector, Credentials, GitSource, Pipe, load_system_roots};
 use crate::source::oci::fetch::LayerSource;
 use crate::source::{Fetch, FetchError, Sink};
@@ -101,6 +102,13 @@ impl Fetch for PoolSource {
     fn attach(&self, extents: Arc<File>, access: Arc<File>) {
         if let Self::Layer(source) = self {
             source.attach(extents, access);
+        }
+    }
+
+    fn decoded_with(&self, range: ByteRange) -> Option<ByteRange> {
+        match self {
+            Self::Layer(source) => source.decoded_with(range),
+            Self::Git(_) | Self::Unusable(_) => None,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! is taken.
 
 mod denials;
+mod layered;
 mod pools;
 
 use std::collections::hash_map::Entry;

@@ -1,7 +1,7 @@
 //! Which object is asked for when, and in which request.
 //!
 //! A pure state machine for one origin: no I/O, no clock, no randomness but a seed. The engine
-//! tells it who waits for what and how requests went; [`Schedule::poll`] gives what is to be done.
+//! tells it who waits for what and how requests went; [`Schedule::poll_along`] gives what is to be done.
 //! What it keeps to:
 //!
 //! - **Single flight**: an object is asked for once, however many wait for it. The one exception is
@@ -14,6 +14,7 @@
 //!   at the event's deadline with the last reason. The deadline counts from the last bytes that
 //!   came for it, up to [`LONGEST_WAIT`]: a large object on a slow line is no fault.
 //! - An object that nobody waits for is not tried twice.
+//! - What has to be decoded with what is asked for is not thrown away: it is asked for as well.
 
 mod dispatch;
 mod endings;
@@ -32,6 +33,10 @@ use crate::worker::ObjectNo;
 
 /// Time since the worker's start.
 pub type Now = Duration;
+
+/// The objects that come, too, when these are asked for, with their sizes, if they are not there: those that have to be
+/// decoded with them.
+pub type Along<'a> = &'a mut dyn FnMut(&[ObjectNo]) -> Vec<(ObjectNo, u64)>;
 
 /// The most objects and bytes of content in one request for waiting readers.
 const DEMAND_BATCH: (usize, u64) = (1000, 8 << 20);
@@ -170,7 +175,9 @@ struct Wait {
 #[derive(Debug)]
 struct Request {
     lane: Lane,
+    /// The first `asked` of them are what it was made for; the others come along.
     objects: Vec<ObjectNo>,
+    asked: usize,
     started: Now,
     /// Bytes of content asked for, and bytes that have come, as far as is known.
     size: u64,
@@ -327,7 +334,7 @@ impl Schedule {
         self.waits.remove(&waiter);
     }
 
-    /// When [`poll`](Self::poll) should be called again even if nothing happens.
+    /// When [`poll`](Self::poll_along) should be called again even if nothing happens.
     #[must_use]
     pub fn next_wake(&self) -> Option<Now> {
         let queued = !self.demand.is_empty() || !self.ahead.is_empty() || !self.prefetch.is_empty();
@@ -338,8 +345,14 @@ impl Schedule {
         }
     }
 
-    /// Does what is due, and gives all there is to do since the last call.
+    /// [`poll_along`](Self::poll_along) where objects come alone.
+    #[cfg(test)]
     pub fn poll(&mut self, now: Now) -> Vec<Effect> {
+        self.poll_along(now, &mut |_| Vec::new())
+    }
+
+    /// Does what is due, and gives all there is to do since the last call.
+    pub fn poll_along(&mut self, now: Now, along: Along<'_>) -> Vec<Effect> {
         while let Some(timer) = self.timers.pop(now) {
             match timer {
                 Timer::Deadline(event) => self.deadline(now, event),
@@ -353,8 +366,8 @@ impl Schedule {
         }
         if self.paused_until <= now {
             self.paused_until = Duration::ZERO;
-            self.send_demand(now);
-            self.send_ahead(now);
+            self.send_demand(now, along);
+            self.send_ahead(now, along);
         }
         std::mem::take(&mut self.effects)
     }

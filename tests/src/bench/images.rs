@@ -7,6 +7,8 @@
 mod host;
 mod reads;
 mod site;
+mod soci;
+mod tls;
 
 use std::path::Path;
 use std::process::Command;
@@ -42,6 +44,7 @@ struct System {
 enum Snapshotter {
     Overlayfs,
     Hydrant,
+    Soci,
 }
 
 impl Snapshotter {
@@ -49,6 +52,7 @@ impl Snapshotter {
         match self {
             Self::Overlayfs => "overlayfs",
             Self::Hydrant => "hydrant",
+            Self::Soci => "soci",
         }
     }
 }
@@ -86,13 +90,32 @@ const SYSTEMS: &[System] = &[
         repository: site::ESTARGZ,
         configuration: "",
     },
+    System {
+        name: "SOCI 0.4",
+        snapshotter: Snapshotter::Soci,
+        repository: site::SOCI,
+        configuration: "",
+    },
 ];
 
-/// Each measurement so many times.
-pub fn run(runs: usize) -> Result<Vec<Table>> {
+/// What can't be had from Debian.
+const NOT_HERE: &[(&str, &str)] = &[
+    ("stargz-snapshotter", "Debian's package has its client only"),
+    ("nydus", "Debian has its snapshotter and not `nydusd`"),
+];
+
+/// Each measurement so many times, of the systems whose names contain one of the words, or of all.
+pub fn run(runs: usize, words: &[String]) -> Result<Vec<Table>> {
     ensure!(runs > 0, "no runs");
-    let site = Site::new()?;
-    let mut tables = Vec::new();
+    let mut left_out = Table::new("Left out", &["system", "why"]);
+    let mut site = Site::new(words.to_vec())?;
+    if let Err(error) = site.make_soci_index() {
+        left_out.row(["SOCI".to_owned(), format!("{error:#}").replace('\n', " ")]);
+    }
+    for (name, why) in NOT_HERE {
+        left_out.row([(*name).to_owned(), (*why).to_owned()]);
+    }
+    let mut tables = vec![left_out];
     for network in Network::BOTH {
         tables.push(starts(&site, network, runs)?);
         tables.push(reads::everything(&site, network, runs)?);
@@ -111,10 +134,10 @@ struct Reached {
 /// From the pull to the first output of A, then to that of B.
 fn starts(site: &Site, network: Network, runs: usize) -> Result<Table> {
     let title = format!("From pull to output, {} (min / median of {runs})", network.name());
-    let columns = ["system", "A", "A + B", "down at A", "down at A + B", "A + B / full pull"];
+    let columns = ["system", "A", "A + B", "down at A", "down at A + B", "A + B / first row"];
     let mut table = Table::new(title, &columns);
     let mut full = None;
-    for system in SYSTEMS {
+    for system in site.systems() {
         let mut found = Vec::new();
         for _ in 0..runs {
             found.push(start(site, network, system).context(system.name)?);

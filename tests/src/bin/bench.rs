@@ -39,13 +39,16 @@ struct Arguments {
     /// How often each start of a container is measured.
     #[arg(long, default_value_t = 3)]
     runs: usize,
+    /// Only these ways to run images: words of their names in the tables.
+    #[arg(long, value_delimiter = ',')]
+    systems: Vec<String>,
     /// A file for the tables, beside standard output.
     #[arg(long)]
     output: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
-    let Arguments { mut parts, round_trips_ms, files, runs, output } = Arguments::parse();
+    let Arguments { mut parts, round_trips_ms, files, runs, systems, output } = Arguments::parse();
     let mut file = output.map(File::create).transpose().context("can't write the tables")?;
     if parts.is_empty() {
         parts = vec![Part::Fetch, Part::Warm, Part::Calls, Part::Cold, Part::Import];
@@ -64,7 +67,7 @@ fn main() -> Result<()> {
             Part::Calls => calls::run()?,
             Part::Cold => cold::run(&round_trips)?,
             Part::Import => import::run(&files)?,
-            Part::Images => images::run(runs)?,
+            Part::Images => images::run(runs, &systems)?,
         };
         for table in tables {
             print!("{table}");

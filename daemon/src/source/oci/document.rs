@@ -441,7 +441,22 @@ mod tests {
         }
 
         #[test]
+        fn a_mangled_index_of_ztocs(changes in changes(), cut in 0usize..30) {
+            let ztoc = |n| format!(
+                r#"{{"mediaType": "application/octet-stream", "digest": "{}", "size": 7, "annotations": {{"{}": "{}"}}}}"#,
+                digest_of(n), soci::LAYER_DIGEST, digest_of(n + 1)
+            );
+            let document = format!(
+                r#"{{"schemaVersion": 2, "config": {{"mediaType": "{}", "digest": "{}", "size": 2}}, "layers": [{}, {}]}}"#,
+                soci::INDEX_KIND, digest_of(1), ztoc(2), ztoc(4)
+            );
+            prop_assert_eq!(ztocs(document.as_bytes()).len(), 2);
+            prop_assert!(ztocs(&mangled(&document, &changes, cut % 2 * cut)).len() <= 2);
+        }
+
+        #[test]
         fn bytes_that_are_nothing(bytes: Vec<u8>) {
+            prop_assert!(ztocs(&bytes).is_empty());
             prop_assert!(read(&bytes, OCI_MANIFEST, &ours()).is_err());
         }
     }

@@ -236,6 +236,13 @@ impl Fetch for LayerSource {
         *self.files.lock().unwrap_or_else(PoisonError::into_inner) = Some((extents, access));
     }
 
+    fn decoded_with(&self, range: ByteRange) -> Option<ByteRange> {
+        let index = &self.access.get()?.index;
+        let spans = index.spans().get(index.spans_for(range))?;
+        let (first, last) = (spans.first()?, spans.last()?);
+        Some(ByteRange::between(first.uncompressed.offset(), last.uncompressed.end()))
+    }
+
     async fn fetch(&self, keys: &[ObjectId], sink: &mut dyn Sink) -> Result<(), FetchError> {
         let access = self.access().await?;
         let mut wanted = Vec::with_capacity(keys.len());

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 
+use super::layered::Layered;
 use super::{chain, shortened};
 use crate::fanotify::DenyErrno;
 use crate::ids::{EventId, PoolId, SegmentId};
@@ -304,7 +305,10 @@ impl<F: Fetch> PoolState<F> {
     }
 
     pub(super) fn poll(&mut self, now: Now) -> Vec<Effect> {
-        self.engine.poll(now, &mut self.pool)
+        if self.access.is_none() {
+            return self.engine.poll(now, &mut self.pool);
+        }
+        self.engine.poll(now, &mut Layered { pool: &mut self.pool, source: &*self.source })
     }
 
     /// Starts a request. `false`: there is news of it already, since nothing could be asked for.

@@ -1,13 +1,13 @@
 //! Which objects go into the next requests.
 
 use super::{
-    AHEAD_BATCH, AHEAD_REQUESTS, DEMAND_BATCH, Effect, Lane, Now, Request, RequestId, Schedule,
-    State, TROUBLED,
+    AHEAD_BATCH, AHEAD_REQUESTS, Along, DEMAND_BATCH, Effect, Lane, Now, Object, Request,
+    RequestId, Schedule, State, TROUBLED,
 };
 use crate::worker::ObjectNo;
 
 impl Schedule {
-    pub(super) fn send_demand(&mut self, now: Now) {
+    pub(super) fn send_demand(&mut self, now: Now, along: Along<'_>) {
         let ahead_waits = !self.ahead.is_empty() || !self.prefetch.is_empty();
         let ahead_runs = self.requests.values().any(|request| request.lane != Lane::Demand);
         let slots = match self.connections {
@@ -22,7 +22,7 @@ impl Schedule {
                 self.backlog = false;
                 return;
             }
-            self.send(now, Lane::Demand, objects);
+            self.send(now, Lane::Demand, objects, along);
         }
         self.backlog = self.demand.iter().any(|(no, _)| self.is_queued(*no, Lane::Demand));
         if !self.backlog {
@@ -80,7 +80,7 @@ impl Schedule {
         }
     }
 
-    pub(super) fn send_ahead(&mut self, now: Now) {
+    pub(super) fn send_ahead(&mut self, now: Now, along: Along<'_>) {
         if self.failures >= TROUBLED {
             for no in std::mem::take(&mut self.ahead).into_iter().flatten() {
                 if self.is_queued(no, Lane::Ahead) {
@@ -107,7 +107,7 @@ impl Schedule {
             if objects.is_empty() {
                 return;
             }
-            self.send(now, lane, objects);
+            self.send(now, lane, objects, along);
             if self.failures >= TROUBLED {
                 return;
             }
@@ -168,9 +168,12 @@ impl Schedule {
         taken
     }
 
-    fn send(&mut self, now: Now, lane: Lane, objects: Vec<ObjectNo>) {
+    fn send(&mut self, now: Now, lane: Lane, mut objects: Vec<ObjectNo>, along: Along<'_>) {
         self.next_request += 1;
         let request = RequestId(self.next_request);
+        let asked = objects.len();
+        let others = along(&objects);
+        objects.extend(others.into_iter().filter_map(|(no, size)| self.join(no, size)));
         let mut size = 0;
         for no in &objects {
             if let Some(object) = self.objects.get_mut(no) {
@@ -178,8 +181,23 @@ impl Schedule {
                 size += object.size;
             }
         }
-        let running = Request { lane, objects: objects.clone(), started: now, size, received: 0 };
+        let running =
+            Request { lane, objects: objects.clone(), asked, started: now, size, received: 0 };
         self.requests.insert(request, running);
         self.effects.push(Effect::Send { request, lane, objects });
+    }
+
+    /// Takes an object into a request that brings it anyway, unless it is in another one, or has gone wrong.
+    fn join(&mut self, no: ObjectNo, size: u64) -> Option<ObjectNo> {
+        let object = self.objects.entry(no).or_insert_with(|| Object::new(size));
+        let is_free = match object.state {
+            State::Queued(_) => !object.alone,
+            State::Out => object.requests.is_empty(),
+            State::BackOff => false,
+        };
+        is_free.then(|| {
+            object.state = State::Out;
+            no
+        })
     }
 }

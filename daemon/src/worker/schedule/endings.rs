@@ -15,8 +15,8 @@ impl Schedule {
     pub fn arrived(&mut self, now: Now, request: RequestId, no: ObjectNo) -> Arrival {
         self.failures = 0;
         if let Some(request) = self.requests.get(&request)
-            && let [only] = request.objects[..]
-            && only == no
+            && request.asked == 1
+            && request.objects.first() == Some(&no)
         {
             let took = now.saturating_sub(request.started);
             self.latency = (self.latency * 7 + took) / 8;

@@ -30,6 +30,40 @@ fn retry(reason: &str) -> Outcome {
     Outcome::Retry { reason: reason.into(), after: None }
 }
 
+/// Objects come in fours.
+fn in_fours(objects: &[ObjectNo]) -> Vec<(ObjectNo, u64)> {
+    let four = |no: &ObjectNo| small(no.0 / 4 * 4..no.0 / 4 * 4 + 4);
+    objects.iter().flat_map(four).filter(|(no, _)| !objects.contains(no)).collect()
+}
+
+#[test]
+fn what_comes_along_is_not_asked_for_again() {
+    let mut s = schedule();
+    s.demand(Now::ZERO, event(1), &small(5..6));
+    s.ahead(&small(6..9));
+    let effects = s.poll_along(Now::ZERO, &mut in_fours);
+    let numbers = |objects: &[ObjectNo]| objects.iter().map(|no| no.0).collect::<Vec<_>>();
+    let [(first, Lane::Demand, objects), (second, Lane::Ahead, ahead)] = &sent(&effects)[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!((numbers(objects), numbers(ahead)), (vec![5, 4, 6, 7], vec![8, 9, 10, 11]));
+    // it is waited for, and the request is one for readers
+    s.demand(MS, event(2), &small(7..8));
+    assert_eq!(s.poll_along(100 * MS, &mut in_fours), []);
+    for no in [4, 5, 6] {
+        let arrival = if no == 5 { Arrival::Awaited } else { Arrival::Unasked };
+        assert_eq!(s.arrived(100 * MS, *first, ObjectNo(no)), arrival);
+    }
+    assert_eq!(s.poll(100 * MS), [Effect::Ready(event(1))]);
+    // what is waited for is tried again, what is not is forgotten
+    s.finished(100 * MS, *first, &retry("reset"));
+    s.finished(100 * MS, *second, &retry("reset"));
+    let effects = s.poll(10_000 * MS);
+    assert_eq!(sent(&effects).len(), 1, "{effects:?}");
+    assert_eq!(numbers(&sent(&effects)[0].2), [7]);
+    assert!(!s.has(ObjectNo(4)) && !s.has(ObjectNo(9)) && s.has(ObjectNo(7)));
+}
+
 #[test]
 fn a_thousand_events_on_one_object_are_one_request() {
     let mut s = schedule();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::site::{Network, Site};
+use super::soci::{self, Soci};
 use super::{NAMESPACE, PATIENCE, Snapshotter, System, drop_caches, warm};
 use crate::containerd::{Containerd, share_mounts};
 use crate::daemon::Daemon;
@@ -15,6 +16,8 @@ use crate::snapshots::Snapshots;
 /// Dropped in order.
 #[derive(Debug)]
 pub(super) struct Host {
+    /// With the digest of the image's index.
+    soci: Option<(Soci, String)>,
     containerd: Option<Containerd>,
     snapshotter: Snapshotter,
     daemon: Option<Daemon>,
@@ -30,8 +33,15 @@ impl Host {
         warm(&site.data())?;
         let directory = host.scratch.path().join("containerd");
         let hydrant = host.daemon.as_ref().map(|daemon| Snapshots::of(&daemon.directories().run));
-        let sockets: Vec<_> = hydrant.iter().map(|hydrant| ("hydrant", hydrant.socket())).collect();
+        let soci = site.soci.as_ref().filter(|_| system.snapshotter == Snapshotter::Soci);
+        let soci_socket = soci.map(|_| soci::socket(&directory));
+        let hydrant = hydrant.iter().map(|hydrant| ("hydrant", hydrant.socket()));
+        let others = soci_socket.iter().map(|socket| ("soci", socket.as_path()));
+        let sockets: Vec<_> = hydrant.chain(others).collect();
         let containerd = Containerd::start_with(site.programs.as_deref(), &directory, &sockets)?;
+        if let Some((programs, index)) = soci {
+            host.soci = Some((Soci::start(programs, &containerd)?, index.clone()));
+        }
         ensure!(containerd.major >= 2, "this needs containerd 2");
         containerd.inside(&["runc", "--version"]).check()?;
         host.containerd = Some(containerd);
@@ -47,9 +57,9 @@ impl Host {
         let scratch = Scratch::new("bench-image")?;
         let daemon = match snapshotter {
             Snapshotter::Hydrant => Some(daemon(site, &scratch, configuration)?),
-            Snapshotter::Overlayfs => None,
+            Snapshotter::Overlayfs | Snapshotter::Soci => None,
         };
-        Ok(Self { containerd: None, snapshotter, daemon, scratch })
+        Ok(Self { soci: None, containerd: None, snapshotter, daemon, scratch })
     }
 
     /// `hydrant ARGUMENTS`
@@ -75,8 +85,17 @@ impl Host {
         })
     }
 
-    /// `ctr images pull`
+    /// Makes and pushes an index of SOCI's; gives its digest.
+    pub(super) fn make_soci_index(&self, image: &str) -> Result<String> {
+        let (soci, _) = self.soci.as_ref().context("SOCI is not here")?;
+        soci.index(self.containerd()?, image)
+    }
+
+    /// As the snapshotter wants it: `ctr images pull`, or its own client.
     pub(super) fn pull(&self, image: &str) -> Result<()> {
+        if let Some((soci, index)) = &self.soci {
+            return soci.pull(self.containerd()?, image, index);
+        }
         let snapshotter = self.snapshotter.name();
         let pull = ["images", "pull", "--plain-http", "--snapshotter", snapshotter, image];
         self.context(self.containerd()?.check(NAMESPACE, &pull)).map(drop)
@@ -121,6 +140,7 @@ impl Host {
 
     /// Ends all of it.
     pub(super) fn finish(mut self) -> Result<()> {
+        self.soci = None;
         self.containerd = None;
         match &mut self.daemon {
             Some(daemon) => daemon.stop(),

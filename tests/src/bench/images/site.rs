@@ -1,12 +1,15 @@
 //! The registry with the images, and the ways to it.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::System;
 use super::host::Host;
+use super::soci::Programs;
+use super::tls::{self, Tls};
+use super::{SYSTEMS, Snapshotter, System};
 use crate::process::{Run, require};
 use crate::proxy::{Proxy, Quality};
 use crate::registry::Registry;
@@ -16,6 +19,8 @@ use crate::scratch::Scratch;
 pub(super) const PLAIN: &str = "plain";
 /// The same with a signed index beside it.
 pub(super) const INDEXED: &str = "indexed";
+/// The same with SOCI's index beside it.
+pub(super) const SOCI: &str = "soci";
 /// The same in eStargz.
 pub(super) const ESTARGZ: &str = "estargz";
 
@@ -52,8 +57,13 @@ impl Network {
 /// Dropped in order.
 #[derive(Debug)]
 pub(super) struct Site {
+    /// Of names of systems that are to be measured.
+    words: Vec<String>,
     lan: Proxy,
     wan: Proxy,
+    tls: Option<Tls>,
+    /// The index that it has to be told of.
+    pub(super) soci: Option<(Programs, String)>,
     registry: Registry,
     /// Of containerd; the machine's if there is none.
     pub(super) programs: Option<PathBuf>,
@@ -63,7 +73,7 @@ pub(super) struct Site {
 
 impl Site {
     /// Makes and pushes the images.
-    pub(super) fn new() -> Result<Self> {
+    pub(super) fn new(words: Vec<String>) -> Result<Self> {
         require(&[("openssl", "openssl")])?;
         let scratch = Scratch::new("bench-images")?;
         let key = scratch.path().join("key.pem");
@@ -72,15 +82,26 @@ impl Site {
         let registry = Registry::start(&scratch.make("registry")?)?;
         let proxy = |network: Network| Proxy::start(registry.port(), network.quality());
         let (lan, wan) = (proxy(Network::Lan)?, proxy(Network::Wan)?);
-        let programs = Some(containerd()?);
-        let site = Self { lan, wan, registry, programs, public_key, scratch };
-        for (repository, how) in [(PLAIN, "gzip"), (INDEXED, "gzip"), (ESTARGZ, "estargz")] {
+        let programs = Some(packages(&[])?);
+        let site = Self {
+            words,
+            lan,
+            wan,
+            tls: None,
+            soci: None,
+            registry,
+            programs,
+            public_key,
+            scratch,
+        };
+        let images = [(PLAIN, "gzip"), (INDEXED, "gzip"), (ESTARGZ, "estargz")];
+        for (repository, how) in images {
             site.registry.push_debian(repository, TAG, "python", how)?;
         }
+        let key = key.to_str().context("a directory of a test is UTF-8")?;
         let reference = format!("127.0.0.1:{}/{INDEXED}:{TAG}", site.registry.port());
         let host = Host::daemon_only(&site)?;
         host.hydrant(&["image", "pull", &reference])?;
-        let key = key.to_str().context("a directory of a test is UTF-8")?;
         host.hydrant(&["image", "index", &reference, "--push", "--key", key])?;
         host.finish()?;
         Ok(site)
@@ -95,7 +116,41 @@ impl Site {
 
     /// By what name a system gets its image.
     pub(super) fn reference(&self, network: Network, system: &System) -> String {
-        format!("127.0.0.1:{}/{}:{TAG}", self.proxy(network).port(), system.repository)
+        let tls = self.tls.as_ref().filter(|_| system.snapshotter == Snapshotter::Soci);
+        let host = match tls.and_then(|tls| tls.ports.get(network as usize)) {
+            Some(port) => format!("{}:{port}", tls::NAME),
+            None => format!("127.0.0.1:{}", self.proxy(network).port()),
+        };
+        format!("{host}/{}:{TAG}", system.repository)
+    }
+
+    /// What can be measured.
+    pub(super) fn systems(&self) -> impl Iterator<Item = &'static System> {
+        let is_wanted = |system: &&System| {
+            (self.soci.is_some() || system.snapshotter != Snapshotter::Soci)
+                && (self.words.is_empty()
+                    || self.words.iter().any(|word| system.name.contains(word)))
+        };
+        SYSTEMS.iter().filter(is_wanted)
+    }
+
+    /// Without it, SOCI is left out.
+    pub(super) fn make_soci_index(&mut self) -> Result<()> {
+        let soci = SYSTEMS.iter().find(|system| system.snapshotter == Snapshotter::Soci);
+        let soci = soci.context("it is not measured")?;
+        self.registry.push_debian(SOCI, TAG, "python", "gzip")?;
+        let tls =
+            Tls::start(&self.scratch.path().join("tls"), &[self.lan.port(), self.wan.port()])?;
+        let programs = Programs::get(&tls)?;
+        self.tls = Some(tls);
+        self.soci = Some((programs.clone(), String::new()));
+        let made = Host::fresh(self, soci).and_then(|host| {
+            let index = host.make_soci_index(&self.reference(Network::Lan, soci))?;
+            host.finish().map(|()| index)
+        });
+        self.soci = None;
+        self.soci = Some((programs, made?));
+        Ok(())
     }
 
     /// Where the registry keeps its images.
@@ -104,9 +159,10 @@ impl Site {
     }
 }
 
-/// containerd 2, for which every client says of which image a layer is.
-fn containerd() -> Result<PathBuf> {
-    let mut get = std::process::Command::new("bash");
-    get.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/containerd/get")).arg("sid");
+/// Programs of Debian's development release; without names those of containerd 2, for which every client says of which image a
+/// layer is.
+pub(super) fn packages(names: &[&str]) -> Result<PathBuf> {
+    let mut get = Command::new("bash");
+    get.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/containerd/get")).arg("sid").args(names);
     Ok(Run::new(get).time_out(Duration::from_secs(600)).check()?.text().into())
 }

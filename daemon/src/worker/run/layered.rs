@@ -1,0 +1,70 @@
+//! A layer's pool together with its source, which can't decode any part of the layer by itself.
+
+use crate::range::ByteRange;
+use crate::source::Fetch;
+use crate::worker::ObjectNo;
+use crate::worker::engine::Shelf;
+use crate::worker::pool::{Pool, PoolError};
+use crate::worker::readahead::Info;
+
+/// See [`Shelf`].
+#[derive(Debug)]
+pub(super) struct Layered<'a, F> {
+    pub(super) pool: &'a mut Pool,
+    pub(super) source: &'a F,
+}
+
+impl<F: Fetch> Shelf for Layered<'_, F> {
+    fn len(&self) -> u32 {
+        Pool::len(self.pool)
+    }
+
+    fn info(&mut self, no: ObjectNo) -> Option<Info> {
+        Shelf::info(self.pool, no)
+    }
+
+    fn is_present(&mut self, no: ObjectNo) -> bool {
+        Shelf::is_present(self.pool, no)
+    }
+
+    fn along(&mut self, objects: &[ObjectNo]) -> Vec<(ObjectNo, u64)> {
+        let mut found = Vec::new();
+        for run in objects.chunk_by(|a, b| a.0.checked_add(1) == Some(b.0)) {
+            match self.along_run(run) {
+                Ok(others) => found.extend(others),
+                Err(error) => tracing::debug!(%error, "can't look at a segment"),
+            }
+        }
+        found.retain(|(no, _)| !objects.contains(no));
+        found.dedup();
+        found
+    }
+}
+
+impl<F: Fetch> Layered<'_, F> {
+    /// Those that are decoded whole with neighbouring ones.
+    fn along_run(&mut self, run: &[ObjectNo]) -> Result<Vec<(ObjectNo, u64)>, PoolError> {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(Vec::new()) };
+        let (Some(start), Some(end)) = (self.pool.object(*first)?, self.pool.object(*last)?) else {
+            return Ok(Vec::new());
+        };
+        let Some(segment) = self.pool.segment_of(*first).map(|segment| segment.id) else {
+            return Ok(Vec::new());
+        };
+        let asked = ByteRange::between(start.range.offset(), end.range.end());
+        let Some(decoded) = self.source.decoded_with(asked) else { return Ok(Vec::new()) };
+        let extents = self.pool.extents(segment)?;
+        let mut others = Vec::new();
+        for record in extents.overlapping(decoded) {
+            let Some(extent) = extents.get(record) else { continue };
+            let whole = decoded.offset() <= extent.range.offset()
+                && extent.range.end() <= decoded.end()
+                && !extent.range.is_empty();
+            let no = self.pool.number(segment, u32::try_from(record).unwrap_or(u32::MAX))?;
+            if whole && !run.contains(&no) && !self.pool.is_present(no)? {
+                others.push((no, extent.size));
+            }
+        }
+        Ok(others)
+    }
+}
