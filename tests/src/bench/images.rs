@@ -70,6 +70,9 @@ const WITH_INDEX: System = System {
     configuration: "",
 };
 
+const WITH_TRACE: System =
+    System { name: "Hydrant, index and trace of A", repository: site::TRACED, ..WITH_INDEX };
+
 const SYSTEMS: &[System] = &[
     FULL_PULL,
     System {
@@ -79,6 +82,7 @@ const SYSTEMS: &[System] = &[
         configuration: "",
     },
     WITH_INDEX,
+    WITH_TRACE,
     System {
         name: "Hydrant, index, only what is read",
         configuration: "background_fill = false\n",

@@ -138,6 +138,21 @@ impl Host {
         self.context(complete)
     }
 
+    /// Until it is known what was read of an image, all of it: the same twice in a row, as it is told every now and then.
+    pub(super) fn wait_for_trace(&self, image: &str) -> Result<()> {
+        let mut last = String::new();
+        let known = until("a trace is there", PATIENCE, || {
+            std::thread::sleep(Duration::from_secs(2));
+            let listed = self.hydrant(&["image", "trace", "show", image, "--json"]).ok()?;
+            let layers: Vec<hydrant_api::TracedLayer> = serde_json::from_str(&listed).ok()?;
+            let traced = layers.iter().any(|layer| layer.bytes > 0);
+            let same = listed == last;
+            last = listed;
+            (traced && same).then_some(())
+        });
+        self.context(known)
+    }
+
     /// Ends all of it.
     pub(super) fn finish(mut self) -> Result<()> {
         self.soci = None;

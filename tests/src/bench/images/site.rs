@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use super::host::Host;
 use super::soci::Programs;
 use super::tls::{self, Tls};
-use super::{SYSTEMS, Snapshotter, System};
+use super::{A, SYSTEMS, Snapshotter, System, WITH_TRACE};
 use crate::process::{Run, require};
 use crate::proxy::{Proxy, Quality};
 use crate::registry::Registry;
@@ -19,6 +19,8 @@ use crate::scratch::Scratch;
 pub(super) const PLAIN: &str = "plain";
 /// The same with a signed index beside it.
 pub(super) const INDEXED: &str = "indexed";
+/// The same with a trace of what [`A`] reads, too.
+pub(super) const TRACED: &str = "traced";
 /// The same with SOCI's index beside it.
 pub(super) const SOCI: &str = "soci";
 /// The same in eStargz.
@@ -94,17 +96,32 @@ impl Site {
             public_key,
             scratch,
         };
-        let images = [(PLAIN, "gzip"), (INDEXED, "gzip"), (ESTARGZ, "estargz")];
+        let images = [(PLAIN, "gzip"), (INDEXED, "gzip"), (TRACED, "gzip"), (ESTARGZ, "estargz")];
         for (repository, how) in images {
             site.registry.push_debian(repository, TAG, "python", how)?;
         }
         let key = key.to_str().context("a directory of a test is UTF-8")?;
-        let reference = format!("127.0.0.1:{}/{INDEXED}:{TAG}", site.registry.port());
-        let host = Host::daemon_only(&site)?;
-        host.hydrant(&["image", "pull", &reference])?;
-        host.hydrant(&["image", "index", &reference, "--push", "--key", key])?;
-        host.finish()?;
+        for repository in [INDEXED, TRACED] {
+            let host = Host::daemon_only(&site)?;
+            let reference = format!("127.0.0.1:{}/{repository}:{TAG}", site.registry.port());
+            host.hydrant(&["image", "pull", &reference])?;
+            host.hydrant(&["image", "index", &reference, "--push", "--key", key])?;
+            host.finish()?;
+        }
+        site.trace(key)?;
         Ok(site)
+    }
+
+    /// Records what A reads, and pushes that.
+    fn trace(&self, key: &str) -> Result<()> {
+        let system = System { configuration: "background_fill = false\n", ..WITH_TRACE };
+        let host = Host::fresh(self, &system)?;
+        let reference = self.reference(Network::Lan, &system);
+        host.pull(&reference)?;
+        host.first_output(&reference, "a", A, Instant::now())?;
+        host.wait_for_trace(&reference)?;
+        host.hydrant(&["image", "trace", "push", &reference, "--key", key])?;
+        host.finish()
     }
 
     pub(super) fn proxy(&self, network: Network) -> &Proxy {
