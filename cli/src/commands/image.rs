@@ -92,7 +92,8 @@ pub struct ShowTrace {
 /// Forget what is there, and record what is read in the first two minutes after the next mount
 ///
 /// The image's content goes, as with `hydrant image evict`: what is here is read without anybody's knowing. With COMMAND, the image is
-/// mounted for that, COMMAND runs in it (by chroot(1)), and the mount is removed again with all changes.
+/// mounted for that, COMMAND runs in it, and the mount is removed again with all changes. It runs by chroot(1), which is no
+/// container: as the caller, and nothing keeps it from the rest of the machine.
 #[derive(Debug, clap::Args)]
 pub struct RecordTrace {
     /// As it was pulled
