@@ -67,7 +67,9 @@ fn root_blocks_are_absent_or_right() -> Result<()> {
             options.create_new(true).read(true).write(true).open(path)
         });
         let (ballast, file) = (ballast?.into_parts().0, file?.into_parts().0);
-        for room in (0..24).map(|n| (2 * PIECE) + n * 20_480) {
+        let rooms = (0..24).map(|n| (2 * PIECE) + n * 20_480);
+        let ways = [fill::write, fill::write_into_room, fill::write_or_undo];
+        for (room, write) in rooms.zip(ways.into_iter().cycle()) {
             file.set_len(0)?;
             file.sync_all()?;
             fill_up(&ballast)?;
@@ -76,7 +78,7 @@ fn root_blocks_are_absent_or_right() -> Result<()> {
             file.set_len(16 * PIECE)?;
             let content = vec![0xaa; PIECE as usize];
             let mut offsets = (0..15).map(|n| n * PIECE + 0x1_0000);
-            let failed = offsets.find_map(|at| fill::write(&file, &content, at).err());
+            let failed = offsets.find_map(|at| write(&file, &content, at).err());
             let failed = failed.context("there was room for all of it")?;
             ensure!(fill::deny_errno(&failed) == DenyErrno::Enospc, "{failed}");
             for run in presence::data(&file, ByteRange::new(0, 16 * PIECE)) {

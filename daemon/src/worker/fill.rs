@@ -10,8 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
+use nix::sys::statvfs::fstatvfs;
 
 use super::ObjectNo;
 use crate::fanotify::DenyErrno;
@@ -21,6 +21,9 @@ use crate::source::Content;
 
 /// Content that is not in memory is copied in pieces of so many bytes.
 const PIECE: usize = 1 << 20;
+
+/// With so much room on the disk, in bytes, a write does not fail for want of it.
+const PLENTY: u64 = 64 << 20;
 
 /// Where an object belongs. Shared by all requests that may bring it.
 #[derive(Debug)]
@@ -73,28 +76,65 @@ impl Target {
     }
 }
 
-/// Writes whole blocks into a segment.
+/// There seemed to be room for a write that failed: statvfs(3) knows nothing of a user's quota.
+static SHORT: AtomicBool = AtomicBool::new(false);
+
+/// Writes whole blocks into a segment. On an error, what was not written is absent.
 ///
-/// Room is made before, as unwritten extents, which `SEEK_DATA` takes for holes. Without it, a write that finds the disk
-/// full may leave blocks of zeros behind that count as data: ext4 prepares a large folio block by block, and fills up
-/// what it had got when there was no more (`folio_zero_new_buffers` in `fs/buffer.c`).
+/// That takes some care. A write that finds the disk full may leave blocks of zeros behind that count as data: ext4 prepares
+/// a large folio block by block, and fills up what it had got when there was no more (`folio_zero_new_buffers` in
+/// `fs/buffer.c`).
 pub fn write(data: &File, blocks: &[u8], offset: u64) -> io::Result<()> {
-    if blocks.len() as u64 > BLOCK {
-        let end = |number: u64| i64::try_from(number).map_err(io::Error::other);
-        let (at, len) = (end(offset)?, end(blocks.len() as u64)?);
-        match fallocate(data, FallocateFlags::FALLOC_FL_KEEP_SIZE, at, len) {
-            Ok(()) => {}
-            // such as ext4 without extents: there is nothing to be filled up in a single block
-            Err(Errno::EOPNOTSUPP) => {
-                return blocks
-                    .chunks(BLOCK as usize)
-                    .zip((offset..).step_by(BLOCK as usize))
-                    .try_for_each(|(block, at)| data.write_all_at(block, at));
-            }
-            Err(errno) => return Err(errno.into()),
-        }
+    // a single block is there or not
+    if blocks.len() as u64 <= BLOCK {
+        return data.write_all_at(blocks, offset);
     }
-    data.write_all_at(blocks, offset)
+    let room = fstatvfs(data)?;
+    let room = room.blocks_available().saturating_mul(room.fragment_size());
+    if room < PLENTY + blocks.len() as u64 || SHORT.load(Ordering::Relaxed) {
+        return write_into_room(data, blocks, offset);
+    }
+    write_or_undo(data, blocks, offset).inspect_err(|_| SHORT.store(true, Ordering::Relaxed))
+}
+
+/// Makes room before, as unwritten extents, which `SEEK_DATA` takes for holes. Not the way for every write: the file
+/// system has no choice any more of where to put what is written one after the other.
+pub fn write_into_room(data: &File, blocks: &[u8], offset: u64) -> io::Result<()> {
+    match change(data, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, blocks.len() as u64) {
+        // such as ext4 without extents
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => blocks
+            .chunks(BLOCK as usize)
+            .zip((offset..).step_by(BLOCK as usize))
+            .try_for_each(|(block, at)| data.write_all_at(block, at)),
+        Err(error) => Err(error),
+        Ok(()) => data.write_all_at(blocks, offset),
+    }
+}
+
+/// Takes away what a write that fails may have left behind. (A process that is killed in between can't.)
+pub fn write_or_undo(data: &File, blocks: &[u8], offset: u64) -> io::Result<()> {
+    let mut written = 0;
+    while let Some(rest) = blocks.get(written..).filter(|rest| !rest.is_empty()) {
+        let error = match data.write_at(rest, offset + written as u64) {
+            Ok(0) => io::ErrorKind::WriteZero.into(),
+            Ok(more) => {
+                written += more;
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => error,
+        };
+        let whole = written as u64 / BLOCK * BLOCK;
+        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        change(data, punch, offset + whole, blocks.len() as u64 - whole)?;
+        return Err(error);
+    }
+    Ok(())
+}
+
+fn change(data: &File, mode: FallocateFlags, at: u64, len: u64) -> io::Result<()> {
+    let signed = |number: u64| i64::try_from(number).map_err(io::Error::other);
+    Ok(fallocate(data, mode, signed(at)?, signed(len)?)?)
 }
 
 /// Writes zeros into a range that belongs to no object.
