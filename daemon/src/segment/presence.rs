@@ -5,9 +5,11 @@
 //! Not for an fd on a mount through which the segment is marked: `lseek` itself raises no events, but
 //! what follows will.
 
+use std::io;
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
 use crate::range::ByteRange;
@@ -25,6 +27,22 @@ pub fn holes<F: AsFd>(fd: F, range: ByteRange) -> Runs<F> {
 /// The data in `range`, in order: not empty, not adjacent, cut to `range` and to the file.
 pub fn data<F: AsFd>(fd: F, range: ByteRange) -> Runs<F> {
     Runs { fd, at: range.offset(), end: range.end(), kind: Kind::Data }
+}
+
+/// Makes a hole of `range` (fallocate(2)).
+pub fn punch(fd: impl AsFd, range: ByteRange) -> io::Result<()> {
+    allocate(fd, FallocateFlags::FALLOC_FL_PUNCH_HOLE, range)
+}
+
+/// Makes room for `range`, whose holes go on to be holes.
+pub fn reserve(fd: impl AsFd, range: ByteRange) -> io::Result<()> {
+    allocate(fd, FallocateFlags::empty(), range)
+}
+
+fn allocate(fd: impl AsFd, mode: FallocateFlags, range: ByteRange) -> io::Result<()> {
+    let signed = |number: u64| i64::try_from(number).map_err(io::Error::other);
+    let mode = mode | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    Ok(fallocate(fd, mode, signed(range.offset())?, signed(range.len())?)?)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

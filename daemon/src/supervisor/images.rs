@@ -308,11 +308,7 @@ impl Supervisor {
     ) -> Result<(), ApiError> {
         caller.require_root("remove images")?;
         let reference = parse(&request.reference)?;
-        let image = self.catalog.image_named(&reference.to_string()).await.map_err(catalog)?;
-        let image = image.ok_or_else(|| {
-            ApiError::not_found(format!("there is no image {reference}"))
-                .with_hint("`hydrant image ls` lists them")
-        })?;
+        let image = self.known_image(&reference, "`hydrant image ls` lists them").await?;
         let mounts = self.catalog.mounts().await.map_err(catalog)?;
         let used: Vec<_> = mounts
             .iter()
@@ -331,6 +327,14 @@ impl Supervisor {
 }
 
 impl Supervisor {
+    /// The image of this name. `hint`: what helps if there is none.
+    async fn known_image(&self, reference: &Reference, hint: &str) -> Result<Image, ApiError> {
+        let image = self.catalog.image_named(&reference.to_string()).await.map_err(catalog)?;
+        image.ok_or_else(|| {
+            ApiError::not_found(format!("there is no image {reference}")).with_hint(hint)
+        })
+    }
+
     /// Lets go of the content of an image's layers, as far as no mount has them: it is fetched again
     /// when somebody reads it. Gives how many bytes that frees.
     pub(super) async fn evict_image(
@@ -343,11 +347,7 @@ impl Supervisor {
         let _pulling = self.pulling.lock().await;
         let _alone = self.eviction.write().await;
         let reference = parse(&request.reference)?;
-        let image = self.catalog.image_named(&reference.to_string()).await.map_err(catalog)?;
-        let image = image.ok_or_else(|| {
-            ApiError::not_found(format!("there is no image {reference}"))
-                .with_hint("`hydrant image ls` lists them")
-        })?;
+        let image = self.known_image(&reference, "`hydrant image ls` lists them").await?;
         let mut evicted = api::Evicted { bytes: 0, in_use: 0 };
         for (tree, _) in &image.layers {
             let (tree, pool) = self.tree_and_pool(*tree).await?;

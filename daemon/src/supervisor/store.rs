@@ -24,7 +24,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use hydrant_api::Owner;
-use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::fcntl::OFlag;
 
 use super::durable;
 use crate::fanotify::{Error, FileId, Group, mark};
@@ -322,9 +322,7 @@ impl Store {
         if fetched.is_empty() {
             return Ok(());
         }
-        let signed = |n: u64| i64::try_from(n).map_err(io::Error::other);
-        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        Ok(fallocate(&file, mode, signed(fetched.offset())?, signed(fetched.len())?)?)
+        presence::punch(&file, fetched)
     }
 
     /// Removes a segment that nobody has open. `false`: a mount in some namespace still has it, and
@@ -350,7 +348,6 @@ impl Store {
         lease::is_open_elsewhere(&self.open_private(pool, segment, "data", OFlag::O_RDONLY)?)
     }
 
-    /// A segment's extent index.
     /// The names of a layer's files; `None` for other segments, and for layers of before there were names.
     pub fn names(&self, pool: PoolId, segment: SegmentId) -> Option<Names> {
         let mut file = self.open_private(pool, segment, "names", OFlag::O_RDONLY).ok()?;
@@ -359,6 +356,7 @@ impl Store {
         Names::parse(&bytes)
     }
 
+    /// A segment's extent index.
     pub fn extents(&self, pool: PoolId, segment: SegmentId) -> Result<Extents, ExtentsError> {
         Extents::read(io::BufReader::new(self.open_private(
             pool,

@@ -10,13 +10,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::statvfs::fstatvfs;
 
 use super::ObjectNo;
 use crate::fanotify::DenyErrno;
 use crate::ids::SegmentId;
 use crate::range::{BLOCK, ByteRange};
+use crate::segment::presence;
 use crate::source::Content;
 
 /// Content that is not in memory is copied in pieces of so many bytes.
@@ -100,7 +101,7 @@ pub fn write(data: &File, blocks: &[u8], offset: u64) -> io::Result<()> {
 /// Makes room before, as unwritten extents, which `SEEK_DATA` takes for holes. Not the way for every write: the file
 /// system has no choice any more of where to put what is written one after the other.
 pub fn write_into_room(data: &File, blocks: &[u8], offset: u64) -> io::Result<()> {
-    match change(data, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, blocks.len() as u64) {
+    match presence::reserve(data, ByteRange::new(offset, blocks.len() as u64)) {
         // such as ext4 without extents
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => blocks
             .chunks(BLOCK as usize)
@@ -125,16 +126,10 @@ pub fn write_or_undo(data: &File, blocks: &[u8], offset: u64) -> io::Result<()> 
             Err(error) => error,
         };
         let whole = written as u64 / BLOCK * BLOCK;
-        let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        change(data, punch, offset + whole, blocks.len() as u64 - whole)?;
+        presence::punch(data, ByteRange::new(offset + whole, blocks.len() as u64 - whole))?;
         return Err(error);
     }
     Ok(())
-}
-
-fn change(data: &File, mode: FallocateFlags, at: u64, len: u64) -> io::Result<()> {
-    let signed = |number: u64| i64::try_from(number).map_err(io::Error::other);
-    Ok(fallocate(data, mode, signed(at)?, signed(len)?)?)
 }
 
 /// Writes zeros into a range that belongs to no object.

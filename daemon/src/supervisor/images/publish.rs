@@ -55,11 +55,7 @@ impl Supervisor {
         let begun = Instant::now();
         let signer = signer(request)?;
         let reference = parse(&request.reference)?;
-        let image = self.catalog.image_named(&reference.to_string()).await.map_err(catalog)?;
-        let image = image.ok_or_else(|| {
-            ApiError::not_found(format!("there is no image {reference}"))
-                .with_hint("`hydrant image pull` fetches it")
-        })?;
+        let image = self.known_image(&reference, "`hydrant image pull` fetches it").await?;
         progress.step("layers");
         let hosts = hosts::of(self.host_settings(), &reference);
         let hosts = hosts.map_err(|error| internal("can't tell where to ask for it", &error))?;

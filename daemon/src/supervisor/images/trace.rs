@@ -66,11 +66,7 @@ impl Supervisor {
     ) -> Result<Vec<TracedLayer>, ApiError> {
         caller.require_root("see and change traces of images")?;
         let reference = parse(&request.reference)?;
-        let image = self.catalog.image_named(&reference.to_string()).await.map_err(catalog)?;
-        let image = image.ok_or_else(|| {
-            ApiError::not_found(format!("there is no image {reference}"))
-                .with_hint("`hydrant image ls` lists them")
-        })?;
+        let image = self.known_image(&reference, "`hydrant image ls` lists them").await?;
         if request.record && !self.traces() {
             let message = "nothing is recorded: the configuration says so";
             return Err(ApiError::conflict(message).with_hint(
