@@ -17,6 +17,7 @@ use hydrant_daemon::supervisor::{Kept, Outcome};
 use hydrant_daemon::sys::fdstore;
 use hydrant_daemon::sys::replace::{hold_orders, installed_program, replace};
 use hydrant_daemon::sys::spawn::inherited;
+use hydrant_daemon::sys::user_namespace;
 use hydrant_daemon::{builder, config::Config, doctor, importer, standalone, supervisor, worker};
 use tracing_subscriber::EnvFilter;
 
@@ -72,6 +73,9 @@ enum Role {
     /// Makes a tree's files of a manifest; started by the supervisor
     #[command(hide = true)]
     Builder,
+    /// Makes a user namespace; started by the supervisor
+    #[command(hide = true)]
+    UserNamespace,
     /// Keeps file descriptors in a restart; started by the supervisor
     #[command(hide = true)]
     Guard,
@@ -236,6 +240,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let socket = std::os::unix::net::UnixStream::from(socket);
             let input = BufReader::new(socket.try_clone().context("can't use the socket")?);
             builder::run(input, socket).context("can't talk to the supervisor")?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Role::UserNamespace) => {
+            let [socket] = inherited()?;
+            user_namespace::main(socket.into()).context("can't make a user namespace")?;
             Ok(ExitCode::SUCCESS)
         }
         Some(Role::Doctor { json }) => {

@@ -26,7 +26,7 @@ use nix::sys::stat::Mode;
 use crate::sys::mount::{Attributes, FsContext, FsError, MAX_OPTION};
 use crate::sys::{self, fd_path};
 
-pub use table::{MountPoint, mounted_at, mounts};
+pub use table::{MountPoint, is_mounted_at, mounted_at, mounts};
 pub use users::{Use, User};
 
 /// What `mount` and `df` show as the source of our mounts.
@@ -87,6 +87,8 @@ pub enum MountError {
     Overlay { upper: PathBuf, source: FsError },
     #[error("make {} as the root directory of the image", path.display())]
     Root { path: PathBuf, source: io::Error },
+    #[error("show {} with other owners", path.display())]
+    Owners { path: PathBuf, source: FsError },
     #[error("{} is not a directory of uid {owner}", path.display())]
     NotTheirs { path: PathBuf, owner: u32 },
     #[error("look into the directory to mount on")]
@@ -256,6 +258,17 @@ pub fn make_read_only(path: &Path) -> Result<(), MountError> {
     let mount = open_path(path)?;
     let attributes = Attributes { read_only: true, ..Attributes::default() };
     sys::mount::add_attributes(mount.as_fd(), attributes).map_err(MountError::Attach)
+}
+
+/// A directory, read-only and without what is mounted below it, whose files belong to others
+/// ([`map_owners`](sys::mount::map_owners)).
+pub fn with_owners(path: &Path, namespace: BorrowedFd<'_>) -> Result<DetachedMount, MountError> {
+    let directory = open_path(path)?;
+    let mapped = sys::mount::clone_directory(directory.as_fd()).and_then(|fd| {
+        sys::mount::map_owners(fd.as_fd(), namespace)?;
+        Ok(DetachedMount { fd })
+    });
+    mapped.map_err(|source| MountError::Owners { path: path.to_owned(), source })
 }
 
 /// Opens a file or directory for nothing but naming it. Not a symlink.

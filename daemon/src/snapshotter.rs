@@ -25,7 +25,7 @@ pub const REF: &str = "containerd.io/snapshot.ref";
 pub const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
 /// The digest of its manifest, if containerd says so.
 pub const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
-/// What user namespaces want.
+/// Which IDs of the snapshot's files a user namespace wants for which: `inside:outside:count`, several with commas.
 pub const REMAP: [&str; 2] =
     ["containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping"];
 
@@ -40,8 +40,6 @@ pub enum Error {
     FailedPrecondition(String),
     #[error("{0}")]
     Invalid(String),
-    #[error("{0}")]
-    Unimplemented(String),
     #[error("{0}")]
     Internal(String),
 }

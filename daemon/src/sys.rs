@@ -18,6 +18,7 @@ pub mod spawn;
 #[cfg(test)]
 pub(crate) mod test_support;
 pub mod user;
+pub mod user_namespace;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd};

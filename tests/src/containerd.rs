@@ -46,6 +46,8 @@ done
 pub struct Containerd {
     /// Of its version.
     pub major: u32,
+    /// It knows that owners are mapped for it.
+    remaps: bool,
     directory: PathBuf,
     /// The first process of its namespaces.
     init: Pid,
@@ -83,10 +85,11 @@ pub fn share_mounts(state: &Path) -> Result<()> {
 }
 
 impl Containerd {
-    /// Starts containerd in `directory` with the snapshotter `hydrant` on that socket.
-    pub fn start(directory: &Path, snapshotter: &Path) -> Result<Self> {
+    /// Starts containerd in `directory` with the snapshotter `hydrant` on that socket. `remaps`: it is told that for user
+    /// namespaces it need not change any owners.
+    pub fn start(directory: &Path, snapshotter: &Path, remaps: bool) -> Result<Self> {
         let programs = std::env::var_os(PROGRAMS).map(PathBuf::from);
-        Self::start_with(programs.as_deref(), directory, &[("hydrant", snapshotter)])
+        Self::start_with(programs.as_deref(), directory, &[("hydrant", snapshotter)], remaps)
     }
 
     /// The same with the programs in that directory, and any snapshotters, by their names and sockets.
@@ -94,6 +97,7 @@ impl Containerd {
         programs: Option<&Path>,
         directory: &Path,
         snapshotters: &[(&str, &Path)],
+        remaps: bool,
     ) -> Result<Self> {
         require(&[("nsenter", "util-linux"), ("unshare", "util-linux"), ("runc", "runc")])?;
         if programs.is_none() {
@@ -102,7 +106,7 @@ impl Containerd {
         fs_err::create_dir_all(directory.join("cni"))?;
         let path = path(programs);
         let major = major_version(&path)?;
-        let configuration = configuration(major, directory, snapshotters);
+        let configuration = configuration(major, directory, snapshotters, remaps);
         fs_err::write(directory.join("config.toml"), configuration)?;
         sweep();
         let number = std::os::unix::fs::MetadataExt::ino(&fs_err::metadata(directory)?);
@@ -121,7 +125,7 @@ impl Containerd {
         })?;
         let init = Pid::from_raw(init);
         let directory = directory.to_owned();
-        let containerd = Self { major, directory, init, process, cgroup, path };
+        let containerd = Self { major, remaps, directory, init, process, cgroup, path };
         containerd.wait_until_it_answers()?;
         Ok(containerd)
     }
@@ -189,27 +193,42 @@ impl Containerd {
         outside: u32,
         command: &[&str],
     ) -> Result<String> {
-        let cgroup = format!("/{}/{name}", self.cgroup);
-        // the images of tests have files of gid 3,000,000
-        let map = format!("0:{outside}:4000000");
-        let run = ["run", "--rm", "--snapshotter", "hydrant", "--cgroup", &cgroup];
-        let users = ["--uidmap", &map, "--gidmap", &map];
-        // before, with that, nobody changes the owners
-        let how: &[&str] = if self.major >= 2 { &["--remap-labels"] } else { &[] };
-        self.check(namespace, &[&run[..], &users, how, &[image, name], command].concat())
+        self.run_as("--rm", Some(outside), namespace, image, name, command)
     }
 
-    /// As [`run`](Self::run), and goes on in the background.
+    /// As [`run`](Self::run), and goes on in the background; as root of a namespace of users if that is `outside`.
     pub fn run_detached(
         &self,
         namespace: &str,
+        outside: Option<u32>,
         image: &str,
         name: &str,
         command: &[&str],
     ) -> Result<()> {
+        self.run_as("--detach", outside, namespace, image, name, command).map(drop)
+    }
+
+    fn run_as(
+        &self,
+        how: &str,
+        outside: Option<u32>,
+        namespace: &str,
+        image: &str,
+        name: &str,
+        command: &[&str],
+    ) -> Result<String> {
         let cgroup = format!("/{}/{name}", self.cgroup);
-        let run = ["run", "--detach", "--snapshotter", "hydrant", "--cgroup", &cgroup, image, name];
-        self.check(namespace, &[&run, command].concat()).map(drop)
+        let run = ["run", how, "--snapshotter", "hydrant", "--cgroup", &cgroup];
+        // the images of tests have files of gid 3,000,000
+        let map = format!("0:{}:4000000", outside.unwrap_or_default());
+        let mut users = vec!["--uidmap", &map, "--gidmap", &map, "--remap-labels"];
+        if !self.remaps && self.major < 2 {
+            users.pop(); // with that, nobody changes the owners
+        }
+        if outside.is_none() {
+            users.clear();
+        }
+        self.check(namespace, &[&run[..], &users, &[image, name], command].concat())
     }
 
     /// Runs a command in a container that runs; gives its output.
@@ -371,7 +390,12 @@ fn major_version(path: &str) -> Result<u32> {
 }
 
 /// The first of the snapshotters is that of the container runtime interface.
-fn configuration(major: u32, directory: &Path, snapshotters: &[(&str, &Path)]) -> String {
+fn configuration(
+    major: u32,
+    directory: &Path,
+    snapshotters: &[(&str, &Path)],
+    remaps: bool,
+) -> String {
     let directory = directory.display();
     let version = if major >= 2 { 3 } else { 2 };
     let mut text = format!(
@@ -393,6 +417,9 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
   address = "{socket}"
 "#
         );
+        if remaps {
+            text += "  capabilities = [\"remap-ids\"]\n";
+        }
         if major >= 2 {
             text += &format!(
                 r#"[proxy_plugins.{name}.exports]

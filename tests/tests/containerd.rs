@@ -32,13 +32,18 @@ impl Host {
 
     /// With lines of the daemon's configuration.
     fn with(name: &str, configuration: &'static str) -> Result<Self> {
+        Self::with_remap(name, configuration, true)
+    }
+
+    /// `remaps`: containerd is told that owners are mapped for it.
+    fn with_remap(name: &str, configuration: &'static str, remaps: bool) -> Result<Self> {
         let setting = Setting { start: false, configuration, ..Setting::default() };
         let mut world = World::with(name, setting)?;
         share_mounts(&world.daemon.directories().state)?;
         world.daemon.start()?;
         let registry = Registry::start(&world.path("registry"))?;
         let snapshots = Snapshots::of(&world.daemon.directories().run);
-        let containerd = Containerd::start(&world.path("containerd"), snapshots.socket())
+        let containerd = Containerd::start(&world.path("containerd"), snapshots.socket(), remaps)
             .with_context(|| world.daemon.log_tail(40))?;
         Ok(Self { containerd, snapshots, world, registry })
     }
@@ -78,7 +83,8 @@ impl Host {
         self.containerd.remove_images(namespace)?;
         self.wait_for("nothing is left", |host| {
             let names = host.snapshots.names(&[])?;
-            let left = ["layers", "trees", "pools", "snapshots"].map(|name| host.count(name));
+            let left = ["layers", "mapped", "trees", "pools", "snapshots"];
+            let left = left.map(|name| host.count(name));
             let left: usize = left.into_iter().sum::<Result<usize>>()?;
             Ok(names.is_empty() && left == 0)
         })
@@ -203,7 +209,7 @@ fn root_builds_on_top_of_layers() -> Result<()> {
     let containerd = &host.containerd;
     containerd.pull_by_cri(&image)?;
     let base = containerd.tops(CRI, "hydrant")?;
-    containerd.run_detached(CRI, &image, "c1", &["/bin/busybox", "sleep", "3600"])?;
+    containerd.run_detached(CRI, None, &image, "c1", &["/bin/busybox", "sleep", "3600"])?;
     let change = "echo new >/etc/new; echo more >>/etc/passwd; /bin/busybox rm /lib/007.so; \
                   /bin/busybox mv /home/owned /home/moved; /bin/busybox chmod 700 /home";
     containerd.exec(CRI, "c1", "e1", &["/bin/sh", "-c", change])?;
@@ -250,7 +256,7 @@ fn work_with(host: &Host, image: &str, command: &[&str], expected: &str) -> Resu
     ensure!(base.len() == 1, "{base:?}");
     let said = containerd.run(CRI, "hydrant", image, "once", command)?;
     ensure!(said == expected, "{said}");
-    containerd.run_detached(CRI, image, "stays", &["/bin/busybox", "sleep", "3600"])?;
+    containerd.run_detached(CRI, None, image, "stays", &["/bin/busybox", "sleep", "3600"])?;
     let said = containerd.exec(CRI, "stays", "beside", command)?;
     ensure!(said == expected, "beside it: {said}");
     let change = "echo new >>/etc/issue && /bin/busybox rm /etc/host.conf && /bin/busybox mv /etc/default /etc/moved \
@@ -354,6 +360,8 @@ fn root_many_layers() -> Result<()> {
     let cat = ["/bin/busybox", "cat", "/counter"];
     let said = host.containerd.run(CRI, "hydrant", &image, "c1", &cat)?;
     ensure!(said == (LAYERS - 1).to_string(), "{said}");
+    let said = host.containerd.run_in_user_namespace(CRI, &image, "c2", 100_000, &cat)?;
+    ensure!(said == (LAYERS - 1).to_string(), "in a user namespace: {said}");
     let tree = host.world.path("tree");
     let tree = tree.to_str().context("not UTF-8")?;
     host.hydrant(&["mount", &format!("oci://{image}"), tree])?;
@@ -362,11 +370,91 @@ fn root_many_layers() -> Result<()> {
     host.expect_nothing_left(CRI)
 }
 
-/// In a user namespace everybody is who they are in the image.
+/// In a user namespace everybody is who they are in the image. Nothing is copied for that, nor fetched, and it stays so
+/// whatever happens to the daemon.
 #[test]
 #[ignore = "needs root"]
 fn root_user_namespaces() -> Result<()> {
-    let host = Host::new("containerd-userns")?;
+    let quiet = "[images]\nbackground_fill = false\ntrace = false\n";
+    let mut host = Host::with("containerd-userns", quiet)?;
+    let image = host.push("app", "app")?;
+    host.hydrant(&["image", "pull", &image])?;
+    host.hydrant(&["image", "evict", &image])?;
+    host.containerd.pull_by_cri(&image)?;
+    host.registry.unpacked("app")?;
+    let truth = host.world.path("registry/unpacked/app");
+    let sum = |file: &str| {
+        let sum = "sha256sum <\"$1\" | cut -d' ' -f1";
+        Ok::<_, anyhow::Error>(Run::shell(sum, &[&truth.join(file)]).check()?.text())
+    };
+    let look = |file: &str| {
+        format!(
+            "cd / && /bin/busybox stat -c '%u %g %n' / etc/passwd var/cache/keep home/owned && echo x >new && \
+             echo x >>etc/passwd && echo x >>var/cache/keep && /bin/busybox stat -c '%u %g' new var/cache/keep && \
+             /bin/busybox cat /proc/self/uid_map && /bin/busybox cat /bin/busybox >/dev/null && \
+             /bin/busybox sha256sum <{file}"
+        )
+    };
+    let expect = |said: &str, outside: u32, file: &str| {
+        let words: Vec<_> = said.split_whitespace().collect();
+        let sum = sum(file)?;
+        let expected = format!(
+            "0 0 / 0 0 etc/passwd 33 33 var/cache/keep 70000 3000000 home/owned 0 0 33 33 0 {outside} 4000000 {sum} -"
+        );
+        ensure!(words.join(" ") == expected, "{said}");
+        Ok(())
+    };
+    let sleep = ["/bin/busybox", "sleep", "3600"];
+    host.containerd.run_detached(CRI, Some(100_000), &image, "c1", &sleep)?;
+    let said = host.containerd.exec(CRI, "c1", "e1", &["/bin/sh", "-c", &look("d1/f03")])?;
+    expect(&said, 100_000, "d1/f03")?;
+    // the container's own, in which its files have their owners outside
+    let state = host.world.daemon.directories().state.clone();
+    ensure!(host.count("layers")? == 3 && host.count("snapshots")? == 1);
+    let own = fs_err::read_dir(state.join("snapshots"))?.next().context("none")??;
+    for (file, uid) in [("new", 100_000), ("var/cache/keep", 100_033)] {
+        let found = std::os::unix::fs::MetadataExt::uid(&fs_err::metadata(
+            own.path().join("fs").join(file),
+        )?);
+        ensure!(found == uid, "{file} is {found}'s");
+    }
+    let images: Vec<hydrant_api::Image> = host.world.daemon.admin().get("/v1/images")?;
+    let found = images.iter().find(|found| found.reference == image).context("no image")?;
+    ensure!(found.present_bytes < found.segment_bytes / 4 * 3, "{found:?}");
+
+    let killed = host.world.daemon.kill_supervisor()?;
+    until("another supervisor answers", PATIENCE, || {
+        let status = host.world.daemon.status().ok()?;
+        (status.pid != killed.as_raw()).then_some(())
+    })?;
+    ensure!(host.count("mapped")? == 1 && host.count("layers")? == 3);
+    let read = ["/bin/busybox", "sha256sum", "/d2/f05"];
+    let said = host.containerd.exec(CRI, "c1", "e2", &read)?;
+    ensure!(said == format!("{}  /d2/f05", sum("d2/f05")?), "{said}");
+    let run = |host: &Host, name: &str, outside: u32, file: &str| {
+        let command = ["/bin/sh", "-c", &look(file)];
+        let said = host.containerd.run_in_user_namespace(CRI, &image, name, outside, &command)?;
+        expect(&said, outside, file)
+    };
+    run(&host, "c2", 5_000_000, "d2/f05")?;
+    host.containerd.end(CRI, "c1")?;
+    host.wait_for("nothing is mapped", |host| Ok(host.count("mapped")? == 0))?;
+
+    // all that this one reads is here
+    host.registry.stop();
+    host.world.daemon.stop()?;
+    host.world.daemon.start()?;
+    host.containerd.kill()?;
+    run(&host, "c3", 100_000, "d1/f03")?;
+    host.hydrant(&["image", "rm", &image])?;
+    host.expect_nothing_left(CRI)
+}
+
+/// A containerd that does not know this changes the owners of a copy.
+#[test]
+#[ignore = "needs root"]
+fn root_user_namespaces_by_copies() -> Result<()> {
+    let host = Host::with_remap("containerd-copies", "", false)?;
     let image = host.push("odd", "odd")?;
     let containerd = &host.containerd;
     containerd.pull_by_cri(&image)?;
@@ -379,7 +467,7 @@ fn root_user_namespaces() -> Result<()> {
         let expected = "0 0 / 0 0 /etc/passwd 33 33 /var/cache/keep 0 0 100000 4000000";
         ensure!(words.join(" ") == expected, "{said}");
     }
-    ensure!(host.count("layers")? == 3);
+    ensure!(host.count("layers")? == 3 && host.count("mapped")? == 0);
     Ok(())
 }
 
@@ -452,7 +540,7 @@ fn root_the_queue_names_the_container() -> Result<()> {
     // all that it runs is there before it reads
     let read = "/bin/busybox sha256sum /bin/busybox >/up; until [ -e /go ]; do /bin/busybox sleep 0.1; done
                 /bin/busybox cat /d1/f03 >/read; /bin/busybox sleep 3600";
-    host.containerd.run_detached(CRI, &image, &id, &["/bin/sh", "-c", read])?;
+    host.containerd.run_detached(CRI, None, &image, &id, &["/bin/sh", "-c", read])?;
     let mut tries = 0;
     until("it is up", PATIENCE, || {
         tries += 1;
@@ -503,7 +591,7 @@ fn root_a_container_outlives_everybody() -> Result<()> {
     ensure!(counters.received_bytes == 0, "containerd has read a layer: {counters:?}");
 
     let read = "/bin/busybox sha256sum /d1/* /d2/* >/sums; echo $? >/done; /bin/busybox sleep 3600";
-    host.containerd.run_detached(CRI, &image, "c1", &["/bin/sh", "-c", read])?;
+    host.containerd.run_detached(CRI, None, &image, "c1", &["/bin/sh", "-c", read])?;
     for worker in host.world.daemon.workers()? {
         // it may have died a moment ago
         let _ = kill(worker, Signal::SIGKILL);

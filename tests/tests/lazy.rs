@@ -38,7 +38,7 @@ impl Host {
         world.daemon.configure(&(guest::configuration() + &lazy + "[images]\n" + images))?;
         world.daemon.start()?;
         let snapshots = Snapshots::of(&world.daemon.directories().run);
-        let containerd = Containerd::start(&world.path("containerd"), snapshots.socket())
+        let containerd = Containerd::start(&world.path("containerd"), snapshots.socket(), true)
             .with_context(|| world.daemon.log_tail(40))?;
         Ok(Self { containerd, snapshots, world, trusted, registry })
     }
@@ -178,7 +178,7 @@ fn root_a_lie_that_was_believed() -> Result<()> {
         "-c",
         "/bin/busybox cat /d1/* /stargz.index.json >/dev/null; /bin/busybox sleep 3600",
     ];
-    host.containerd.run_detached(CRI, &image, "c1", &wait)?;
+    host.containerd.run_detached(CRI, None, &image, "c1", &wait)?;
     let refuted = |host: &Host| Ok::<_, anyhow::Error>(host.image(&image)?.refuted);
     host.wait_for("the lie is found", |host| Ok(!refuted(host)?.is_empty()))?;
     let said = refuted(&host)?.join("\n");

@@ -207,37 +207,96 @@ fn root_stat_and_kinds() -> Result<()> {
     Ok(())
 }
 
-/// For user namespaces: who wants other owners changes them.
+/// For user namespaces: what a snapshot is on top of has other owners there, and nowhere else.
 #[test]
 #[ignore = "needs root"]
 fn root_user_namespaces() -> Result<()> {
-    let suite = Suite::new("snapshots-remap")?;
-    let snapshots = &suite.snapshots;
-    let chain = (REF, "sha256:a");
+    let mut suite = Suite::new("snapshots-remap")?;
+    let snapshots = suite.snapshots.clone();
+    let mount = |suite: &Suite, key: &str| {
+        Mounted::new(&snapshots.mounts(key)?, &suite.world.path("mounts").join(key))
+    };
+    let owner = |path: &Path| {
+        let found = fs_err::symlink_metadata(path)?;
+        Ok::<_, anyhow::Error>((found.uid(), found.gid()))
+    };
     let labels = [(REMAP[0], "0:100000:65536"), (REMAP[1], "0:200000:65536")];
-    snapshots.prepare("layer-preparing", "", &[chain])?;
-    snapshots.commit("layer", "layer-preparing", &[chain])?;
-    expect_refused(snapshots.prepare("on-layer", "layer", &labels), Code::Unimplemented)?;
-    expect_refused(snapshots.view("on-layer", "layer", &labels), Code::Unimplemented)?;
-    expect_refused(snapshots.prepare("on-nothing", "", &labels), Code::Unimplemented)?;
+    suite.layer("low", "", |path| {
+        file(path, "theirs", "theirs\n", 0o644)?;
+        file(path, "nobody's", "nobody's\n", 0o644)?;
+        chown(path.join("theirs"), Some(33), Some(34))?;
+        Ok(chown(path.join("nobody's"), Some(70_000), Some(34))?)
+    })?;
+    snapshots.prepare("layer-preparing", "low", &[])?;
+    snapshots.commit("layer", "layer-preparing", &[(REF, "sha256:a")])?;
     for wrong in [&labels[..1], &[(REMAP[0], "0:1:1"), (REMAP[1], "1:1:1")]] {
         expect_refused(snapshots.prepare("wrong", "layer", wrong), Code::InvalidArgument)?;
     }
-    // what containerd does then
+    let several = [(REMAP[0], "33:7:1,0:300000:1"), (REMAP[1], "0:400000:30,30:500000:10")];
+    snapshots.prepare("one", "layer", &labels)?;
+    snapshots.prepare("other", "layer", &several)?;
+    snapshots.view("view", "low", &labels)?;
+    snapshots.prepare("on-nothing", "", &labels)?;
+    let expect = |suite: &Suite| {
+        let one = mount(suite, "one")?;
+        ensure!(owner(one.path())? == (100_000, 200_000));
+        ensure!(owner(&one.path().join("theirs"))? == (100_033, 200_034));
+        ensure!(owner(&one.path().join("nobody's"))? == (65_534, 200_034));
+        let other = mount(suite, "other")?;
+        ensure!(owner(other.path())? == (300_000, 400_000));
+        ensure!(owner(&other.path().join("theirs"))? == (7, 500_004));
+        let view = mount(suite, "view")?;
+        ensure!(owner(view.path())? == (100_000, 200_000));
+        ensure!(owner(&view.path().join("theirs"))? == (100_033, 200_034));
+        let written = fs_err::write(view.path().join("theirs"), "x").unwrap_err();
+        ensure!(written.kind() == std::io::ErrorKind::ReadOnlyFilesystem, "{written}");
+        ensure!(owner(mount(suite, "on-nothing")?.path())? == (100_000, 200_000));
+        Ok(())
+    };
+    let state = suite.world.daemon.directories().state.clone();
+    let count = |name: &str| Ok::<_, anyhow::Error>(fs_err::read_dir(state.join(name))?.count());
+    for all_at_once in [false, true] {
+        expect(&suite)?;
+        ensure!(count("mapped")? == 3);
+        if all_at_once {
+            suite.world.daemon.kill();
+        } else {
+            suite.world.daemon.stop()?;
+            ensure!(count("mapped")? == 0, "something is mounted yet");
+        }
+        suite.world.daemon.start()?;
+    }
+    expect(&suite)?;
+    {
+        // who writes to a file makes it one of the snapshot's own: it keeps its owner
+        let one = mount(&suite, "one")?;
+        fs_err::write(one.path().join("theirs"), "ours\n")?;
+        ensure!(owner(&one.path().join("theirs"))? == (100_033, 200_034));
+    }
+    let plain = suite.view("plain", "layer")?;
+    ensure!(owner(&plain.path().join("theirs"))? == (33, 34), "it is changed in the layer");
+    ensure!(fs_err::read(plain.path().join("theirs"))? == b"theirs\n");
+    drop(plain);
+    snapshots.commit("committed", "one", &[])?;
+    for name in ["other", "view", "on-nothing", "plain", "committed"] {
+        snapshots.remove(name)?;
+    }
+    ensure!(count("mapped")? == 0, "something is mounted yet");
+
+    // what containerd does that does not know this
     let key = "default/1/layer-100000-200000-remap";
     let mounts = snapshots.prepare(key, "layer", &labels)?;
     let mounted = Mounted::new(&mounts, &suite.world.path("remap"))?;
+    ensure!(owner(mounted.path())? == (0, 0));
     chown(mounted.path(), Some(100_000), Some(200_000))?;
     drop(mounted);
     snapshots.commit("remapped", key, &[])?;
     let mounts = snapshots.prepare("container", "remapped", &labels)?;
     let mounted = Mounted::new(&mounts, &suite.world.path("container"))?;
-    let root = fs_err::metadata(mounted.path())?;
-    ensure!((root.uid(), root.gid()) == (100_000, 200_000));
+    ensure!(owner(mounted.path())? == (100_000, 200_000));
     drop(mounted);
-    ensure!(snapshots.names(&[])? == ["container", "layer", "remapped"]);
-    let left = fs_err::read_dir(suite.world.daemon.directories().state.join("snapshots"))?.count();
-    ensure!(left == 3, "{left} directories");
+    ensure!(snapshots.names(&[])? == ["container", "layer", "low", "remapped"]);
+    ensure!(count("snapshots")? == 4 && count("mapped")? == 0);
     Ok(())
 }
 

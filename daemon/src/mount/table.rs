@@ -2,10 +2,11 @@
 
 use std::ffi::{CString, OsString};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use crate::sys::mount::stat_mount;
+use crate::sys::mount::{MountStat, stat_mount};
 
 /// A mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,20 +44,26 @@ pub fn mounts() -> io::Result<Vec<MountPoint>> {
 /// The mount whose root is at `path`, the topmost. None: there is a file or directory of another mount,
 /// or nothing at all. A symlink is not followed.
 pub fn mounted_at(path: &Path) -> io::Result<Option<MountPoint>> {
-    let root = fs_err::File::open("/")?;
-    let name = CString::new(path.as_os_str().as_bytes())?;
-    let stat = match stat_mount(std::os::fd::AsFd::as_fd(&root), &name) {
-        Ok(stat) => stat,
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
-    if !stat.is_root {
-        return Ok(None);
-    }
+    let Some(stat) = stat_root(path)? else { return Ok(None) };
     // Between the two looks it may have gone.
     Ok(mounts()?.into_iter().find(|mount| mount.id == stat.mount_id))
+}
+
+/// Whether there is such a mount.
+pub fn is_mounted_at(path: &Path) -> io::Result<bool> {
+    Ok(stat_root(path)?.is_some())
+}
+
+fn stat_root(path: &Path) -> io::Result<Option<MountStat>> {
+    let root = fs_err::File::open("/")?;
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    match stat_mount(root.as_fd(), &name) {
+        Ok(stat) => Ok(Some(stat).filter(|stat| stat.is_root)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// One line: `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`.
@@ -116,6 +123,7 @@ mod tests {
     fn mounts_are_found_at_their_roots_only() {
         let proc = mounted_at("/proc".as_ref()).unwrap().unwrap();
         assert_eq!((proc.kind.as_str(), proc.path.to_str()), ("proc", Some("/proc")));
+        assert!(is_mounted_at("/proc".as_ref()).unwrap());
         assert_eq!(mounted_at("/proc/self/fd".as_ref()).unwrap(), None);
         assert_eq!(mounted_at("/no/such/file".as_ref()).unwrap(), None);
         let directory = tempfile::tempdir().unwrap();

@@ -176,7 +176,6 @@ impl From<Error> for Status {
             Error::AlreadyExists(_) => Self::already_exists(message),
             Error::FailedPrecondition(_) => Self::failed_precondition(message),
             Error::Invalid(_) => Self::invalid_argument(message),
-            Error::Unimplemented(_) => Self::unimplemented(message),
             Error::Internal(_) => Self::internal(message),
         }
     }

@@ -20,9 +20,11 @@ use std::path::{Path, PathBuf};
 
 pub use layers::clear_unguarded_layers;
 
+use self::directories::Owner;
+use self::remap::Mapping;
 use super::{Supervisor, blocking};
 use crate::admin::ApiError;
-use crate::catalog::{CatalogError, NewSnapshot, Refused, Snapshot, SnapshotKind};
+use crate::catalog::{CatalogError, Labels, NewSnapshot, Refused, Snapshot, SnapshotKind};
 use crate::ids::{SnapshotId, TreeId};
 use crate::snapshotter::messages::{
     CommitRequest, CreateRequest, Info, Kind, Mount, Timestamp, UpdateRequest, UsageResponse,
@@ -133,6 +135,26 @@ impl Supervisor {
         Ok(below.iter().map(|snapshot| self.place(snapshot.id, snapshot.tree)).collect())
     }
 
+    /// The same as a snapshot on top of them is to see them: in a user namespace with other owners. Then also whose its own
+    /// directory is if it is on top of nothing.
+    async fn seen_by(
+        &self,
+        id: SnapshotId,
+        name: &str,
+        labels: &Labels,
+        below: &[Snapshot],
+    ) -> Result<(Vec<PathBuf>, Option<Owner>), Error> {
+        let places = self.places(below).await?;
+        let top = below.first().zip(places.first().map(PathBuf::as_path));
+        match Mapping::wanted(name, labels, top)? {
+            None => Ok((places, None)),
+            Some(mapping) => {
+                let root = mapping.root();
+                Ok((self.map_owners(id, mapping, places).await?, Some(root)))
+            }
+        }
+    }
+
     /// The snapshots from `parent` down.
     async fn parents(&self, parent: Option<&str>) -> Result<Vec<Snapshot>, Error> {
         let Some(parent) = parent else { return Ok(Vec::new()) };
@@ -145,18 +167,29 @@ impl Supervisor {
     }
 
     async fn make_snapshot(&self, new: NewSnapshot) -> Result<Vec<Mount>, Error> {
-        let (id, kind, name) = (new.id, new.kind, new.name.clone());
+        let (id, name) = (new.id, new.name.clone());
         let below = self.parents(new.parent.as_deref()).await?;
         if self.catalog.snapshot(&name).await.map_err(failed)?.is_some() {
             return Err(refused(Refused::Exists, &name, "", ""));
         }
-        let places = self.places(&below).await?;
+        let made = self.make_on_top(new, &below).await;
+        if made.is_err() {
+            self.unmap(id).await;
+        }
+        made
+    }
+
+    async fn make_on_top(&self, new: NewSnapshot, below: &[Snapshot]) -> Result<Vec<Mount>, Error> {
+        let (id, kind, name) = (new.id, new.kind, new.name.clone());
+        let (places, owner) = self.seen_by(id, &name, &new.labels, below).await?;
         let directory = self.store.snapshot_dir(id);
         let (own, like) = (directory.clone(), places.first().cloned());
-        remap::check(&name, &new.labels, below.first(), like.as_deref())?;
         blocking(move || {
-            directories::make(&own, kind == SnapshotKind::Active, like.as_deref())
-                .map_err(|error| super::internal("can't make the snapshot's directories", &error))
+            let like = like.map(|like| Owner::of(&like)).transpose();
+            like.and_then(|like| {
+                directories::make(&own, kind == SnapshotKind::Active, like.or(owner))
+            })
+            .map_err(|error| super::internal("can't make the snapshot's directories", &error))
         })
         .await?;
         let parent = new.parent.clone().unwrap_or_default();
@@ -241,7 +274,8 @@ impl Snapshotter for Supervisor {
             let message = format!("the snapshot {key:?} is committed: make a view of it");
             return Err(Error::FailedPrecondition(message));
         }
-        let places = self.places(below).await?;
+        let (id, name, labels) = (snapshot.id, &snapshot.name, &snapshot.labels);
+        let (places, _) = self.seen_by(id, name, labels, below).await?;
         let layers = below.iter().any(|snapshot| snapshot.tree.is_some());
         Ok(mounts(snapshot.kind, &self.store.snapshot_dir(snapshot.id), &places, layers))
     }
@@ -256,6 +290,7 @@ impl Snapshotter for Supervisor {
         let labels = labels.into_iter().collect();
         let done = self.catalog.commit_snapshot(key.clone(), name.clone(), labels, usage).await;
         done.map_err(failed)?.map_err(|why| refused(why, &name, &key, ""))?;
+        self.unmap(snapshot.id).await;
         Ok(())
     }
 
@@ -266,6 +301,8 @@ impl Snapshotter for Supervisor {
             // should we not get to the end
             directories::mark(&directory).map_err(|error| Error::Internal(error.to_string()))?;
         }
+        // as long as it is on record, nobody removes what it is on top of
+        self.unmap(snapshot.id).await;
         let removed = self.catalog.remove_snapshot(key.clone()).await.map_err(failed)?;
         if let Err(why) = removed {
             directories::unmark(&directory);

@@ -86,7 +86,7 @@ impl Store {
         };
         make(root, 0o711)?;
         make(&root.join("mounts"), 0o711)?;
-        for private in ["pools", "trees", "spool", "layers", "snapshots"] {
+        for private in ["pools", "trees", "spool", "layers", "mapped", "snapshots"] {
             make(&root.join(private), 0o700)?;
         }
         if !root.join("catalog.sqlite").exists() {
@@ -176,6 +176,17 @@ impl Store {
     #[must_use]
     pub fn layer_dir(&self, tree: TreeId) -> PathBuf {
         self.root.join(format!("layers/{tree}"))
+    }
+
+    /// Below it, what snapshots are on top of is mounted with other owners.
+    #[must_use]
+    pub fn mapped_dir(&self) -> PathBuf {
+        self.root.join("mapped")
+    }
+
+    #[must_use]
+    pub fn mapped_for(&self, snapshot: SnapshotId) -> PathBuf {
+        self.root.join(format!("mapped/{snapshot}"))
     }
 
     #[must_use]

@@ -19,6 +19,8 @@ const OPEN_TREE_CLONE: c_uint = 1;
 const MOVE_MOUNT_F_EMPTY_PATH: c_uint = 0x4;
 const MOVE_MOUNT_T_EMPTY_PATH: c_uint = 0x40;
 
+const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+
 /// The longest string that fsconfig(2) takes (`strndup_user(value, 256)`), without its NUL.
 pub const MAX_OPTION: usize = 255;
 
@@ -230,6 +232,7 @@ pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), FsErr
 }
 
 /// `struct mount_attr`.
+#[derive(Default)]
 #[repr(C)]
 struct MountAttr {
     set: u64,
@@ -241,20 +244,24 @@ struct MountAttr {
 /// mount_setattr(2): what is mounted or unmounted elsewhere does not show up below `mount`, and the
 /// other way round.
 pub fn make_private(mount: BorrowedFd<'_>) -> Result<(), FsError> {
-    set_attributes(mount, Attributes::default(), libc::MS_PRIVATE)
+    set_attributes(mount, MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() })
 }
 
 /// mount_setattr(2): adds attributes to a mount.
 pub fn add_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> Result<(), FsError> {
-    set_attributes(mount, attributes, 0)
+    set_attributes(mount, MountAttr { set: attributes.bits(), ..MountAttr::default() })
 }
 
-fn set_attributes(
-    mount: BorrowedFd<'_>,
-    attributes: Attributes,
-    propagation: u64,
-) -> Result<(), FsError> {
-    let change = MountAttr { set: attributes.bits(), clear: 0, propagation, userns_fd: 0 };
+/// mount_setattr(2): a mount from [`clone_directory`] shows files as those of others: an owner is taken for an ID in the
+/// user namespace, and is who that is outside. It is read-only and private.
+pub fn map_owners(mount: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> Result<(), FsError> {
+    let userns_fd = namespace.as_raw_fd() as u64;
+    let read_only = Attributes { read_only: true, ..Attributes::default() };
+    let set = MOUNT_ATTR_IDMAP | read_only.bits();
+    set_attributes(mount, MountAttr { set, clear: 0, propagation: libc::MS_PRIVATE, userns_fd })
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, change: MountAttr) -> Result<(), FsError> {
     // SAFETY: the structure outlives the call and its size is given.
     let result = unsafe {
         libc::syscall(

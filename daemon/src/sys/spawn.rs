@@ -26,6 +26,7 @@ pub enum Role {
     Importer,
     Puller,
     Builder,
+    UserNamespace,
     Doctor,
 }
 
@@ -38,6 +39,7 @@ impl Role {
             Self::Importer => "importer",
             Self::Puller => "puller",
             Self::Builder => "builder",
+            Self::UserNamespace => "user-namespace",
             Self::Doctor => "doctor",
         }
     }

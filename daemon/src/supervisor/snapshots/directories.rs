@@ -17,16 +17,30 @@ use tracing::warn;
 use super::super::clone::beneath;
 use super::super::durable;
 
-/// Makes the directories of a snapshot. Its root is `like`'s owner's.
-pub fn make(directory: &Path, active: bool, like: Option<&Path>) -> io::Result<()> {
-    let made = try_to_make(directory, active, like);
+/// Whose a directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl Owner {
+    pub fn of(directory: &Path) -> io::Result<Self> {
+        let found = fs::symlink_metadata(directory)?;
+        Ok(Self { uid: found.uid(), gid: found.gid() })
+    }
+}
+
+/// Makes the directories of a snapshot. Its root is `owner`'s, root's otherwise.
+pub fn make(directory: &Path, active: bool, owner: Option<Owner>) -> io::Result<()> {
+    let made = try_to_make(directory, active, owner);
     if made.is_err() {
         remove_empty(directory);
     }
     made
 }
 
-fn try_to_make(directory: &Path, active: bool, like: Option<&Path>) -> io::Result<()> {
+fn try_to_make(directory: &Path, active: bool, owner: Option<Owner>) -> io::Result<()> {
     let make = |path: &Path, mode| {
         fs::DirBuilder::new().mode(mode).create(path)?;
         // whatever the umask
@@ -35,9 +49,8 @@ fn try_to_make(directory: &Path, active: bool, like: Option<&Path>) -> io::Resul
     make(directory, 0o700)?;
     let root = directory.join("fs");
     make(&root, 0o755)?;
-    if let Some(like) = like {
-        let owner = fs::symlink_metadata(like)?;
-        std::os::unix::fs::lchown(&root, Some(owner.uid()), Some(owner.gid()))?;
+    if let Some(owner) = owner {
+        std::os::unix::fs::lchown(&root, Some(owner.uid), Some(owner.gid))?;
     }
     if active {
         make(&directory.join("work"), 0o711)?;

@@ -14,6 +14,7 @@ use super::super::clone::Cloning;
 use super::super::images::{self, Wanted};
 use super::super::store::Store;
 use super::super::{Supervisor, blocking, internal, lock, shard_of};
+use super::remap;
 use crate::admin::ApiError;
 use crate::catalog::{Catalog, Pool, Tree};
 use crate::ids::{ShardId, TreeId};
@@ -46,7 +47,7 @@ fn unmount(at: &Path) -> Result<(), UnmountError> {
 }
 
 /// There is no directory where no layer is mounted: it would be taken for an empty layer.
-fn remove_place(at: &Path) {
+pub(super) fn remove_place(at: &Path) {
     match fs::remove_dir(at) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             warn!(%error, place = %at.display(), "can't remove the place of a layer");
@@ -62,10 +63,14 @@ pub async fn clear_unguarded_layers(
     guarded: &HashSet<ShardId>,
     shards: u16,
 ) {
-    for id in mounted(store) {
+    let is_guarded = async |id| {
         let tree = catalog.tree(id).await.ok().flatten();
         let shard = tree.and_then(|tree| shard_of(tree.pool, shards));
-        if shard.is_some_and(|shard| guarded.contains(&shard)) {
+        shard.is_some_and(|shard| guarded.contains(&shard))
+    };
+    remap::clear_unguarded(catalog, store, is_guarded).await;
+    for id in mounted(store) {
+        if is_guarded(id).await {
             continue;
         }
         let at = store.layer_dir(id);
@@ -173,6 +178,7 @@ impl Supervisor {
     /// Unmounts all layers, at the end of the daemon: after that, nobody begins to use them.
     pub(in super::super) async fn unmount_layers(&self) {
         let _alone = self.layers.lock().await;
+        remap::clear_all(&self.store);
         let ids: Vec<_> = lock(&self.live).layers.keys().copied().collect();
         for id in ids {
             self.unmount_layer(id).await;
