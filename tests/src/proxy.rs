@@ -264,6 +264,8 @@ fn accept(listener: TcpListener, port: u16, shared: &Arc<Shared>) {
 struct Connection {
     /// The fault of the response that comes next.
     response: Mutex<Option<Fault>>,
+    /// It is to a `HEAD` request.
+    is_head: AtomicBool,
     /// The client sends nothing any more.
     closed: AtomicBool,
 }
@@ -343,6 +345,7 @@ fn requests(
             Some(Fault::Late(time)) => thread::sleep(time),
             fault => *locked(&connection.response) = fault,
         }
+        connection.is_head.store(request.starts_with(b"HEAD "), Ordering::SeqCst);
         up.send(request);
     }
     Ok(())
@@ -392,10 +395,15 @@ fn responses(
                 Fault::Status { .. } | Fault::Rewrite { .. } | Fault::Late(_) | Fault::Withhold(_),
             ) => {
                 let mut there = true;
-                reader.response(&mut |bytes| {
+                let mut take = |bytes: &[u8]| {
                     there = pass(bytes);
                     there
-                })?;
+                };
+                if connection.is_head.load(Ordering::SeqCst) {
+                    reader.response_without_body(&mut take)?;
+                } else {
+                    reader.response(&mut take)?;
+                }
                 if !there {
                     return Ok(End::Closed);
                 }
@@ -539,6 +547,33 @@ mod tests {
         let traffic = proxy.traffic();
         assert_eq!((traffic.connections, traffic.requests, traffic.faults), (1, 2, 0));
         assert!(traffic.up_bytes > 80 && traffic.down_bytes > 100, "{traffic:?}");
+    }
+
+    #[test]
+    fn an_answer_to_head_has_no_body() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy =
+            Proxy::start(listener.local_addr().unwrap().port(), Quality::default()).unwrap();
+        let body = "x".repeat(100);
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n";
+        let said = [answer.to_owned(), format!("{answer}{body}")];
+        let server = thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            let mut requests = http::Reader::new(stream.try_clone().unwrap());
+            for answer in said {
+                requests.request().unwrap().unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        let mut stream = connect(&proxy);
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        for (method, length) in [("HEAD", answer.len()), ("GET", answer.len() + body.len())] {
+            stream.write_all(format!("{method} / HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+            let mut read = vec![0; length];
+            stream.read_exact(&mut read).unwrap();
+            assert!(read.starts_with(answer.as_bytes()));
+        }
+        server.join().unwrap();
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod host;
 mod reads;
 mod site;
 mod soci;
+mod stargz;
 mod tls;
 
 use std::path::Path;
@@ -28,6 +29,8 @@ const B: &[&str] = &["/usr/bin/python3", "-c", "import numpy, pandas; print('ok'
 
 const NAMESPACE: &str = "default";
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Of a peer's snapshotter: longer than any measurement.
+const LIFE: Duration = Duration::from_secs(3600);
 
 /// What the image is run with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +48,7 @@ enum Snapshotter {
     Overlayfs,
     Hydrant,
     Soci,
+    Stargz,
 }
 
 impl Snapshotter {
@@ -53,6 +57,7 @@ impl Snapshotter {
             Self::Overlayfs => "overlayfs",
             Self::Hydrant => "hydrant",
             Self::Soci => "soci",
+            Self::Stargz => "stargz",
         }
     }
 }
@@ -72,6 +77,11 @@ const WITH_INDEX: System = System {
 
 const WITH_TRACE: System =
     System { name: "Hydrant, index and trace of A", repository: site::TRACED, ..WITH_INDEX };
+const WITH_TRACE_OF_BOTH: System = System {
+    name: "Hydrant, index and trace of A and B",
+    repository: site::TRACED_BOTH,
+    ..WITH_INDEX
+};
 
 const SYSTEMS: &[System] = &[
     FULL_PULL,
@@ -83,6 +93,7 @@ const SYSTEMS: &[System] = &[
     },
     WITH_INDEX,
     WITH_TRACE,
+    WITH_TRACE_OF_BOTH,
     System {
         name: "Hydrant, index, only what is read",
         configuration: "background_fill = false\n",
@@ -95,6 +106,18 @@ const SYSTEMS: &[System] = &[
         configuration: "",
     },
     System {
+        name: "Hydrant, image of stargz' client",
+        snapshotter: Snapshotter::Hydrant,
+        repository: site::STARGZ,
+        configuration: "",
+    },
+    System {
+        name: "stargz 0.14, optimised for A",
+        snapshotter: Snapshotter::Stargz,
+        repository: site::STARGZ,
+        configuration: "",
+    },
+    System {
         name: "SOCI 0.4",
         snapshotter: Snapshotter::Soci,
         repository: site::SOCI,
@@ -103,9 +126,13 @@ const SYSTEMS: &[System] = &[
 ];
 
 /// What can't be had from Debian.
-const NOT_HERE: &[(&str, &str)] = &[
-    ("stargz-snapshotter", "Debian's package has its client only"),
-    ("nydus", "Debian has its snapshotter and not `nydusd`"),
+const NOT_HERE: &[(&str, &str)] = &[("nydus", "Debian has its snapshotter and not `nydusd`")];
+
+/// Makes what a peer needs.
+type Make = fn(&mut Site) -> Result<()>;
+const PEERS: &[(&str, &str, Make)] = &[
+    ("SOCI", site::SOCI, Site::make_soci_index),
+    ("stargz-snapshotter", site::STARGZ, Site::make_stargz_image),
 ];
 
 /// Each measurement so many times, of the systems whose names contain one of the words, or of all.
@@ -113,8 +140,12 @@ pub fn run(runs: usize, words: &[String]) -> Result<Vec<Table>> {
     ensure!(runs > 0, "no runs");
     let mut left_out = Table::new("Left out", &["system", "why"]);
     let mut site = Site::new(words.to_vec())?;
-    if let Err(error) = site.make_soci_index() {
-        left_out.row(["SOCI".to_owned(), format!("{error:#}").replace('\n', " ")]);
+    for (name, repository, make) in PEERS {
+        if site.wants(repository)
+            && let Err(error) = make(&mut site)
+        {
+            left_out.row([(*name).to_owned(), format!("{error:#}").replace('\n', " ")]);
+        }
     }
     for (name, why) in NOT_HERE {
         left_out.row([(*name).to_owned(), (*why).to_owned()]);

@@ -79,6 +79,13 @@ impl Reader {
         if take(&head) { self.body(framing, take) } else { Ok(()) }
     }
 
+    /// A response to `HEAD`: no body comes, whatever it says of one.
+    pub(super) fn response_without_body(&mut self, take: Take<'_>) -> io::Result<()> {
+        let head = self.head()?.ok_or_else(cut_short)?;
+        take(&head);
+        Ok(())
+    }
+
     fn body(&mut self, framing: Framing, take: Take<'_>) -> io::Result<()> {
         match framing {
             Framing::Length(length) => self.stretch(length, take).map(drop),

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::site::{Network, Site};
 use super::soci::{self, Soci};
+use super::stargz::{self, Stargz};
 use super::{NAMESPACE, PATIENCE, Snapshotter, System, drop_caches, warm};
 use crate::containerd::{Containerd, share_mounts};
 use crate::daemon::Daemon;
@@ -16,12 +17,19 @@ use crate::snapshots::Snapshots;
 /// Dropped in order.
 #[derive(Debug)]
 pub(super) struct Host {
-    /// With the digest of the image's index.
-    soci: Option<(Soci, String)>,
+    peer: Option<Peer>,
     containerd: Option<Containerd>,
     snapshotter: Snapshotter,
     daemon: Option<Daemon>,
     scratch: Scratch,
+}
+
+/// A snapshotter that is not Hydrant's, and has a client of its own.
+#[derive(Debug)]
+enum Peer {
+    /// With the digest of the image's index.
+    Soci(Soci, String),
+    Stargz(Stargz),
 }
 
 impl Host {
@@ -32,16 +40,29 @@ impl Host {
         // the registry is another machine, which has the image at hand
         warm(&site.data())?;
         let directory = host.scratch.path().join("containerd");
-        let hydrant = host.daemon.as_ref().map(|daemon| Snapshots::of(&daemon.directories().run));
-        let soci = site.soci.as_ref().filter(|_| system.snapshotter == Snapshotter::Soci);
-        let soci_socket = soci.map(|_| soci::socket(&directory));
-        let hydrant = hydrant.iter().map(|hydrant| ("hydrant", hydrant.socket()));
-        let others = soci_socket.iter().map(|socket| ("soci", socket.as_path()));
-        let sockets: Vec<_> = hydrant.chain(others).collect();
-        let containerd = Containerd::start_with(site.programs.as_deref(), &directory, &sockets)?;
-        if let Some((programs, index)) = soci {
-            host.soci = Some((Soci::start(programs, &containerd)?, index.clone()));
-        }
+        let socket = match system.snapshotter {
+            Snapshotter::Overlayfs => None,
+            Snapshotter::Hydrant => {
+                Some(Snapshots::of(&host.daemon()?.directories().run).socket().to_owned())
+            }
+            Snapshotter::Soci => Some(soci::socket(&directory)),
+            Snapshotter::Stargz => Some(stargz::socket(&directory)),
+        };
+        let sockets: Vec<_> =
+            socket.iter().map(|socket| (system.snapshotter.name(), socket.as_path())).collect();
+        let programs = site.programs.as_deref();
+        let containerd = Containerd::start_with(programs, &directory, &sockets, false)?;
+        host.peer = match system.snapshotter {
+            Snapshotter::Overlayfs | Snapshotter::Hydrant => None,
+            Snapshotter::Soci => {
+                let (programs, index) = site.soci.as_ref().context("SOCI is not here")?;
+                Some(Peer::Soci(Soci::start(programs, &containerd)?, index.clone()))
+            }
+            Snapshotter::Stargz => {
+                let programs = site.stargz.as_ref().context("stargz is not here")?;
+                Some(Peer::Stargz(Stargz::start(programs, &containerd)?))
+            }
+        };
         ensure!(containerd.major >= 2, "this needs containerd 2");
         containerd.inside(&["runc", "--version"]).check()?;
         host.containerd = Some(containerd);
@@ -57,9 +78,9 @@ impl Host {
         let scratch = Scratch::new("bench-image")?;
         let daemon = match snapshotter {
             Snapshotter::Hydrant => Some(daemon(site, &scratch, configuration)?),
-            Snapshotter::Overlayfs | Snapshotter::Soci => None,
+            Snapshotter::Overlayfs | Snapshotter::Soci | Snapshotter::Stargz => None,
         };
-        Ok(Self { soci: None, containerd: None, snapshotter, daemon, scratch })
+        Ok(Self { peer: None, containerd: None, snapshotter, daemon, scratch })
     }
 
     /// `hydrant ARGUMENTS`
@@ -73,7 +94,7 @@ impl Host {
         self.daemon.as_ref().context("Hydrant is not here")
     }
 
-    fn containerd(&self) -> Result<&Containerd> {
+    pub(super) fn containerd(&self) -> Result<&Containerd> {
         self.containerd.as_ref().context("containerd is not here")
     }
 
@@ -87,18 +108,22 @@ impl Host {
 
     /// Makes and pushes an index of SOCI's; gives its digest.
     pub(super) fn make_soci_index(&self, image: &str) -> Result<String> {
-        let (soci, _) = self.soci.as_ref().context("SOCI is not here")?;
+        let Some(Peer::Soci(soci, _)) = &self.peer else { bail!("SOCI is not here") };
         soci.index(self.containerd()?, image)
     }
 
     /// As the snapshotter wants it: `ctr images pull`, or its own client.
     pub(super) fn pull(&self, image: &str) -> Result<()> {
-        if let Some((soci, index)) = &self.soci {
-            return soci.pull(self.containerd()?, image, index);
+        let containerd = self.containerd()?;
+        match &self.peer {
+            Some(Peer::Soci(soci, index)) => soci.pull(containerd, image, index),
+            Some(Peer::Stargz(stargz)) => stargz.pull(containerd, image),
+            None => {
+                let snapshotter = self.snapshotter.name();
+                let pull = ["images", "pull", "--plain-http", "--snapshotter", snapshotter, image];
+                self.context(containerd.check(NAMESPACE, &pull)).map(drop)
+            }
         }
-        let snapshotter = self.snapshotter.name();
-        let pull = ["images", "pull", "--plain-http", "--snapshotter", snapshotter, image];
-        self.context(self.containerd()?.check(NAMESPACE, &pull)).map(drop)
     }
 
     /// A container of an image that is pulled.
@@ -155,7 +180,7 @@ impl Host {
 
     /// Ends all of it.
     pub(super) fn finish(mut self) -> Result<()> {
-        self.soci = None;
+        self.peer = None;
         self.containerd = None;
         match &mut self.daemon {
             Some(daemon) => daemon.stop(),

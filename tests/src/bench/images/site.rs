@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::host::Host;
-use super::soci::Programs;
 use super::tls::{self, Tls};
-use super::{A, SYSTEMS, Snapshotter, System, WITH_TRACE};
+use super::{
+    A, B, FULL_PULL, SYSTEMS, Snapshotter, System, WITH_TRACE, WITH_TRACE_OF_BOTH, soci, stargz,
+};
 use crate::process::{Run, require};
 use crate::proxy::{Proxy, Quality};
 use crate::registry::Registry;
@@ -21,10 +22,14 @@ pub(super) const PLAIN: &str = "plain";
 pub(super) const INDEXED: &str = "indexed";
 /// The same with a trace of what [`A`] reads, too.
 pub(super) const TRACED: &str = "traced";
+/// The same with a trace of what [`A`] and [`B`] read.
+pub(super) const TRACED_BOTH: &str = "traced-both";
 /// The same with SOCI's index beside it.
 pub(super) const SOCI: &str = "soci";
 /// The same in eStargz.
 pub(super) const ESTARGZ: &str = "estargz";
+/// The same in eStargz as its own tool makes it, with what [`A`] reads at the beginning.
+pub(super) const STARGZ: &str = "stargz";
 
 const TAG: &str = "v1";
 
@@ -65,7 +70,8 @@ pub(super) struct Site {
     wan: Proxy,
     tls: Option<Tls>,
     /// The index that it has to be told of.
-    pub(super) soci: Option<(Programs, String)>,
+    pub(super) soci: Option<(soci::Programs, String)>,
+    pub(super) stargz: Option<stargz::Programs>,
     registry: Registry,
     /// Of containerd; the machine's if there is none.
     pub(super) programs: Option<PathBuf>,
@@ -91,34 +97,44 @@ impl Site {
             wan,
             tls: None,
             soci: None,
+            stargz: None,
             registry,
             programs,
             public_key,
             scratch,
         };
-        let images = [(PLAIN, "gzip"), (INDEXED, "gzip"), (TRACED, "gzip"), (ESTARGZ, "estargz")];
+        let images = [
+            (PLAIN, "gzip"),
+            (INDEXED, "gzip"),
+            (TRACED, "gzip"),
+            (TRACED_BOTH, "gzip"),
+            (ESTARGZ, "estargz"),
+        ];
         for (repository, how) in images {
             site.registry.push_debian(repository, TAG, "python", how)?;
         }
         let key = key.to_str().context("a directory of a test is UTF-8")?;
-        for repository in [INDEXED, TRACED] {
+        for repository in [INDEXED, TRACED, TRACED_BOTH] {
             let host = Host::daemon_only(&site)?;
-            let reference = format!("127.0.0.1:{}/{repository}:{TAG}", site.registry.port());
+            let reference = site.direct(repository);
             host.hydrant(&["image", "pull", &reference])?;
             host.hydrant(&["image", "index", &reference, "--push", "--key", key])?;
             host.finish()?;
         }
-        site.trace(key)?;
+        site.trace(key, &WITH_TRACE, &[("a", A)])?;
+        site.trace(key, &WITH_TRACE_OF_BOTH, &[("a", A), ("b", B)])?;
         Ok(site)
     }
 
-    /// Records what A reads, and pushes that.
-    fn trace(&self, key: &str) -> Result<()> {
-        let system = System { configuration: "background_fill = false\n", ..WITH_TRACE };
+    /// Records what some workloads read, and pushes that.
+    fn trace(&self, key: &str, system: &System, workloads: &[(&str, &[&str])]) -> Result<()> {
+        let system = System { configuration: "background_fill = false\n", ..*system };
         let host = Host::fresh(self, &system)?;
         let reference = self.reference(Network::Lan, &system);
         host.pull(&reference)?;
-        host.first_output(&reference, "a", A, Instant::now())?;
+        for (name, command) in workloads {
+            host.first_output(&reference, name, command, Instant::now())?;
+        }
         host.wait_for_trace(&reference)?;
         host.hydrant(&["image", "trace", "push", &reference, "--key", key])?;
         host.finish()
@@ -129,6 +145,11 @@ impl Site {
             Network::Lan => &self.lan,
             Network::Wan => &self.wan,
         }
+    }
+
+    /// The name of an image where nothing slows it down or counts its bytes.
+    fn direct(&self, repository: &str) -> String {
+        format!("127.0.0.1:{}/{repository}:{TAG}", self.registry.port())
     }
 
     /// By what name a system gets its image.
@@ -143,12 +164,23 @@ impl Site {
 
     /// What can be measured.
     pub(super) fn systems(&self) -> impl Iterator<Item = &'static System> {
-        let is_wanted = |system: &&System| {
-            (self.soci.is_some() || system.snapshotter != Snapshotter::Soci)
-                && (self.words.is_empty()
-                    || self.words.iter().any(|word| system.name.contains(word)))
-        };
-        SYSTEMS.iter().filter(is_wanted)
+        SYSTEMS.iter().filter(|system| {
+            let is_here = match system.repository {
+                SOCI => self.soci.is_some(),
+                STARGZ => self.stargz.is_some(),
+                _ => true,
+            };
+            is_here && self.is_wanted(system)
+        })
+    }
+
+    fn is_wanted(&self, system: &System) -> bool {
+        self.words.is_empty() || self.words.iter().any(|word| system.name.contains(word))
+    }
+
+    /// Whether an image is for anything that is to be measured.
+    pub(super) fn wants(&self, repository: &str) -> bool {
+        SYSTEMS.iter().any(|system| system.repository == repository && self.is_wanted(system))
     }
 
     /// Without it, SOCI is left out.
@@ -158,7 +190,7 @@ impl Site {
         self.registry.push_debian(SOCI, TAG, "python", "gzip")?;
         let tls =
             Tls::start(&self.scratch.path().join("tls"), &[self.lan.port(), self.wan.port()])?;
-        let programs = Programs::get(&tls)?;
+        let programs = soci::Programs::get(&tls)?;
         self.tls = Some(tls);
         self.soci = Some((programs.clone(), String::new()));
         let made = Host::fresh(self, soci).and_then(|host| {
@@ -167,6 +199,17 @@ impl Site {
         });
         self.soci = None;
         self.soci = Some((programs, made?));
+        Ok(())
+    }
+
+    /// Without it, what needs an image that stargz-snapshotter's client has made is left out.
+    pub(super) fn make_stargz_image(&mut self) -> Result<()> {
+        let programs = stargz::Programs::get()?;
+        let host = Host::fresh(self, &FULL_PULL)?;
+        let (from, to) = (self.direct(PLAIN), self.direct(STARGZ));
+        programs.optimise(host.containerd()?, &from, &to, A)?;
+        host.finish()?;
+        self.stargz = Some(programs);
         Ok(())
     }
 

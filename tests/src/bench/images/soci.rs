@@ -7,12 +7,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::site::packages;
 use super::tls::{self, Tls};
-use super::{NAMESPACE, PATIENCE};
+use super::{LIFE, NAMESPACE, PATIENCE};
 use crate::containerd::Containerd;
 use crate::process::{Run, Running, until};
-
-/// Longer than any measurement.
-const LIFE: Duration = Duration::from_secs(3600);
 
 /// Where its programs are, and whom they trust.
 #[derive(Debug, Clone)]
