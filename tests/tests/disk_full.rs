@@ -5,6 +5,7 @@
 //! (`filemap_read_folio` in `mm/filemap.c`).
 
 use std::fs::File;
+use std::io::{self, Seek};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
@@ -68,7 +69,7 @@ fn root_blocks_are_absent_or_right() -> Result<()> {
         });
         let (ballast, file) = (ballast?.into_parts().0, file?.into_parts().0);
         let rooms = (0..24).map(|n| (2 * PIECE) + n * 20_480);
-        let ways = [fill::write, fill::write_into_room, fill::write_or_undo];
+        let ways = [fill::write, fill::write_by_blocks, fill::write_or_undo];
         for (room, write) in rooms.zip(ways.into_iter().cycle()) {
             file.set_len(0)?;
             file.sync_all()?;
@@ -76,6 +77,9 @@ fn root_blocks_are_absent_or_right() -> Result<()> {
             ballast.set_len(ballast.metadata()?.len() - room)?;
             ballast.sync_all()?;
             file.set_len(16 * PIECE)?;
+            // as reading ahead does: the page cache has zeros for what is absent
+            io::copy(&mut &file, &mut io::sink())?;
+            (&file).rewind()?;
             let content = vec![0xaa; PIECE as usize];
             let mut offsets = (0..15).map(|n| n * PIECE + 0x1_0000);
             let failed = offsets.find_map(|at| write(&file, &content, at).err());

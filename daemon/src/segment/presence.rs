@@ -31,17 +31,8 @@ pub fn data<F: AsFd>(fd: F, range: ByteRange) -> Runs<F> {
 
 /// Makes a hole of `range` (fallocate(2)).
 pub fn punch(fd: impl AsFd, range: ByteRange) -> io::Result<()> {
-    allocate(fd, FallocateFlags::FALLOC_FL_PUNCH_HOLE, range)
-}
-
-/// Makes room for `range`, whose holes go on to be holes.
-pub fn reserve(fd: impl AsFd, range: ByteRange) -> io::Result<()> {
-    allocate(fd, FallocateFlags::empty(), range)
-}
-
-fn allocate(fd: impl AsFd, mode: FallocateFlags, range: ByteRange) -> io::Result<()> {
     let signed = |number: u64| i64::try_from(number).map_err(io::Error::other);
-    let mode = mode | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     Ok(fallocate(fd, mode, signed(range.offset())?, signed(range.len())?)?)
 }
 

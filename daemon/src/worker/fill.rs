@@ -93,27 +93,28 @@ pub fn write(data: &File, blocks: &[u8], offset: u64) -> io::Result<()> {
     let room = fstatvfs(data)?;
     let room = room.blocks_available().saturating_mul(room.fragment_size());
     if room < PLENTY + blocks.len() as u64 || SHORT.load(Ordering::Relaxed) {
-        return write_into_room(data, blocks, offset);
+        return write_by_blocks(data, blocks, offset);
     }
     write_or_undo(data, blocks, offset).inspect_err(|_| SHORT.store(true, Ordering::Relaxed))
 }
 
-/// Makes room before, as unwritten extents, which `SEEK_DATA` takes for holes. Not the way for every write: the file
-/// system has no choice any more of where to put what is written one after the other.
-pub fn write_into_room(data: &File, blocks: &[u8], offset: u64) -> io::Result<()> {
-    match presence::reserve(data, ByteRange::new(offset, blocks.len() as u64)) {
-        // such as ext4 without extents
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => blocks
-            .chunks(BLOCK as usize)
-            .zip((offset..).step_by(BLOCK as usize))
-            .try_for_each(|(block, at)| data.write_all_at(block, at)),
-        Err(error) => Err(error),
-        Ok(()) => data.write_all_at(blocks, offset),
-    }
+/// One block after the other, of which each is there or not. A call for each, so not the way for every write.
+///
+/// Room can't be made before (fallocate(2)): of blocks that have room and were not written, `SEEK_DATA` says what the page
+/// cache says (`mapping_seek_hole_data` in `mm/filemap.c`), where reading ahead has left zeros for them.
+pub fn write_by_blocks(data: &File, blocks: &[u8], offset: u64) -> io::Result<()> {
+    let places = (offset..).step_by(BLOCK as usize);
+    blocks
+        .chunks(BLOCK as usize)
+        .zip(places)
+        .try_for_each(|(block, at)| data.write_all_at(block, at))
 }
 
-/// Takes away what a write that fails may have left behind. (A process that is killed in between can't.)
+/// Takes away what a write that fails may have left behind, and nothing that was there. (A process that is killed in
+/// between can't.)
 pub fn write_or_undo(data: &File, blocks: &[u8], offset: u64) -> io::Result<()> {
+    let range = ByteRange::new(offset, blocks.len() as u64);
+    let absent: Vec<_> = presence::holes(data, range).collect::<Result<_, _>>()?;
     let mut written = 0;
     while let Some(rest) = blocks.get(written..).filter(|rest| !rest.is_empty()) {
         let error = match data.write_at(rest, offset + written as u64) {
@@ -125,8 +126,10 @@ pub fn write_or_undo(data: &File, blocks: &[u8], offset: u64) -> io::Result<()> 
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => error,
         };
-        let whole = written as u64 / BLOCK * BLOCK;
-        presence::punch(data, ByteRange::new(offset + whole, blocks.len() as u64 - whole))?;
+        let rest = offset + written as u64 / BLOCK * BLOCK;
+        for absent in absent.iter().filter(|absent| absent.end() > rest) {
+            presence::punch(data, ByteRange::between(absent.offset().max(rest), absent.end()))?;
+        }
         return Err(error);
     }
     Ok(())
