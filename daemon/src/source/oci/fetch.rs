@@ -12,9 +12,13 @@ use std::io::{BufReader, Read};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::registry::{Need, Registry, refused, wrong};
+use bytes::Bytes;
+
+use super::assembly::{Assembly, Complete, Piece};
+use super::registry::{self, Registry, refused, wrong};
+use super::spans::{Claim, Need, Spans};
 use crate::layer::index::Index;
-use crate::layer::span::MAX_IN_MEMORY;
+use crate::layer::span::{MAX_IN_MEMORY, Span};
 use crate::object::{HashKind, ObjectId};
 use crate::queue::wire::Limits;
 use crate::queue::wire::image::{Layer, LayerOrigin};
@@ -57,6 +61,7 @@ pub struct LayerSource {
     layer: Layer,
     files: Mutex<Option<(Arc<File>, Arc<File>)>>,
     access: tokio::sync::OnceCell<Arc<Access>>,
+    spans: Spans,
 }
 
 /// What is known of a layer's segment.
@@ -66,12 +71,8 @@ struct Access {
     chunks: HashMap<ObjectId, ByteRange>,
 }
 
-/// Chunks that are put together from spans.
-#[derive(Debug, Default, Clone)]
-struct Assembly {
-    /// Not complete yet, in order: key, place, what there is of it.
-    open: std::collections::VecDeque<Chunk>,
-}
+/// A chunk and its place.
+type Wanted = (ObjectId, ByteRange);
 
 impl LayerSource {
     pub fn new(
@@ -84,6 +85,7 @@ impl LayerSource {
             layer: origin.layer,
             files: Mutex::default(),
             access: tokio::sync::OnceCell::new(),
+            spans: Spans::default(),
         })
     }
 
@@ -124,27 +126,46 @@ impl Access {
         Ok(Self { index, chunks })
     }
 
-    /// Consecutive spans that are to be asked for together.
-    fn runs(&self, ranges: &[(ObjectId, ByteRange)]) -> Vec<Range<usize>> {
-        let spans = self.index.spans();
-        let mut runs: Vec<Range<usize>> = Vec::new();
-        for (_, range) in ranges {
-            for span in self.index.spans_for(*range) {
-                match runs.last_mut() {
-                    Some(run) if run.contains(&span) => {}
-                    Some(run)
-                        if run.end == span
-                            && spans[span].compressed.end()
-                                - spans[run.start].compressed.offset()
-                                <= AT_ONCE =>
-                    {
-                        run.end += 1;
-                    }
-                    _ => runs.push(span..span + 1),
+    /// The spans that make these chunks, which are in order.
+    fn needs(&self, wanted: &[Wanted]) -> Vec<Need> {
+        let mut needs: Vec<Need> = Vec::new();
+        for (_, place) in wanted {
+            let numbers = self.index.spans_for(*place);
+            for (number, span) in numbers.clone().zip(&self.index.spans()[numbers]) {
+                let span = span.uncompressed;
+                let from = span.offset().max(place.offset());
+                let asked = span.end().min(place.end()).saturating_sub(from);
+                match needs.last_mut() {
+                    Some(last) if last.number == number => last.asked += asked,
+                    _ => needs.push(Need { number, asked, len: span.len() }),
                 }
             }
         }
+        needs
+    }
+
+    /// Consecutive spans that are to be asked for together, as places in `needs`, which is in order.
+    fn runs(&self, needs: &[Need]) -> Vec<Range<usize>> {
+        let compressed = |at: usize| self.index.spans()[needs[at].number].compressed;
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for (at, need) in needs.iter().enumerate() {
+            match runs.last_mut() {
+                Some(run)
+                    if needs[run.end - 1].number + 1 == need.number
+                        && compressed(at).end() - compressed(run.start).offset() <= AT_ONCE =>
+                {
+                    run.end += 1;
+                }
+                _ => runs.push(at..at + 1),
+            }
+        }
         runs
+    }
+
+    /// What is to be put together.
+    fn assembly(&self, wanted: &[Wanted]) -> Assembly {
+        let spans = |place: &ByteRange| self.index.spans_for(*place);
+        Assembly::new(wanted.iter().map(|(key, place)| (*key, *place, spans(place))))
     }
 }
 
@@ -168,65 +189,180 @@ impl Read for At {
     }
 }
 
-impl Assembly {
-    /// Takes the bytes of a span; gives the chunks that are complete with them.
-    fn take(&mut self, range: ByteRange, bytes: &[u8]) -> Vec<Chunk> {
-        for (_, place, content) in &mut self.open {
-            let from = place.offset() + content.len() as u64;
-            let to = place.end().min(range.end());
-            if from < range.offset() || from >= to {
-                continue;
-            }
-            let piece = bytes.get((from - range.offset()) as usize..(to - range.offset()) as usize);
-            content.extend_from_slice(piece.unwrap_or_default());
-        }
-        let mut complete = Vec::new();
-        while let Some((_, place, content)) = self.open.front()
-            && content.len() as u64 == place.len()
-        {
-            complete.extend(self.open.pop_front());
-        }
-        complete
-    }
-}
-
-/// A chunk, its place and its content.
-type Chunk = (ObjectId, ByteRange, Vec<u8>);
-
 impl LayerSource {
-    /// Decodes the spans `run`, which begin with the first of `bytes`; gives what chunks are complete with them.
+    /// Decodes spans, and puts together what is complete with them. Of what has just come, nothing may be wrong.
     async fn decode(
         &self,
         access: &Arc<Access>,
-        run: Range<usize>,
-        bytes: Vec<u8>,
         mut assembly: Assembly,
-    ) -> Result<(Assembly, Vec<Chunk>), FetchError> {
+        spans: Vec<(usize, Bytes)>,
+        from_memory: bool,
+    ) -> Result<Decoded, FetchError> {
         let (of, diff_id) = (Arc::clone(access), self.layer.diff_id);
         let decode = move || {
-            let spans = of.index.spans();
-            let from = spans.get(run.start).map_or(0, |span| span.compressed.offset());
-            let mut complete = Vec::new();
-            for number in run {
-                let span = &spans[number];
-                let start = (span.compressed.offset() - from) as usize;
-                let piece = bytes.get(start..start + span.compressed.len() as usize);
+            let (mut complete, mut doubtful, mut wrong_ones) = (Vec::new(), Vec::new(), Vec::new());
+            for (number, bytes) in spans {
+                let span = &of.index.spans()[number];
                 let window = of.index.window(number);
                 let window = window.map_err(|e| refused(e.to_string()))?;
-                let decoded = span.decode(piece.unwrap_or_default(), &window);
-                let decoded = decoded.map_err(|e| wrong(e.to_string()))?;
-                complete.extend(assembly.take(span.uncompressed, &decoded));
-            }
-            for (key, place, content) in &complete {
-                let pinned = of.index.is_pinned() && place_key(&diff_id, place.offset()) == *key;
-                if !pinned && chunk_key(place.offset(), content) != *key {
-                    return Err(wrong(format!("bytes {place} of the layer are others")));
+                match span.decode(&bytes, &window) {
+                    Ok(decoded) => {
+                        let (range, bytes) = (span.uncompressed, Bytes::from(decoded));
+                        let piece = Piece { range, bytes, from_memory };
+                        complete.append(&mut assembly.take(number, piece));
+                    }
+                    Err(_) if from_memory => wrong_ones.push(number),
+                    Err(error) => return Err(wrong(error.to_string())),
                 }
             }
-            Ok((assembly, complete))
+            let is_right = |chunk: &Complete| {
+                let place = chunk.place.offset();
+                of.index.is_pinned() && place_key(&diff_id, place) == chunk.key
+                    || chunk_key(place, &chunk.content) == chunk.key
+            };
+            for chunk in complete.extract_if(.., |chunk| !is_right(chunk)) {
+                if !chunk.from_memory {
+                    return Err(wrong(format!("bytes {} of the layer are others", chunk.place)));
+                }
+                doubtful.push((chunk.key, chunk.place));
+            }
+            Ok(Decoded { assembly, complete, doubtful, wrong: wrong_ones })
         };
         let decoded = tokio::task::spawn_blocking(decode).await;
         decoded.map_err(|e| refused(e.to_string()))?
+    }
+}
+
+/// One call of [`LayerSource::fetch`].
+struct Request<'a> {
+    source: &'a LayerSource,
+    access: &'a Arc<Access>,
+    assembly: Assembly,
+    /// Chunks that are wrong, which may be the fault of what was in memory.
+    doubtful: Vec<Wanted>,
+    sink: &'a mut dyn Sink,
+}
+
+/// What has become of some spans.
+struct Decoded {
+    assembly: Assembly,
+    complete: Vec<Complete>,
+    doubtful: Vec<Wanted>,
+    /// The numbers of those from memory that are wrong.
+    wrong: Vec<usize>,
+}
+
+impl Request<'_> {
+    async fn run(mut self, wanted: &[Wanted]) -> Result<(), FetchError> {
+        let Self { source: LayerSource { spans, .. }, access, .. } = self;
+        let needs = access.needs(wanted);
+        let mut coming = Vec::new();
+        for run in access.runs(&needs) {
+            let mut found = spans.find(needs[run].iter().copied());
+            coming.append(&mut found.coming);
+            let wrong = self.remember(found.here).await?;
+            found.absent.extend(needs.iter().filter(|need| wrong.contains(&need.number)));
+            self.fetch(found.absent, Some(found.claim)).await?;
+        }
+        if !coming.is_empty() {
+            let (here, mut absent) = spans.wait(coming).await;
+            let wrong = self.remember(here).await?;
+            absent.extend(needs.iter().filter(|need| wrong.contains(&need.number)));
+            let claim = spans.claim(&absent);
+            self.fetch(absent, Some(claim)).await?;
+        }
+        let doubtful = std::mem::take(&mut self.doubtful);
+        if !doubtful.is_empty() {
+            // before a host is blamed, all of it comes from there
+            let needs = access.needs(&doubtful);
+            needs.iter().for_each(|need| spans.forget(need.number));
+            self.assembly = access.assembly(&doubtful);
+            self.fetch(needs, None).await?;
+        }
+        match self.assembly.open() {
+            None => Ok(()),
+            Some(key) => {
+                let message = "its spans don't cover it".to_owned();
+                Err(FetchError::Missing { key, message })
+            }
+        }
+    }
+
+    /// Takes spans that were in memory; gives the numbers of those that are wrong.
+    async fn remember(&mut self, spans: Vec<(usize, Bytes)>) -> Result<Vec<usize>, FetchError> {
+        if spans.is_empty() {
+            return Ok(Vec::new());
+        }
+        let assembly = self.assembly.clone();
+        let decoded = self.source.decode(self.access, assembly, spans, true).await?;
+        for number in &decoded.wrong {
+            tracing::debug!(span = number, "what was kept of the layer is wrong");
+            self.source.spans.forget(*number);
+        }
+        let wrong = decoded.wrong.clone();
+        self.hand_over(decoded)?;
+        Ok(wrong)
+    }
+
+    /// Fetches these spans, whoever else may be doing so.
+    async fn fetch(
+        &mut self,
+        mut needs: Vec<Need>,
+        mut claim: Option<Claim<'_>>,
+    ) -> Result<(), FetchError> {
+        let LayerSource { registry, layer, .. } = self.source;
+        needs.sort_unstable_by_key(|need| need.number);
+        for run in self.access.runs(&needs) {
+            let needs = &needs[run];
+            let (Some(first), Some(last)) = (needs.first(), needs.last()) else { continue };
+            let spans = &self.access.index.spans()[first.number..=last.number];
+            if spans.iter().any(|span| span.uncompressed.len() > MAX_IN_MEMORY) {
+                return Err(refused("the layer is compressed in one piece; pull the image anew"));
+            }
+            let from = spans.first().map_or(0, |span| span.compressed.offset());
+            let to = spans.last().map_or(0, |span| span.compressed.end());
+            let blob = ByteRange::between(from, to);
+            let mut choices = registry.choices(registry::Need::Content);
+            let (came, decoded) = loop {
+                let host = choices.ask()?;
+                let received = |bytes| self.sink.received(bytes);
+                let failure = match host.range(&layer.digest, layer.size, blob, received).await {
+                    Ok(bytes) => {
+                        let bytes = Bytes::from(bytes);
+                        let piece = |span: &Span| {
+                            let start = (span.compressed.offset() - from) as usize;
+                            let end = start + span.compressed.len() as usize;
+                            bytes.get(start..end).map(|piece| bytes.slice_ref(piece))
+                        };
+                        let pieces = spans.iter().map(|span| piece(span).unwrap_or_default());
+                        let came: Vec<_> = (first.number..).zip(pieces).collect();
+                        let (assembly, spans) = (self.assembly.clone(), came.clone());
+                        match self.source.decode(self.access, assembly, spans, false).await {
+                            Ok(decoded) => break (came, decoded),
+                            Err(error) => error,
+                        }
+                    }
+                    Err(error) => error,
+                };
+                choices.failed(failure)?;
+            };
+            if let Some(claim) = &mut claim {
+                came.iter().for_each(|(number, bytes)| claim.deliver(*number, bytes));
+            }
+            drop(came);
+            self.hand_over(decoded)?;
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self, decoded: Decoded) -> Result<(), FetchError> {
+        let Decoded { assembly, complete, mut doubtful, .. } = decoded;
+        self.assembly = assembly;
+        self.doubtful.append(&mut doubtful);
+        for Complete { key, content, .. } in complete {
+            self.sink.object(key, Content::Memory(content)).map_err(FetchError::Sink)?;
+        }
+        Ok(())
     }
 }
 
@@ -252,79 +388,11 @@ impl Fetch for LayerSource {
             wanted.push((*key, range.ok_or(FetchError::Missing { key: *key, message })?));
         }
         wanted.sort_unstable_by_key(|(_, range)| range.offset());
-        let open = wanted.iter().map(|(key, range)| (*key, *range, Vec::new())).collect();
-        let mut assembly = Assembly { open };
-        for run in access.runs(&wanted) {
-            let spans = &access.index.spans()[run.clone()];
-            let (Some(first), Some(last)) = (spans.first(), spans.last()) else { continue };
-            if spans.iter().any(|span| span.uncompressed.len() > MAX_IN_MEMORY) {
-                return Err(refused("the layer is compressed in one piece; pull the image anew"));
-            }
-            let blob = ByteRange::between(first.compressed.offset(), last.compressed.end());
-            let mut choices = self.registry.choices(Need::Content);
-            let complete = loop {
-                let host = choices.ask()?;
-                let received = |bytes| sink.received(bytes);
-                let range = host.range(&self.layer.digest, self.layer.size, blob, received);
-                let decoded = match range.await {
-                    // of what is wrong, nothing is kept
-                    Ok(bytes) => self.decode(&access, run.clone(), bytes, assembly.clone()).await,
-                    Err(error) => Err(error),
-                };
-                match decoded {
-                    Ok((rest, complete)) => {
-                        assembly = rest;
-                        break complete;
-                    }
-                    Err(error) => choices.failed(error)?,
-                }
-            };
-            for (key, _, content) in complete {
-                sink.object(key, Content::Memory(content)).map_err(FetchError::Sink)?;
-            }
-        }
-        match assembly.open.pop_front() {
-            None => Ok(()),
-            Some((key, ..)) => {
-                let message = "its spans don't cover it".to_owned();
-                Err(FetchError::Missing { key, message })
-            }
-        }
+        let (source, access, doubtful) = (self, &access, Vec::new());
+        let assembly = access.assembly(&wanted);
+        Request { source, access, assembly, doubtful, sink }.run(&wanted).await
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_are_put_together_from_spans() {
-        let content: Vec<u8> = (0..100).collect();
-        let chunk = |from: usize, to: usize| {
-            let key = chunk_key(from as u64, &content[from..to]);
-            (key, ByteRange::between(from as u64, to as u64), Vec::new())
-        };
-        let mut assembly = Assembly { open: [chunk(10, 30), chunk(30, 50), chunk(70, 100)].into() };
-        let mut found = Vec::new();
-        // 60..65 is in no chunk that is wanted
-        for (from, to) in [(0, 12), (12, 45), (45, 60), (60, 75), (75, 100)] {
-            let span = ByteRange::between(from as u64, to as u64);
-            for (key, place, bytes) in assembly.take(span, &content[from..to]) {
-                assert_eq!(chunk_key(place.offset(), &bytes), key);
-                found.push(place.offset());
-            }
-        }
-        assert_eq!(found, [10, 30, 70]);
-        assert!(assembly.open.is_empty());
-    }
-
-    #[test]
-    fn a_span_that_is_missing_leaves_a_chunk_open() {
-        let whole = ByteRange::new(0, 20);
-        let mut assembly = Assembly { open: [(chunk_key(0, b""), whole, Vec::new())].into() };
-        assert!(assembly.take(ByteRange::new(0, 8), &[1; 8]).is_empty());
-        assert!(assembly.take(ByteRange::new(12, 8), &[1; 8]).is_empty());
-        assert_eq!(assembly.open.len(), 1);
-        assert_ne!(chunk_key(0, b"x"), chunk_key(1, b"x"), "the place is a part of the name");
-    }
-}
+mod tests;
