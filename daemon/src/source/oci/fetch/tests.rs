@@ -5,16 +5,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, Response, StatusCode};
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use tokio::sync::Semaphore;
 
 use super::*;
 use crate::layer::digest::Digest;
 use crate::layer::indexer::Indexer;
-use crate::layer::span::{Codec, Proof, TRAILER};
+use crate::layer::span::{Codec, Proof, Span, TRAILER};
 use crate::layer::tests::{index_by, noise, pinned_index};
-use crate::queue::wire::HttpTransport;
 use crate::queue::wire::image::{self as wire, Repository};
+use crate::queue::wire::{Credential, HttpTransport};
+use crate::source::Content;
 use crate::source::oci::digest;
 
 /// Whom nobody asks who they are.
@@ -24,7 +25,7 @@ impl Credentials for Nobody {
     fn get<'a>(
         &'a self,
         _: &'a str,
-        _: Option<crate::queue::wire::Credential>,
+        _: Option<Credential>,
     ) -> futures_util::future::BoxFuture<'a, Result<Option<crate::queue::wire::Credential>, String>>
     {
         Box::pin(async { Ok(None) })
