@@ -26,8 +26,7 @@ impl Credentials for Nobody {
         &'a self,
         _: &'a str,
         _: Option<Credential>,
-    ) -> futures_util::future::BoxFuture<'a, Result<Option<crate::queue::wire::Credential>, String>>
-    {
+    ) -> BoxFuture<'a, Result<Option<Credential>, String>> {
         Box::pin(async { Ok(None) })
     }
 }
