@@ -13,8 +13,11 @@ use crate::fanotify::DenyErrno;
 use crate::ids::EventId;
 use crate::queue::wire::Limits;
 
-/// Objects of a prefetch that are waited for at the same time, in two parts.
+/// The most objects in a part of a prefetch.
 const PREFETCH_PART: usize = 4096;
+/// Parts of one prefetch, and of all, that are waited for at the same time.
+const PARTS_OF_ONE: usize = 2;
+const PARTS: usize = 16;
 
 /// The pool, as far as decisions depend on it.
 pub trait Shelf {
@@ -273,10 +276,14 @@ impl Engine {
         }
     }
 
-    /// Gives the schedule more of the first prefetch, and ends those that are done.
+    /// Gives the schedule more of the prefetches, the first ones first, and ends those that are done.
     fn feed(&mut self, now: Now, shelf: &mut impl Shelf) {
-        while let Some(job) = self.jobs.front_mut() {
-            while job.error.is_none() && job.parts < 2 && !job.left.is_empty() {
+        for job in &mut self.jobs {
+            while job.error.is_none()
+                && job.parts < PARTS_OF_ONE
+                && self.parts.len() < PARTS
+                && !job.left.is_empty()
+            {
                 let mut absent = Vec::new();
                 while absent.len() < PREFETCH_PART
                     && let Some(no) = job.next()
@@ -292,13 +299,15 @@ impl Engine {
                     self.schedule.demand(now, Waiter::Prefetch(self.next_part), &absent);
                 }
             }
-            if job.parts > 0 {
-                return;
-            }
-            let result = job.error.take().map_or(Ok(()), Err);
-            self.effects.push(Effect::PrefetchDone { request: job.request, result });
-            self.jobs.pop_front();
         }
+        self.jobs.retain_mut(|job| {
+            let ends = job.parts == 0 && (job.error.is_some() || job.left.is_empty());
+            if ends {
+                let result = job.error.take().map_or(Ok(()), Err);
+                self.effects.push(Effect::PrefetchDone { request: job.request, result });
+            }
+            !ends
+        });
     }
 }
 
