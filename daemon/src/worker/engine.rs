@@ -347,3 +347,66 @@ impl<S: Shelf> Catalog for View<'_, S> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// Objects of a MiB, and which of them are there.
+    struct Chunks(HashSet<u32>);
+
+    impl Shelf for Chunks {
+        fn len(&self) -> u32 {
+            100
+        }
+
+        fn info(&mut self, _: ObjectNo) -> Option<Info> {
+            Some(Info { size: 1 << 20, directory: 0, name: 0 })
+        }
+
+        fn is_present(&mut self, no: ObjectNo) -> bool {
+            self.0.contains(&no.0)
+        }
+    }
+
+    /// A small prefetch does not wait for the end of the one before.
+    #[test]
+    fn prefetches_go_on_side_by_side() {
+        let mut engine = Engine::new(&Limits::default(), 1);
+        let mut shelf = Chunks(HashSet::from([20, 21]));
+        for (request, objects) in [(1, 0..4), (2, 8..12), (3, 20..22)] {
+            engine.prefetch(request, VecDeque::from([objects]));
+        }
+        let done = |request| Effect::PrefetchDone { request, result: Ok(()) };
+        let effects = engine.poll(Now::ZERO, &mut shelf);
+        let [first, Effect::Send { request, objects, .. }] = &effects[..] else {
+            panic!("{effects:?}")
+        };
+        assert_eq!((first, objects.len()), (&done(3), 8));
+        for no in 8..12 {
+            engine.arrived(Now::ZERO, *request, ObjectNo(no));
+        }
+        assert_eq!(engine.poll(Now::ZERO, &mut shelf), [done(2)]);
+        for no in 0..4 {
+            engine.arrived(Now::ZERO, *request, ObjectNo(no));
+        }
+        engine.finished(Now::ZERO, *request, &Outcome::Done);
+        assert_eq!(engine.poll(Now::ZERO, &mut shelf), [done(1)]);
+        assert!(engine.is_idle());
+    }
+
+    /// However many there are, the schedule is not given all of them.
+    #[test]
+    fn as_many_parts_as_may_be() {
+        let mut engine = Engine::new(&Limits::default(), 1);
+        let mut shelf = Chunks(HashSet::new());
+        for request in 0..100 {
+            let no = u32::try_from(request).unwrap();
+            engine.prefetch(request, VecDeque::from([no..no + 1]));
+        }
+        engine.poll(Now::ZERO, &mut shelf);
+        assert_eq!(engine.parts.len(), PARTS);
+    }
+}
