@@ -236,10 +236,17 @@ impl Containerd {
         self.check(namespace, &[&["task", "exec", "--exec-id", id, name], command].concat())
     }
 
-    /// Ends and removes a container.
+    /// Ends and removes a container, and at once what only it had.
     pub fn end(&self, namespace: &str, name: &str) -> Result<()> {
         self.check(namespace, &["task", "rm", "--force", name])?;
-        self.check(namespace, &["containers", "rm", name]).map(drop)
+        self.check(namespace, &["containers", "rm", name])?;
+        self.collect_garbage(namespace)
+    }
+
+    /// By itself, containerd does it after a hundred changes.
+    fn collect_garbage(&self, namespace: &str) -> Result<()> {
+        self.check(namespace, &["leases", "create", "--id", "garbage"])?;
+        self.check(namespace, &["leases", "delete", "--sync", "garbage"]).map(drop)
     }
 
     /// Has the image pulled as kubelets do, for the namespace `k8s.io`.

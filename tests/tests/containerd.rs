@@ -94,7 +94,8 @@ impl Host {
         let done = until(what, PATIENCE, || is_so(self).map(|so| so.then_some(())).transpose());
         done.and_then(|done| done).with_context(|| {
             let names = self.snapshots.names(&[]);
-            format!("{names:?}\n{}", self.world.daemon.log_tail(40))
+            let daemon = self.world.daemon.log_tail(40);
+            format!("{names:?}\n{daemon}\n{}", self.containerd.log_tail())
         })
     }
 

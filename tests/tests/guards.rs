@@ -1,8 +1,9 @@
 //! Never zeros: not either where a tree leaves its place while somebody can still see it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use hydrant_tests::access::Kind;
 use hydrant_tests::process::{Run, until};
 use hydrant_tests::reader::expect_right;
@@ -72,6 +73,26 @@ fn root_a_moved_tree_is_unmounted() -> Result<()> {
     })?;
     ensure!(fs_err::read_dir(&tree)?.count() > 0);
     Ok(())
+}
+
+/// What is still open when its tree is removed goes later, without a restart.
+#[test]
+#[ignore = "needs root"]
+fn root_what_is_open_goes_later() -> Result<()> {
+    let world = World::new("guards-later")?;
+    let (tree, _) = world.lonely_tree(2, 300_000)?;
+    let pools = world.daemon.directories().state.join("pools");
+    let pool = fs_err::read_dir(&pools)?.next().context("no pool")??.path();
+    let is_data = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "data");
+    let files = || fs_err::read_dir(&pool).into_iter().flatten().flatten().map(|file| file.path());
+    let open: Vec<_> = files().filter(is_data).map(fs_err::File::open).collect::<Result<_, _>>()?;
+    ensure!(!open.is_empty());
+    world.daemon.check(&["rm", &tree.to_string_lossy()])?;
+    let logged = || world.daemon.log_tail(40);
+    ensure!(logged().contains("goes later"), "{}", logged());
+    ensure!(files().filter(is_data).count() == open.len(), "it has gone");
+    drop(open);
+    until("it goes", Duration::from_secs(60), || (!pool.exists()).then_some(()))
 }
 
 fn doctor(world: &World) -> Result<String> {

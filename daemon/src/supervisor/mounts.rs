@@ -66,6 +66,20 @@ impl LiveMounts {
     }
 }
 
+/// The waits before another look at a segment that is not used, and open; they double.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Removes a segment. `false`: it is open somewhere.
+fn try_to_remove(store: &Store, pool: PoolId, segment: SegmentId) -> bool {
+    match store.remove_unused(pool, segment) {
+        Ok(removed) => return removed,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => warn!(%pool, %segment, %error, "can't remove a segment that is not used"),
+    }
+    true
+}
+
 /// What `st_ino` of a file of the image has besides its number there (`xino` of overlayfs).
 pub const INO_OR: u64 = 1 << 63;
 
@@ -666,7 +680,8 @@ impl Supervisor {
         let detached: HashSet<PoolId> = self.detach_unused(pools).await;
         for (pool, segment) in garbage.segments {
             if detached.contains(&pool) {
-                self.remove_segment(pool, segment).await;
+                let is_last = garbage.pools.contains(&pool);
+                self.remove_segment(pool, segment, is_last).await;
             }
         }
         for pool in garbage.pools {
@@ -711,20 +726,27 @@ impl Supervisor {
         pools
     }
 
-    async fn remove_segment(&self, pool: PoolId, segment: SegmentId) {
+    /// Removes a segment's files. Comes back to it as long as it is open somewhere.
+    async fn remove_segment(&self, pool: PoolId, segment: SegmentId, with_pool: bool) {
         // the kernel and the worker let go of their files a moment after they were told to
         for _ in 0..20 {
-            match self.store.remove_unused(pool, segment) {
-                Ok(true) => return,
-                Ok(false) => tokio::time::sleep(Duration::from_millis(50)).await,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
-                Err(error) => {
-                    warn!(%pool, %segment, %error, "can't remove a segment that is not used");
-                    return;
-                }
+            if try_to_remove(&self.store, pool, segment) {
+                return;
             }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        warn!(%pool, %segment, "a segment is still in use, by a mount in another namespace: it goes at the next start");
+        info!(%pool, %segment, "a segment goes later: it is written to the disk yet, or a mount in another namespace has it");
+        let store = Arc::clone(&self.store);
+        tokio::spawn(async move {
+            let mut wait = FIRST_WAIT;
+            while !try_to_remove(&store, pool, segment) {
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(LONGEST_WAIT);
+            }
+            if with_pool {
+                fs::remove_dir(store.pool_dir(pool)).ok();
+            }
+        });
     }
 
     /// Bytes of content that a pool has.

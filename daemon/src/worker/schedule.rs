@@ -10,6 +10,8 @@
 //! - **Demand first**: what an event waits for goes out at once, in a request of its own, as long
 //!   as there is a free slot. When there is none, what accumulates goes out together in the next.
 //!   Read-ahead never takes the last slot, and always gets one.
+//! - **A prefetch gives way**: while readers come, its requests are small and few, so that nobody waits
+//!   behind a long one on a thin line. When they have been quiet for a while, it takes what the line gives.
 //! - **Every wait ends**: with the object, with an error that the origin's answer stands for, or
 //!   at the event's deadline with the last reason. The deadline counts from the last bytes that
 //!   came for it, up to [`LONGEST_WAIT`]: a large object on a slow line is no fault.
@@ -42,8 +44,14 @@ pub type Along<'a> = &'a mut dyn FnMut(&[ObjectNo]) -> Vec<(ObjectNo, u64)>;
 const DEMAND_BATCH: (usize, u64) = (1000, 8 << 20);
 /// The same for a request that nobody waits for.
 const AHEAD_BATCH: (usize, u64) = (4096, 16 << 20);
-/// Requests of read-ahead at the same time.
+/// Requests of read-ahead, and of prefetches, at the same time.
 const AHEAD_REQUESTS: usize = 3;
+/// The most objects and bytes of content in one request of a prefetch while readers come.
+const SMALL_BATCH: (usize, u64) = (1000, 2 << 20);
+/// Requests of a prefetch at the same time while readers come: one is on its way when the other ends.
+const SMALL_REQUESTS: usize = 2;
+/// How long after a reader has waited the next one is to be expected.
+const BUSY: Duration = Duration::from_millis(500);
 /// How long a reader waits for an object that is in a read-ahead request.
 const PATIENCE: Duration = Duration::from_millis(30);
 /// When more readers than this wait for objects of one read-ahead request, they wait on.
@@ -202,6 +210,8 @@ pub struct Schedule {
     jitter: Jitter,
     /// The origin has asked for quiet.
     paused_until: Now,
+    /// Until then prefetches give way to the readers to come; zero when that is over.
+    busy_until: Now,
     /// Requests in a row that ended in [`Outcome::Retry`].
     failures: u32,
     /// About how long a request for one object takes.
@@ -229,6 +239,7 @@ impl Schedule {
             timers: Timers::default(),
             jitter: Jitter::new(seed),
             paused_until: Duration::ZERO,
+            busy_until: Duration::ZERO,
             failures: 0,
             latency: PATIENCE,
             next_request: 0,
@@ -262,6 +273,7 @@ impl Schedule {
         let wait = Wait { missing: 0, reason: None, group, began: now, heard: now, said: now };
         self.waits.insert(waiter, wait);
         if let Waiter::Event(event) = waiter {
+            self.busy_until = now + BUSY;
             self.timers.set(now + self.deadline, Timer::Deadline(event));
             self.timers.tidy(&self.waits);
         }
@@ -339,10 +351,10 @@ impl Schedule {
     pub fn next_wake(&self) -> Option<Now> {
         let queued = !self.demand.is_empty() || !self.ahead.is_empty() || !self.prefetch.is_empty();
         let pause = (queued && self.paused_until > Duration::ZERO).then_some(self.paused_until);
-        match (self.timers.next(), pause) {
-            (Some(timer), Some(pause)) => Some(timer.min(pause)),
-            (timer, pause) => timer.or(pause),
-        }
+        // there may be room for more then
+        let held_back = !self.prefetch.is_empty() && self.busy_until > Duration::ZERO;
+        let quiet = held_back.then_some(self.busy_until);
+        [self.timers.next(), pause, quiet].into_iter().flatten().min()
     }
 
     /// [`poll_along`](Self::poll_along) where objects come alone.
@@ -363,6 +375,9 @@ impl Schedule {
                 }
                 Timer::Patience(no) => self.patience(no),
             }
+        }
+        if self.busy_until <= now {
+            self.busy_until = Duration::ZERO;
         }
         if self.paused_until <= now {
             self.paused_until = Duration::ZERO;

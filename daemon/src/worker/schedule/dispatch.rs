@@ -2,7 +2,7 @@
 
 use super::{
     AHEAD_BATCH, AHEAD_REQUESTS, Along, DEMAND_BATCH, Effect, Lane, Now, Object, Request,
-    RequestId, Schedule, State, TROUBLED,
+    RequestId, SMALL_BATCH, SMALL_REQUESTS, Schedule, State, TROUBLED, Waiter,
 };
 use crate::worker::ObjectNo;
 
@@ -94,15 +94,19 @@ impl Schedule {
         }
         let room = self.connections.saturating_sub(1).max(1);
         loop {
-            let running = self.requests.values().filter(|r| r.lane != Lane::Demand).count();
-            if self.requests.len() >= room || running >= AHEAD_REQUESTS {
+            let of = |lane| self.requests.values().filter(|r| r.lane == lane).count();
+            let (ahead, prefetch) = (of(Lane::Ahead), of(Lane::Prefetch));
+            let free = room.saturating_sub(self.requests.len());
+            let free = free.min(AHEAD_REQUESTS.saturating_sub(ahead + prefetch));
+            if free == 0 {
                 return;
             }
             let mut lane = Lane::Ahead;
             let mut objects = self.take_ahead();
             if objects.is_empty() {
                 lane = Lane::Prefetch;
-                objects = self.take_prefetch();
+                let (requests, batch) = self.prefetch_limits(now);
+                objects = self.take_prefetch(free.min(requests.saturating_sub(prefetch)), batch);
             }
             if objects.is_empty() {
                 return;
@@ -141,8 +145,25 @@ impl Schedule {
         taken
     }
 
-    fn take_prefetch(&mut self) -> Vec<ObjectNo> {
+    /// How many requests a prefetch may have at the same time, and the most objects and bytes in one of them.
+    fn prefetch_limits(&self, now: Now) -> (usize, (usize, u64)) {
+        let waits = || self.waits.keys().any(|waiter| matches!(waiter, Waiter::Event(_)));
+        if now < self.busy_until || waits() {
+            (SMALL_REQUESTS, SMALL_BATCH)
+        } else {
+            (AHEAD_REQUESTS, AHEAD_BATCH)
+        }
+    }
+
+    /// The objects of the next request of a prefetch, when there may be `free` more: an even share, of at most `batch`
+    /// objects and bytes.
+    fn take_prefetch(&mut self, free: usize, batch: (usize, u64)) -> Vec<ObjectNo> {
         let (mut taken, mut bytes) = (Vec::new(), 0);
+        if free == 0 {
+            return taken;
+        }
+        // A share that is smaller than that would cost more in round trips than it gains.
+        let most = (self.prefetch_bytes() / free as u64).clamp(SMALL_BATCH.1, batch.1);
         while let Some(no) = self.prefetch.front().copied() {
             let stale = !self.is_queued(no, Lane::Prefetch);
             if stale || !self.has_waiters(no) {
@@ -153,7 +174,7 @@ impl Schedule {
                 continue;
             }
             let Some(object) = self.objects.get_mut(&no) else { break };
-            let fits = taken.len() < AHEAD_BATCH.0 && bytes + object.size <= AHEAD_BATCH.1;
+            let fits = taken.len() < batch.0 && bytes + object.size <= most;
             if !taken.is_empty() && (!fits || object.alone) {
                 break;
             }
@@ -166,6 +187,12 @@ impl Schedule {
             }
         }
         taken
+    }
+
+    /// Bytes of content that prefetches have in the queue.
+    fn prefetch_bytes(&self) -> u64 {
+        let queued = self.prefetch.iter().filter_map(|no| self.objects.get(no));
+        queued.filter(|o| o.state == State::Queued(Lane::Prefetch)).map(|o| o.size).sum()
     }
 
     fn send(&mut self, now: Now, lane: Lane, mut objects: Vec<ObjectNo>, along: Along<'_>) {

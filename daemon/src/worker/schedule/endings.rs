@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::timers::Timer;
 use super::{
-    Arrival, Effect, Lane, Now, Outcome, PREFETCH_TRIES, RequestId, Schedule, State, WRONG_TRIES,
-    Waiter,
+    Arrival, BUSY, Effect, Lane, Now, Outcome, PREFETCH_TRIES, RequestId, Schedule, State,
+    WRONG_TRIES, Waiter,
 };
 use crate::fanotify::DenyErrno;
 use crate::worker::ObjectNo;
@@ -26,6 +26,7 @@ impl Schedule {
         for waiter in object.waiters {
             if let Some(wait) = self.waits.get_mut(&waiter) {
                 if matches!(waiter, Waiter::Event(_)) {
+                    self.busy_until = now + BUSY;
                     arrival = Arrival::Awaited;
                 }
                 wait.missing -= 1;
@@ -46,6 +47,10 @@ impl Schedule {
     /// A request has ended.
     pub fn finished(&mut self, now: Now, request: RequestId, outcome: &Outcome) {
         let Some(ended) = self.requests.remove(&request) else { return };
+        if ended.lane == Lane::Demand {
+            // whoever waited for it may soon come again
+            self.busy_until = now + BUSY;
+        }
         let pause = self.note(now, outcome);
         // The same pause for all, so that they go out together again.
         let mut back_off = None;

@@ -328,6 +328,117 @@ fn prefetch_ends_also_when_the_origin_is_gone() {
     assert!(ended && s.is_idle());
 }
 
+/// Objects of 1 MiB, as a layer's are.
+fn chunks(numbers: std::ops::Range<u32>) -> Vec<(ObjectNo, u64)> {
+    numbers.map(|n| (ObjectNo(n), 1 << 20)).collect()
+}
+
+/// The lane and the number of objects of each request.
+fn amounts(effects: &[Effect]) -> Vec<(Lane, usize)> {
+    sent(effects).iter().map(|(_, lane, objects)| (*lane, objects.len())).collect()
+}
+
+/// All of these requests bring what they were asked for, and end.
+fn bring(s: &mut Schedule, now: Now, requests: &[(RequestId, Lane, Vec<ObjectNo>)]) {
+    for (request, _, objects) in requests {
+        for no in objects {
+            s.arrived(now, *request, *no);
+        }
+        s.finished(now, *request, &Outcome::Done);
+    }
+}
+
+#[test]
+fn a_prefetch_is_shared_among_the_free_requests() {
+    for (objects, expected) in [
+        (chunks(0..100), vec![16, 16, 16]),
+        (chunks(0..24), vec![8, 8, 8]),
+        (chunks(0..10), vec![3, 3, 4]),
+        // no smaller than a small one
+        (chunks(0..5), vec![2, 2, 1]),
+        (chunks(0..2), vec![2]),
+        (small(0..2000), vec![2000]),
+        (small(0..9000), vec![3000, 3000, 3000]),
+    ] {
+        let mut s = schedule();
+        s.demand(MS, Waiter::Prefetch(1), &objects);
+        let requests = amounts(&s.poll(MS));
+        assert!(requests.iter().all(|(lane, _)| *lane == Lane::Prefetch));
+        let counts: Vec<_> = requests.iter().map(|(_, count)| *count).collect();
+        assert_eq!(counts, expected);
+    }
+}
+
+#[test]
+fn a_prefetch_gives_way_to_readers() {
+    let mut s = schedule();
+    s.demand(MS, event(1), &chunks(1000..1001));
+    s.demand(MS, Waiter::Prefetch(1), &chunks(0..100));
+    let first = sent(&s.poll(MS));
+    let small = (Lane::Prefetch, 2);
+    let lanes: Vec<_> = first.iter().map(|(_, lane, objects)| (*lane, objects.len())).collect();
+    assert_eq!(lanes, [(Lane::Demand, 1), small, small], "few and small");
+    // as long as it takes
+    let mut now = 3000 * MS;
+    bring(&mut s, now, &first[1..2]);
+    let next = sent(&s.poll(now));
+    assert_eq!((next.len(), next[0].2.len()), (1, 2), "the reader still waits");
+    // and a while after it
+    bring(&mut s, now, &first[..1]);
+    assert_eq!(s.poll(now), [Effect::Ready(event(1))]);
+    assert_eq!(s.next_wake(), Some(now + BUSY), "there is a request to spare then");
+    now += BUSY - MS;
+    bring(&mut s, now, &next);
+    let next = sent(&s.poll(now));
+    assert_eq!(next.len(), 1, "two at a time");
+    assert_eq!(next[0].2.len(), 2);
+    now += MS;
+    assert_eq!(amounts(&s.poll(now)), [(Lane::Prefetch, 16)], "nobody has come since");
+    assert!(s.next_wake().is_none_or(|wake| wake > now));
+    bring(&mut s, now, &next);
+    bring(&mut s, now, &first[2..]);
+    assert_eq!(amounts(&s.poll(now)), [(Lane::Prefetch, 16), (Lane::Prefetch, 16)]);
+    // the next reader goes beside what is on its way, and what ends meanwhile is not replaced
+    s.demand(now, event(2), &chunks(1001..1002));
+    assert_eq!(amounts(&s.poll(now)), [(Lane::Demand, 1)]);
+}
+
+#[test]
+fn what_readers_wait_for_in_a_prefetch_counts_to_its_end() {
+    let mut s = Schedule::new(1, Duration::from_secs(120), 1);
+    s.demand(MS, Waiter::Prefetch(1), &chunks(0..100));
+    let large = sent(&s.poll(MS));
+    assert_eq!(large[0].2.len(), 16);
+    s.demand(2 * MS, event(1), &chunks(0..1));
+    s.poll(2 * MS);
+    let now = 5000 * MS;
+    s.poll(now - MS);
+    bring(&mut s, now, &large);
+    assert_eq!(amounts(&s.poll(now)), [(Lane::Prefetch, 2)]);
+}
+
+#[test]
+fn a_reader_that_fails_may_come_again() {
+    let mut s = schedule();
+    s.demand(MS, event(1), &chunks(1000..1001));
+    let demand = sent(&s.poll(MS));
+    s.demand(MS, Waiter::Prefetch(1), &chunks(0..100));
+    let now = 5000 * MS;
+    s.finished(now, demand[0].0, &Outcome::Refused { reason: "403".into() });
+    let small = (Lane::Prefetch, 2);
+    assert_eq!(amounts(&s.poll(now)), [small, small]);
+}
+
+#[test]
+fn read_ahead_does_not_give_way() {
+    let mut s = schedule();
+    s.demand(MS, event(1), &chunks(1000..1001));
+    s.demand(MS, Waiter::Prefetch(1), &chunks(0..100));
+    s.ahead(&chunks(200..230));
+    let expected = [(Lane::Demand, 1), (Lane::Ahead, 16), (Lane::Ahead, 14), (Lane::Prefetch, 2)];
+    assert_eq!(amounts(&s.poll(MS)), expected);
+}
+
 #[test]
 fn old_deadlines_take_no_memory() {
     let mut s = schedule();
@@ -355,6 +466,12 @@ fn anything_goes(seed: u64, steps: usize) -> Result<(), TestCaseError> {
     // What has come in another request meanwhile.
     let mut done: HashSet<(RequestId, ObjectNo)> = HashSet::new();
     let mut next = 0;
+    // Some of each size; and when a reader came last, or got something.
+    let size = |no: ObjectNo| [1000, 300 << 10, 1 << 20, 3 << 20][no.0 as usize % 4];
+    let sized = |numbers: std::ops::Range<u32>| -> Vec<(ObjectNo, u64)> {
+        numbers.map(|n| (ObjectNo(n), size(ObjectNo(n)))).collect()
+    };
+    let mut last_reader = None;
     for step in 0..steps + 10_000 {
         now += Duration::from_micros(random(3000));
         let winding_down = step >= steps;
@@ -368,10 +485,15 @@ fn anything_goes(seed: u64, steps: usize) -> Result<(), TestCaseError> {
                 let (_, objects) = running.get_mut(&request).unwrap();
                 if !objects.is_empty() && random(10) > 0 {
                     let no = objects.remove(random(objects.len() as u64) as usize);
-                    s.arrived(now, request, no);
+                    if s.arrived(now, request, no) == Arrival::Awaited {
+                        last_reader = Some(now);
+                    }
                     done.extend(running.keys().map(|request| (*request, no)));
                 } else {
-                    let (_, objects) = running.remove(&request).unwrap();
+                    let (lane, objects) = running.remove(&request).unwrap();
+                    if lane == Lane::Demand {
+                        last_reader = Some(now);
+                    }
                     let reason = "x".to_owned();
                     let after = (random(9) == 0).then_some(Duration::from_millis(300));
                     let outcome = match random(6) {
@@ -385,8 +507,9 @@ fn anything_goes(seed: u64, steps: usize) -> Result<(), TestCaseError> {
                     s.finished(now, request, &outcome);
                 }
             }
+            3 if random(20) == 0 => now += BUSY,
             3 => now += Duration::from_millis(random(200)),
-            4 => s.ahead(&small(random(100) as u32..100 + random(50) as u32)),
+            4 => s.ahead(&sized(random(100) as u32..100 + random(50) as u32)),
             5 if !waiting.is_empty() => {
                 let waiter = *waiting.iter().min_by_key(|w| format!("{w:?}")).unwrap();
                 if random(4) == 0 {
@@ -396,10 +519,15 @@ fn anything_goes(seed: u64, steps: usize) -> Result<(), TestCaseError> {
             }
             6.. => {
                 next += 1;
-                let waiter = if random(5) == 0 { Waiter::Prefetch(next) } else { event(next) };
                 let first = random(150) as u32;
+                let (waiter, count) = if random(5) == 0 {
+                    (Waiter::Prefetch(next), random(60))
+                } else {
+                    last_reader = Some(now);
+                    (event(next), random(5))
+                };
                 waiting.insert(waiter);
-                s.demand(now, waiter, &small(first..first + random(5) as u32));
+                s.demand(now, waiter, &sized(first..first + count as u32));
             }
             _ => {}
         }
@@ -414,6 +542,19 @@ fn anything_goes(seed: u64, steps: usize) -> Result<(), TestCaseError> {
                         let lanes: Vec<_> = with.map(|(_, (lane, _))| *lane).collect();
                         prop_assert!(!lanes.contains(&Lane::Demand), "{no:?} is under way");
                         prop_assert!(lanes.is_empty() || lane == Lane::Demand);
+                    }
+                    if lane == Lane::Prefetch {
+                        let busy = last_reader.is_some_and(|last| now < last + BUSY)
+                            || waiting.iter().any(|waiter| matches!(waiter, Waiter::Event(_)));
+                        let (requests, batch) = match busy {
+                            true => (SMALL_REQUESTS, SMALL_BATCH),
+                            false => (AHEAD_REQUESTS, AHEAD_BATCH),
+                        };
+                        let bytes: u64 = objects.iter().copied().map(size).sum();
+                        let before = running.values().filter(|(lane, _)| *lane == Lane::Prefetch);
+                        prop_assert!(before.count() < requests, "busy: {busy}");
+                        prop_assert!(objects.len() <= batch.0);
+                        prop_assert!(bytes <= batch.1 || objects.len() == 1, "{bytes}: {busy}");
                     }
                     running.insert(request, (lane, objects));
                     prop_assert!(running.len() <= connections as usize);
