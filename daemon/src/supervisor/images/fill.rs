@@ -1,6 +1,6 @@
 //! Filling in the background what was pulled by its index alone.
 //!
-//! One task fills all layers of all mounts, in [pieces](order) behind the readers, and at a [pace](pace) that leaves the line to
+//! One task fills all layers of all mounts, in [pieces](order) behind the readers, and at a [pace] that leaves the line to
 //! them. What is known of it is in the [`Filler`].
 
 mod filler;
