@@ -5,7 +5,7 @@ KIND is `odd` (several layers with all that a tar archive can hold), `plain` (on
 several platforms), `docker` (with Docker's media types), `big` (BYTES of noise in two layers), `app` (a shell below that),
 `implicit` (a layer with directories that only the layer below says something about), `foreign`, `schema1`,
 `wrong-diff` (a configuration that names another archive), `wrong-layer` (a manifest that names another blob).
-`odd-estargz`, `odd-chunked`, `odd-soci`, `big-estargz`: with layers that have an index (see `indexed.py`); `other-toc`: eStargz, but the
+`odd-estargz`, `odd-chunked`, `odd-soci`, `big-estargz`: with layers that have an index (see `indexed.py`); `first-estargz`: a layer of which a quarter is to be fetched first; `other-toc`: eStargz, but the
 manifest pins another table of contents; `wrong-chunk`: the table of contents has a wrong digest of the file d1/f03;
 `unproved`: eStargz whose configuration names another archive; `impostor`: that of `victim`, which is streamed; `liar`: the very
 layer of `victim`, with a SOCI index that makes a file set-uid; `unprovable`: an impostor with longer headers than its index foresees. `app-estargz`: a shell and BYTES of noise, all eStargz; `app-unproved`: the
@@ -135,6 +135,15 @@ def noise(seed, size):
             half = size // 32
             data = source.randbytes(half) + bytes([65 + n]) * half
             entry(tar, f"d{seed}/f{n:02}", data)
+    return fill
+
+
+def first(size):
+    """A layer as optimisers make it: what is read first, a landmark, the rest."""
+    def fill(tar):
+        noise(1, size // 4)(tar)
+        entry(tar, ".prefetch.landmark", bytes([0xf]))
+        noise(2, size - size // 4)(tar)
     return fill
 
 
@@ -344,6 +353,8 @@ def main():
         layers = [(archive(base), "gzip"), (archive(implicit), "gzip")]
     if kind == "big-estargz":
         layers = [(archive(noise(1, size)), indexed.estargz), (archive(noise(2, size)), indexed.estargz)]
+    if kind == "first-estargz":
+        layers = [(archive(first(size)), indexed.estargz)]
     if kind in ("app-estargz", "app-unproved"):
         FRACTION = 0
         layers = [(archive(base), indexed.estargz), (archive(noise(1, size)), indexed.estargz)]

@@ -374,6 +374,30 @@ fn root_pinned_layers_are_not_streamed() -> Result<()> {
     same_list(&expected, &listed(&tree)?)
 }
 
+/// What a layer's maker wants to be read first comes by itself, and nothing else does.
+#[test]
+#[ignore = "needs root"]
+fn root_what_is_before_a_landmark_comes_first() -> Result<()> {
+    let images = Images::with("images-landmark", "[images]\nbackground_fill = false\n")?;
+    images.registry.push("first", "v1", "first-estargz")?;
+    let proxy = Proxy::start(images.registry.port(), Quality::default())?;
+    let reference = images.reference(proxy.port(), "first");
+    images.hydrant(&["image", "pull", &reference])?;
+    let tree = images.mount(&reference, "tree")?;
+    let mount = || images.world.daemon.mount_of(&tree);
+    let segment = mount()?.segment_bytes;
+    until("the first quarter comes", Duration::from_secs(60), || {
+        (mount().ok()?.present_bytes >= segment / 4).then_some(())
+    })?;
+    ensure!(mount()?.present_bytes < segment / 2, "{:?}", mount()?);
+    let expected = images.registry.unpacked("first")?;
+    let truth = images.world.path("registry/unpacked/first");
+    proxy.hold();
+    expect_right(Kind::MmapPrivate, &tree.join("d1/f15"), &truth.join("d1/f15"))?;
+    proxy.heal();
+    same_list(&expected, &listed(&tree)?)
+}
+
 /// What is read of a layer that has just been mounted comes by itself the next time, and nothing else does.
 #[test]
 #[ignore = "needs root"]

@@ -172,18 +172,19 @@ async fn pull(
                         };
                         if let Some(pin) = pin {
                             let made = pinned::make(&registry, &layer, &pin, &files, &received);
-                            if let Some((shown, format)) = made.await.with_context(failed)? {
-                                return anyhow::Ok((number, shown, Some(format)));
+                            if let Some(made) = made.await.with_context(failed)? {
+                                return anyhow::Ok((made.shown, Some(made.format), made.trace));
                             }
                         }
                         let shown = fetch(&registry, layer, files, &received).await;
-                        anyhow::Ok((number, shown.with_context(failed)?, None))
+                        anyhow::Ok((shown.with_context(failed)?, None, None))
                     };
                     let (trace, whole) = tokio::join!(signed.trace(&registry, &layer), whole);
-                    if let Some(runs) = trace {
+                    let (shown, format, first) = whole?;
+                    if let Some(runs) = trace.or(first) {
                         supervisor.tell(&FromPuller::Trace { number, runs }).await?;
                     }
-                    whole
+                    anyhow::Ok((number, shown, format))
                 });
             }
             Some(done) = running.join_next() => {

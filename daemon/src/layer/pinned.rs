@@ -86,6 +86,8 @@ pub enum Pin {
 pub struct Pinned {
     pub index: Index,
     pub tree: Tree,
+    /// So many bytes at the segment's start are to be fetched first, as who has made the layer says.
+    pub first: u64,
 }
 
 /// Why an index is not used. The layer may be good.

@@ -15,10 +15,12 @@ use crate::layer::pinned::own::{self, Own};
 use crate::layer::pinned::{self, Pin, Pinned, Unusable, estargz, soci, zstd_chunked};
 use crate::layer::tree::Tree;
 use crate::object::ObjectId;
+use crate::queue::wire::Run;
 use crate::queue::wire::image::{Layer, PinnedFormat, Shown};
 use crate::range::ByteRange;
 use crate::source::FetchError;
 use crate::source::oci::registry::{Host, Need, Registry};
+use crate::source::oci::trace;
 
 /// A smaller layer is streamed: that takes no longer than asking for parts of it.
 pub const SMALLEST: u64 = 128 << 10;
@@ -34,6 +36,16 @@ const OWN_PACE: u64 = 256 << 10;
 struct Read {
     index: Index,
     tree: Shows,
+    /// As in [`Pinned`].
+    first: u64,
+}
+
+/// A layer that need not be streamed.
+pub struct Made {
+    pub shown: Shown,
+    pub format: PinnedFormat,
+    /// What is to be fetched first, as the index says.
+    pub trace: Option<Vec<Run>>,
 }
 
 enum Shows {
@@ -42,8 +54,8 @@ enum Shows {
 }
 
 impl From<Pinned> for Read {
-    fn from(Pinned { index, tree }: Pinned) -> Self {
-        Self { index, tree: Shows::Tree(tree) }
+    fn from(Pinned { index, tree, first }: Pinned) -> Self {
+        Self { index, tree: Shows::Tree(tree), first }
     }
 }
 
@@ -51,7 +63,7 @@ impl From<Own> for Read {
     fn from(own: Own) -> Self {
         let Own { index, manifest, names, bytes, implicit } = own;
         let shown = Shown { files: names, bytes, implicit };
-        Self { index, tree: Shows::Manifest(manifest, shown) }
+        Self { index, tree: Shows::Manifest(manifest, shown), first: 0 }
     }
 }
 
@@ -73,7 +85,7 @@ pub async fn make(
     pin: &Pin,
     files: &[OwnedFd; LAYER_FDS],
     received: &AtomicU64,
-) -> anyhow::Result<Option<(Shown, PinnedFormat)>> {
+) -> anyhow::Result<Option<Made>> {
     if layer.size < SMALLEST {
         return Ok(None);
     }
@@ -101,6 +113,7 @@ pub async fn make(
             }
         }
     };
+    let trace = trace::start(read.first);
     let [segment, manifest, index] = files;
     let [segment, manifest, index] =
         [segment.try_clone()?, manifest.try_clone()?, index.try_clone()?];
@@ -121,7 +134,7 @@ pub async fn make(
         }
     });
     let shown = shown.await.context("a thread ended")??;
-    Ok(shown.map(|shown| (shown, format)))
+    Ok(shown.map(|shown| Made { shown, format, trace }))
 }
 
 fn digest(id: &ObjectId) -> Result<Digest, Unusable> {

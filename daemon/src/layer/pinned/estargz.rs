@@ -76,6 +76,7 @@ pub fn read(end: &[u8], toc_at: u64, toc: Digest, layer: &Layer) -> Result<Pinne
             if number == 0 {
                 open_ended(&mut layout, len, room, chunk.offset, digest)?;
                 room = 0;
+                layout.begin(&entry);
                 if let EntryKind::File(data) = &mut entry.kind {
                     data.pieces = vec![Piece { offset: 0, at: layout.at, len: data.size }];
                 }

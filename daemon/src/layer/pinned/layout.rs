@@ -5,8 +5,12 @@ use crate::layer::digest::Digest;
 use crate::layer::index::Maker;
 use crate::layer::indexer::{Compression, MAX_LAYER};
 use crate::layer::span::{Codec, MAX_IN_MEMORY, Proof, Span};
+use crate::layer::tar::Entry;
 use crate::layer::tree::TreeBuilder;
 use crate::range::ByteRange;
+
+/// The name of a file behind those that are to be fetched first (stargz-snapshotter, `docs/estargz.md`).
+const LANDMARK: &[u8] = b".prefetch.landmark";
 
 /// The segment as it is laid out.
 #[derive(Debug, Default)]
@@ -16,12 +20,21 @@ pub struct Layout {
     pub at: u64,
     pub compressed: u64,
     before: u64,
+    /// Where the part ends that is to be fetched first, if anything says so.
+    first: u64,
 }
 
 impl Layout {
     /// Where the last span's compressed bytes begin.
     pub fn before(&self) -> u64 {
         self.before
+    }
+
+    /// The next span is of the content of `item`.
+    pub fn begin(&mut self, item: &Entry) {
+        if item.path == LANDMARK {
+            self.first = self.at;
+        }
     }
 
     /// Adds a span of `len` bytes, whose compressed bytes end at `end`.
@@ -64,6 +77,6 @@ impl Layout {
     pub fn finish(self, compression: Compression, layer: &Layer, tree: TreeBuilder) -> Pinned {
         let Layer { digest, size, diff_id } = *layer;
         let index = self.maker.pinned(compression, size, digest, diff_id);
-        Pinned { index, tree: tree.finish() }
+        Pinned { index, tree: tree.finish(), first: self.first }
     }
 }

@@ -100,6 +100,32 @@ fn an_estargz_layer() {
 }
 
 #[test]
+fn what_is_to_be_fetched_first() {
+    let made = |name: &str| {
+        let mut archive = crate::layer::tests::Archive::default();
+        archive.file("a", &crate::layer::tests::noise(5000, 1)).file("b", b"x").file(name, &[0xf]);
+        archive.file("c", &crate::layer::tests::noise(700, 2)).end()
+    };
+    let firsts = |archive: &[u8]| {
+        let blob = estargz(archive, 4096);
+        let at = estargz::toc_at(&blob.bytes, blob.bytes.len() as u64).unwrap();
+        let read = estargz::read(&blob.bytes[at as usize..], at, blob.toc, &blob.layer());
+        let (blob, places) = zstd_chunked(archive, 4096);
+        let both = places.both(blob.bytes.len() as u64).unwrap();
+        let bytes = &blob.bytes[both.offset() as usize..both.end() as usize];
+        let other = zstd_chunked::read(bytes, &places, &blob.layer());
+        [read.unwrap().first, other.unwrap().first]
+    };
+    // up to the landmark's content: headers of 512 bytes, two files of 10 and 1 blocks
+    let first = 3 * 512 + 10 * 512 + 512;
+    let [estargz, zstd] = firsts(&made(".prefetch.landmark"));
+    assert_eq!(zstd, first);
+    assert!((first..2 * first).contains(&estargz), "{estargz}: with room for headers");
+    assert_eq!(firsts(&made(".no.prefetch.landmark")), [0; 2]);
+    assert_eq!(firsts(&made("d/.prefetch.landmark")), [0; 2]);
+}
+
+#[test]
 fn headers_that_need_more_room_are_cut() {
     // a comment that no table of contents tells of
     let mut long = crate::layer::tests::Archive::default();

@@ -182,6 +182,7 @@ fn add(
             if !layout.at.is_multiple_of(512) {
                 return Err(Unusable::Format("a file begins in the midst of a block"));
             }
+            layout.begin(&entry);
             if let EntryKind::File(data) = &mut entry.kind {
                 data.pieces = vec![Piece { offset: 0, at: layout.at, len: data.size }];
             }

@@ -33,6 +33,14 @@ pub fn runs(records: &[u32]) -> Vec<Run> {
     runs
 }
 
+/// So many bytes at a segment's start. `None`: that is nothing, or more than a trace may have.
+#[must_use]
+pub fn start(bytes: u64) -> Option<Vec<Run>> {
+    let count = u32::try_from(bytes.div_ceil(CHUNK)).ok()?;
+    let runs = vec![Run { first: 0, count }];
+    is_sound(&runs).then_some(runs)
+}
+
 /// Whether runs that somebody else has made are a trace: few enough, and none of them empty or beyond all segments.
 #[must_use]
 pub fn is_sound(runs: &[Run]) -> bool {
@@ -95,6 +103,8 @@ mod tests {
             assert!(!is_sound(&[refused]), "{refused:?}");
         }
         assert!(!is_sound(&vec![run(0, 1); MAX_RUNS + 1]));
+        assert_eq!([start(0), start(1 << 40), start(u64::MAX)], [None, None, None]);
+        assert_eq!([start(1), start(CHUNK + 1)], [Some(vec![run(0, 1)]), Some(vec![run(0, 2)])]);
     }
 
     proptest! {
