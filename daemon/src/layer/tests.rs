@@ -9,4 +9,4 @@ mod support;
 mod tree;
 
 pub use property::{changes, mangle};
-pub use support::{Archive, index_by, noise, tree};
+pub use support::{Archive, index_by, noise, pinned_index, tree};

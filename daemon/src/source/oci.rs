@@ -4,6 +4,7 @@
 //! [`mod@reference`], which is about what the user typed, and the signing in [`artifact`].
 
 pub mod artifact;
+mod assembly;
 pub mod digest;
 pub mod document;
 pub mod fetch;
@@ -11,4 +12,5 @@ pub mod keys;
 pub mod layer;
 pub mod reference;
 pub mod registry;
+mod spans;
 pub mod trace;

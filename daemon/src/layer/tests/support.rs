@@ -4,8 +4,10 @@ use std::process::{Command, Stdio};
 
 use fs_err as fs;
 
-use crate::layer::index::Index;
-use crate::layer::indexer::{Indexer, IndexerError};
+use crate::layer::digest::Digest;
+use crate::layer::index::{Index, Maker};
+use crate::layer::indexer::{Compression, Indexer, IndexerError};
+use crate::layer::span::Span;
 use crate::layer::tar::{Data, Entry, Summary, TarError, TarReader};
 use crate::layer::tree::{Tree, TreeBuilder, TreeError};
 
@@ -177,6 +179,16 @@ pub fn run(dir: &std::path::Path, program: &str, arguments: &[&str]) -> Vec<u8> 
 /// Runs a Python script in `dir`.
 pub fn python(dir: &std::path::Path, script: &str, arguments: &[&str]) -> Vec<u8> {
     run(dir, "python3", &[&["-c", script], arguments].concat())
+}
+
+/// An index of gzip members, as an image brings one along.
+pub fn pinned_index(members: Vec<Span>, blob: &[u8], segment: &[u8]) -> Index {
+    let mut maker = Maker::default();
+    for span in members {
+        maker.add(span, &[]).unwrap();
+    }
+    let (digest, diff_id) = (Digest::of(blob), Digest::of(segment));
+    maker.pinned(Compression::Gzip, blob.len() as u64, digest, diff_id)
 }
 
 /// Bytes that compress somewhat, the same for the same seed.

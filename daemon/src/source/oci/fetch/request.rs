@@ -1,0 +1,200 @@
+//! One request for chunks of a layer: which spans it needs, whence they come, and what becomes of those that are wrong.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Access, LayerSource, Wanted, chunk_key, place_key};
+use crate::layer::span::{MAX_IN_MEMORY, Span};
+use crate::object::ObjectId;
+use crate::range::ByteRange;
+use crate::source::oci::assembly::{Assembly, Complete, Piece};
+use crate::source::oci::registry::{self, refused, wrong};
+use crate::source::oci::spans::{Claim, Need};
+use crate::source::{Content, FetchError, Sink};
+
+/// One call of [`LayerSource::fetch`](super::LayerSource).
+pub(super) struct Request<'a> {
+    source: &'a LayerSource,
+    access: &'a Arc<Access>,
+    assembly: Assembly,
+    /// Chunks that are wrong, which may be the fault of what was in memory.
+    doubtful: Vec<Wanted>,
+    sink: &'a mut dyn Sink,
+}
+
+/// What has become of some spans.
+struct Decoded {
+    assembly: Assembly,
+    complete: Vec<Complete>,
+    doubtful: Vec<Wanted>,
+    /// The numbers of those from memory that are wrong.
+    wrong: Vec<usize>,
+}
+
+impl<'a> Request<'a> {
+    pub(super) fn new(
+        source: &'a LayerSource,
+        access: &'a Arc<Access>,
+        sink: &'a mut dyn Sink,
+    ) -> Self {
+        Self { source, access, assembly: Assembly::default(), doubtful: Vec::new(), sink }
+    }
+
+    /// Fetches these chunks, which are in order.
+    pub(super) async fn run(mut self, wanted: &[Wanted]) -> Result<(), FetchError> {
+        let Self { source: LayerSource { spans, .. }, access, .. } = self;
+        self.assembly = access.assembly(wanted);
+        let needs = access.needs(wanted);
+        let mut coming = Vec::new();
+        for run in access.runs(&needs) {
+            let mut found = spans.find(needs[run].iter().copied());
+            coming.append(&mut found.coming);
+            let wrong = self.remember(found.here).await?;
+            found.absent.extend(needs.iter().filter(|need| wrong.contains(&need.number)));
+            self.fetch(found.absent, Some(found.claim)).await?;
+        }
+        if !coming.is_empty() {
+            let (here, mut absent) = spans.wait(coming).await;
+            let wrong = self.remember(here).await?;
+            absent.extend(needs.iter().filter(|need| wrong.contains(&need.number)));
+            let claim = spans.claim(&absent);
+            self.fetch(absent, Some(claim)).await?;
+        }
+        let doubtful = std::mem::take(&mut self.doubtful);
+        if !doubtful.is_empty() {
+            // before a host is blamed, all of it comes from there
+            let needs = access.needs(&doubtful);
+            needs.iter().for_each(|need| spans.forget(need.number));
+            self.assembly = access.assembly(&doubtful);
+            self.fetch(needs, None).await?;
+        }
+        match self.assembly.open() {
+            None => Ok(()),
+            Some(key) => {
+                let message = "its spans don't cover it".to_owned();
+                Err(FetchError::Missing { key, message })
+            }
+        }
+    }
+
+    /// Takes spans that were in memory; gives the numbers of those that are wrong.
+    async fn remember(&mut self, spans: Vec<(usize, Bytes)>) -> Result<Vec<usize>, FetchError> {
+        if spans.is_empty() {
+            return Ok(Vec::new());
+        }
+        let assembly = self.assembly.clone();
+        let diff_id = self.source.layer.diff_id;
+        let decoded = decode(self.access, diff_id, assembly, spans, true).await?;
+        for number in &decoded.wrong {
+            tracing::debug!(span = number, "what was kept of the layer is wrong");
+            self.source.spans.forget(*number);
+        }
+        let wrong = decoded.wrong.clone();
+        self.hand_over(decoded)?;
+        Ok(wrong)
+    }
+
+    /// Fetches these spans, whoever else may be doing so.
+    async fn fetch(
+        &mut self,
+        mut needs: Vec<Need>,
+        mut claim: Option<Claim<'_>>,
+    ) -> Result<(), FetchError> {
+        let LayerSource { registry, layer, .. } = self.source;
+        needs.sort_unstable_by_key(|need| need.number);
+        for run in self.access.runs(&needs) {
+            let needs = &needs[run];
+            let (Some(first), Some(last)) = (needs.first(), needs.last()) else { continue };
+            let spans = &self.access.index.spans()[first.number..=last.number];
+            if spans.iter().any(|span| span.uncompressed.len() > MAX_IN_MEMORY) {
+                return Err(refused("the layer is compressed in one piece; pull the image anew"));
+            }
+            let from = spans.first().map_or(0, |span| span.compressed.offset());
+            let to = spans.last().map_or(0, |span| span.compressed.end());
+            let blob = ByteRange::between(from, to);
+            let mut choices = registry.choices(registry::Need::Content);
+            let (came, decoded) = loop {
+                let host = choices.ask()?;
+                let received = |bytes| self.sink.received(bytes);
+                let failure = match host.range(&layer.digest, layer.size, blob, received).await {
+                    Ok(bytes) => {
+                        let bytes = Bytes::from(bytes);
+                        let piece = |span: &Span| {
+                            let start = (span.compressed.offset() - from) as usize;
+                            let end = start + span.compressed.len() as usize;
+                            bytes.get(start..end).map(|piece| bytes.slice_ref(piece))
+                        };
+                        let pieces = spans.iter().map(|span| piece(span).unwrap_or_default());
+                        let came: Vec<_> = (first.number..).zip(pieces).collect();
+                        let (assembly, spans) = (self.assembly.clone(), came.clone());
+                        match decode(self.access, layer.diff_id, assembly, spans, false).await {
+                            Ok(decoded) => break (came, decoded),
+                            Err(error) => error,
+                        }
+                    }
+                    Err(error) => error,
+                };
+                choices.failed(failure)?;
+            };
+            if let Some(claim) = &mut claim {
+                came.iter().for_each(|(number, bytes)| claim.deliver(*number, bytes));
+            }
+            drop(came);
+            self.hand_over(decoded)?;
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self, decoded: Decoded) -> Result<(), FetchError> {
+        let Decoded { assembly, complete, mut doubtful, .. } = decoded;
+        self.assembly = assembly;
+        self.doubtful.append(&mut doubtful);
+        for Complete { key, content, .. } in complete {
+            self.sink.object(key, Content::Memory(content)).map_err(FetchError::Sink)?;
+        }
+        Ok(())
+    }
+}
+
+/// Decodes spans, and puts together what is complete with them. Of what has just come, nothing may be wrong.
+async fn decode(
+    access: &Arc<Access>,
+    diff_id: ObjectId,
+    mut assembly: Assembly,
+    spans: Vec<(usize, Bytes)>,
+    from_memory: bool,
+) -> Result<Decoded, FetchError> {
+    let of = Arc::clone(access);
+    let decode = move || {
+        let (mut complete, mut doubtful, mut wrong_ones) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, bytes) in spans {
+            let span = &of.index.spans()[number];
+            let window = of.index.window(number);
+            let window = window.map_err(|e| refused(e.to_string()))?;
+            match span.decode(&bytes, &window) {
+                Ok(decoded) => {
+                    let (range, bytes) = (span.uncompressed, Bytes::from(decoded));
+                    let piece = Piece { range, bytes, from_memory };
+                    complete.append(&mut assembly.take(number, piece));
+                }
+                Err(_) if from_memory => wrong_ones.push(number),
+                Err(error) => return Err(wrong(error.to_string())),
+            }
+        }
+        let is_right = |chunk: &Complete| {
+            let place = chunk.place.offset();
+            of.index.is_pinned() && place_key(&diff_id, place) == chunk.key
+                || chunk_key(place, &chunk.content) == chunk.key
+        };
+        for chunk in complete.extract_if(.., |chunk| !is_right(chunk)) {
+            if !chunk.from_memory {
+                return Err(wrong(format!("bytes {} of the layer are others", chunk.place)));
+            }
+            doubtful.push((chunk.key, chunk.place));
+        }
+        Ok(Decoded { assembly, complete, doubtful, wrong: wrong_ones })
+    };
+    let decoded = tokio::task::spawn_blocking(decode).await;
+    decoded.map_err(|e| refused(e.to_string()))?
+}

@@ -1,0 +1,373 @@
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, Response, StatusCode};
+use futures_util::future::{BoxFuture, join_all};
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::layer::digest::Digest;
+use crate::layer::indexer::Indexer;
+use crate::layer::span::{Codec, Proof, Span, TRAILER};
+use crate::layer::tests::{index_by, noise, pinned_index};
+use crate::queue::wire::image::{self as wire, Repository};
+use crate::queue::wire::{Credential, HttpTransport};
+use crate::source::Content;
+use crate::source::oci::digest;
+
+/// Whom nobody asks who they are.
+struct Nobody;
+
+impl Credentials for Nobody {
+    fn get<'a>(
+        &'a self,
+        _: &'a str,
+        _: Option<Credential>,
+    ) -> BoxFuture<'a, Result<Option<Credential>, String>> {
+        Box::pin(async { Ok(None) })
+    }
+}
+
+/// A host that has one blob.
+struct Server {
+    url: String,
+    shared: Arc<Shared>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+struct Shared {
+    blob: Vec<u8>,
+    seen: Mutex<Vec<ByteRange>>,
+    /// Requests are answered only with a permit.
+    held: AtomicBool,
+    permits: Semaphore,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Server {
+    async fn new(blob: Vec<u8>) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/v2/", listener.local_addr().unwrap());
+        let shared = Arc::new(Shared {
+            blob,
+            seen: Mutex::default(),
+            held: AtomicBool::new(false),
+            permits: Semaphore::new(0),
+        });
+        let app = axum::Router::new().fallback(answer).with_state(Arc::clone(&shared));
+        let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        Self { url, shared, task }
+    }
+
+    fn seen(&self) -> Vec<ByteRange> {
+        self.shared.seen.lock().unwrap().clone()
+    }
+
+    fn hold(&self, held: bool) {
+        self.shared.held.store(held, Ordering::Relaxed);
+    }
+
+    /// Answers one of the requests that are held.
+    fn release(&self) {
+        self.shared.permits.add_permits(1);
+    }
+
+    async fn has_seen(&self, count: usize) {
+        while self.seen().len() < count {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    }
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response<Body> {
+    let range = headers["range"].to_str().unwrap().strip_prefix("bytes=").unwrap();
+    let (from, last) = range.split_once('-').unwrap();
+    let (from, to): (usize, usize) = (from.parse().unwrap(), last.parse::<usize>().unwrap() + 1);
+    shared.seen.lock().unwrap().push(ByteRange::between(from as u64, to as u64));
+    if shared.held.load(Ordering::Relaxed) {
+        shared.permits.acquire().await.unwrap().forget();
+    }
+    let response = Response::builder().status(StatusCode::PARTIAL_CONTENT);
+    response
+        .header("content-range", format!("bytes {range}/{}", shared.blob.len()))
+        .body(Body::from(shared.blob[from..to].to_vec()))
+        .unwrap()
+}
+
+/// Chunks by their places.
+#[derive(Default)]
+struct Chunks(BTreeMap<ObjectId, Vec<u8>>);
+
+impl Sink for Chunks {
+    fn object(&mut self, key: ObjectId, content: Content) -> std::io::Result<()> {
+        let Content::Memory(content) = content else { panic!("in memory") };
+        assert!(self.0.insert(key, content).is_none(), "once");
+        Ok(())
+    }
+
+    fn spool(&mut self) -> std::io::Result<File> {
+        Err(std::io::Error::other("there is none"))
+    }
+
+    fn received(&mut self, _: u64) {}
+}
+
+/// A layer with this index at these hosts, and the keys of its chunks in order.
+fn layer(index: Index, segment: &[u8], hosts: &[&Server]) -> (LayerSource, Vec<ObjectId>) {
+    let host = |server: &&Server| wire::Host {
+        http: HttpTransport { url: server.url.clone(), ..HttpTransport::default() },
+        mirror: false,
+        resolves: true,
+        pulls: true,
+    };
+    let repository = Repository {
+        registry: "registry".into(),
+        name: "image".into(),
+        hosts: hosts.iter().map(host).collect(),
+    };
+    let layer = Layer {
+        digest: digest::sha256(b"blob"),
+        size: index.compressed_len(),
+        codec: wire::Codec::Gzip,
+        diff_id: digest::sha256(segment),
+    };
+    let origin = LayerOrigin { repository, layer };
+    let nobody: Arc<dyn Credentials> = Arc::new(Nobody);
+    let mut source = LayerSource::new(&origin, Limits::default(), &nobody).unwrap();
+    let pieces = segment.chunks(CHUNK as usize).zip(0u64..).map(|(content, number)| {
+        let place = ByteRange::new(number * CHUNK, content.len() as u64);
+        (chunk_key(place.offset(), content), place)
+    });
+    let chunks: Vec<_> = pieces.collect();
+    let keys = chunks.iter().map(|(key, _)| *key).collect();
+    let access = Access { index, chunks: chunks.into_iter().collect() };
+    source.access = tokio::sync::OnceCell::from(Arc::new(access));
+    (source, keys)
+}
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(content).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A layer of 8 chunks in 7 spans or so; none of these ends with a chunk.
+async fn eight_chunks() -> (Server, LayerSource, Vec<ObjectId>, Vec<u8>) {
+    let segment = noise(8 * CHUNK as usize - 1000, 1);
+    let server = Server::new(gzip(&segment)).await;
+    let (index, _) = index_by(Indexer::new(CHUNK * 5 / 4), &server.shared.blob, 1 << 16).unwrap();
+    assert!((5..8).contains(&index.spans().len()), "{:?}", index.spans());
+    let (source, keys) = layer(index, &segment, &[&server]);
+    (server, source, keys, segment)
+}
+
+impl LayerSource {
+    async fn chunks(&self, keys: &[ObjectId]) -> Result<Vec<Vec<u8>>, FetchError> {
+        let mut sink = Chunks::default();
+        self.fetch(keys, &mut sink).await?;
+        Ok(keys.iter().map(|key| sink.0.remove(key).unwrap()).collect())
+    }
+
+    fn span(&self, number: usize) -> Span {
+        self.access.get().unwrap().index.spans()[number].clone()
+    }
+
+    /// Half of this span has been fetched, with these compressed bytes.
+    fn keep(&self, number: usize, bytes: &[u8]) {
+        let len = self.span(number).uncompressed.len();
+        self.spans.claim(&[Need { number, asked: len / 2, len }]).deliver(number, bytes);
+    }
+}
+
+fn chunk(segment: &[u8], number: usize) -> &[u8] {
+    segment.chunks(CHUNK as usize).nth(number).unwrap()
+}
+
+#[tokio::test]
+async fn chunk_by_chunk_every_span_is_fetched_once() {
+    for order in [[0, 1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 4, 3, 2, 1, 0], [0, 2, 4, 6, 1, 3, 5, 7]] {
+        let (server, source, keys, segment) = eight_chunks().await;
+        for number in order {
+            let content = source.chunks(&[keys[number]]).await.unwrap();
+            assert!(content[0] == chunk(&segment, number));
+        }
+        let received: u64 = server.seen().iter().map(|range| range.len()).sum();
+        // neighbours may share a byte
+        assert!(received <= server.shared.blob.len() as u64 + 8, "{order:?}: {received}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_neighbour_is_fetching_is_not_fetched_again() {
+    let (server, source, keys, segment) = eight_chunks().await;
+    server.hold(true);
+    // chunk 1 begins in the span with which chunk 0 ends
+    let (first, second) = ([keys[0]], [keys[1]]);
+    let (first, second) = (source.chunks(&first), source.chunks(&second));
+    tokio::pin!(first, second);
+    tokio::select! {
+        _ = &mut first => panic!("nothing has come"),
+        () = server.has_seen(1) => {}
+    }
+    tokio::select! {
+        _ = &mut second => panic!("nothing has come"),
+        () = server.has_seen(2) => {}
+    }
+    server.release();
+    assert!(first.await.unwrap()[0] == chunk(&segment, 0));
+    server.release();
+    assert!(second.await.unwrap()[0] == chunk(&segment, 1));
+    assert_eq!(server.seen(), [source.span(0).compressed, source.span(1).compressed]);
+}
+
+#[tokio::test]
+async fn a_request_that_was_dropped_leaves_nothing_behind() {
+    let (server, source, keys, segment) = eight_chunks().await;
+    server.hold(true);
+    {
+        let first = [keys[1]];
+        let first = source.chunks(&first);
+        tokio::select! {
+            _ = first => panic!("nothing has come"),
+            () = server.has_seen(1) => {}
+        }
+    }
+    server.hold(false);
+    let second = source.chunks(&[keys[1]]).await.unwrap();
+    assert!(second[0] == chunk(&segment, 1));
+    assert_eq!(server.seen()[0], server.seen()[1], "the same again");
+}
+
+#[tokio::test]
+async fn a_slow_neighbour_is_not_waited_for() {
+    let (server, source, keys, segment) = eight_chunks().await;
+    server.hold(true);
+    let first = [keys[0]];
+    let first = source.chunks(&first);
+    tokio::pin!(first);
+    tokio::select! {
+        _ = &mut first => panic!("nothing has come"),
+        () = server.has_seen(1) => {}
+    }
+    server.hold(false);
+    // the first request is not even looked at meanwhile
+    let second = source.chunks(&[keys[1]]).await.unwrap();
+    assert!(second[0] == chunk(&segment, 1));
+    let (span, next) = (source.span(0).compressed, source.span(1).compressed);
+    assert_eq!(server.seen(), [span, next, span]);
+    server.release();
+    assert!(first.await.unwrap()[0] == chunk(&segment, 0));
+}
+
+#[tokio::test]
+async fn all_at_once_all_are_right() {
+    let (server, source, keys, segment) = eight_chunks().await;
+    let requests: Vec<_> = keys.chunks(1).chain(keys.chunks(3)).collect();
+    let found = join_all(requests.iter().map(|keys| source.chunks(keys))).await;
+    for (keys_of, content) in requests.into_iter().zip(found) {
+        for (key, content) in keys_of.iter().zip(content.unwrap()) {
+            let number = keys.iter().position(|other| other == key).unwrap();
+            assert!(content == chunk(&segment, number));
+        }
+    }
+    assert!(server.seen().len() >= 5);
+}
+
+#[tokio::test]
+async fn what_was_kept_and_is_damaged_is_fetched_anew() {
+    let (server, source, keys, segment) = eight_chunks().await;
+    let (right, other) = (source.span(0).compressed, source.span(1).compressed);
+    let bytes =
+        |range: ByteRange| &server.shared.blob[range.offset() as usize..][..range.len() as usize];
+    for wrong in [&[][..], &bytes(right)[1..], bytes(other)] {
+        source.keep(0, wrong);
+        let content = source.chunks(&[keys[0], keys[1]]).await.unwrap();
+        assert!(content[0] == chunk(&segment, 0) && content[1] == chunk(&segment, 1));
+    }
+    assert_eq!(server.seen().len(), 3);
+}
+
+/// A layer of 2.5 chunks in two gzip members, whose ends are not proved by the index alone; and the same blob with
+/// another end of the first, of the same length.
+fn unproved_ends() -> (Index, Vec<u8>, [Vec<u8>; 2]) {
+    let lengths = [CHUNK as usize * 3 / 2, CHUNK as usize];
+    let (mut segment, mut blobs) = (Vec::new(), [Vec::new(), Vec::new()]);
+    let mut members = Vec::new();
+    for (number, len) in lengths.into_iter().enumerate() {
+        // stored as they are, so that both are of the same length
+        let stored = |content: &[u8]| {
+            let mut encoder =
+                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+            encoder.write_all(content).unwrap();
+            encoder.finish().unwrap()
+        };
+        let content = noise(len - 100, number as u64);
+        let mut others = content.clone();
+        if number == 0 {
+            others.last_mut().into_iter().for_each(|byte| *byte ^= 1);
+        }
+        let (start, compressed) = (segment.len() as u64, blobs[0].len() as u64);
+        blobs[0].extend(stored(&content));
+        blobs[1].extend(stored(&others));
+        assert_eq!(blobs[0].len(), blobs[1].len());
+        segment.extend_from_slice(&content);
+        segment.resize(start as usize + len - TRAILER as usize, 0);
+        segment.extend_from_slice(&(content.len() as u64).to_le_bytes());
+        let proved = content.len() - 10;
+        let span = Span {
+            uncompressed: ByteRange::new(start, len as u64),
+            compressed: ByteRange::between(compressed, blobs[0].len() as u64),
+            codec: Codec::Gzip,
+            digest: Digest::of(&content[..proved]),
+            proof: Proof::Start(proved as u64),
+        };
+        members.push(span);
+    }
+    let index = pinned_index(members, &blobs[0], &segment);
+    (index, segment, blobs)
+}
+
+#[tokio::test]
+async fn no_chunk_is_lost_to_what_was_kept() {
+    let (index, segment, [right, wrong]) = unproved_ends();
+    let server = Server::new(right).await;
+    let (source, keys) = layer(index, &segment, &[&server]);
+    let span = source.span(0).compressed;
+    source.keep(0, &wrong[..span.len() as usize]);
+    let content = source.chunks(&keys[1..2]).await.unwrap();
+    assert!(content[0] == chunk(&segment, 1));
+    // the other half of it, and then all anew
+    let both = ByteRange::between(0, source.span(1).compressed.end());
+    assert_eq!(server.seen(), [source.span(1).compressed, both]);
+}
+
+#[tokio::test]
+async fn another_mirror_is_asked_before_a_chunk_is_given_up() {
+    let (index, segment, [right, wrong]) = unproved_ends();
+    let (right, wrong) = (Server::new(right).await, Server::new(wrong).await);
+    let (source, keys) = layer(index.clone(), &segment, &[&wrong, &right]);
+    // nothing is wrong with the part that this chunk has of it, and it is kept
+    let content = source.chunks(&keys[..1]).await.unwrap();
+    assert!(content[0] == chunk(&segment, 0) && right.seen().is_empty());
+    let content = source.chunks(&keys[1..2]).await.unwrap();
+    assert!(content[0] == chunk(&segment, 1));
+    assert_eq!((wrong.seen().len(), right.seen().len()), (3, 1));
+    // where there is none, it is wrong
+    let (source, keys) = layer(index, &segment, &[&wrong]);
+    source.chunks(&keys[..1]).await.unwrap();
+    let error = source.chunks(&keys[1..2]).await.unwrap_err();
+    assert!(matches!(error, FetchError::Wrong { .. }), "{error}");
+}
+
+#[test]
+fn the_place_is_a_part_of_a_chunks_name() {
+    assert_ne!(chunk_key(0, b"x"), chunk_key(1, b"x"));
+}

@@ -1,0 +1,231 @@
+//! Spans of a layer that more than one request needs.
+//!
+//! Requests ask for chunks, and what is fetched are spans: one that lies across the edge of what a request asks for is
+//! needed by the request for what is beside that, too. It is to be fetched once:
+//!
+//! - Whoever fetches it says so ([`Claim`]), and others wait; but not longer than [`PATIENCE`], so that nobody hangs on
+//!   somebody else's slow request. A claim ends with its request, whatever becomes of that.
+//! - What has come is kept as long as a part of it has not been asked for, up to [`KEPT`] bytes in all.
+//!
+//! All these bytes are compressed, as a host has sent them. They prove nothing: who takes them decodes and verifies them as
+//! if they had just come, and [forgets](Spans::forget) them if they are wrong.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+/// How long a request waits for what others are fetching.
+pub const PATIENCE: Duration = Duration::from_millis(50);
+/// The most bytes that are kept of a layer, compressed.
+pub const KEPT: u64 = 16 << 20;
+
+/// A span that a request needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// Its number in the layer's index.
+    pub number: usize,
+    /// How many bytes of the segment the request wants of it, and how many it has.
+    pub asked: u64,
+    pub len: u64,
+}
+
+impl Need {
+    /// Others are going to need it, too.
+    fn is_shared(self) -> bool {
+        self.asked < self.len
+    }
+}
+
+/// The spans of one layer that are at hand, or about to be.
+#[derive(Debug, Default)]
+pub struct Spans(Mutex<Table>);
+
+/// The compressed bytes of a span, once they have come. The sender is the claim's.
+type Awaited = watch::Receiver<Option<Bytes>>;
+
+#[derive(Debug, Default)]
+struct Table {
+    coming: HashMap<usize, Awaited>,
+    kept: HashMap<usize, Kept>,
+    /// By age: which span that is.
+    ages: BTreeMap<u64, usize>,
+    next_age: u64,
+    /// Of all that is kept.
+    bytes: u64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    bytes: Bytes,
+    age: u64,
+    /// Bytes of the segment that nobody has asked for.
+    left: u64,
+}
+
+/// What there is of the spans that a request needs.
+#[derive(Debug)]
+pub struct Found<'a> {
+    /// Their compressed bytes.
+    pub here: Vec<(usize, Bytes)>,
+    pub coming: Vec<Coming>,
+    /// These are for the request itself to fetch.
+    pub absent: Vec<Need>,
+    /// Of those that are absent, what others are going to need.
+    pub claim: Claim<'a>,
+}
+
+/// A span that another request is fetching.
+#[derive(Debug)]
+pub struct Coming {
+    need: Need,
+    awaited: Awaited,
+}
+
+/// A request is fetching these spans. When it is dropped, whoever waits for one that was not
+/// [delivered](Self::deliver) goes on without it.
+#[derive(Debug)]
+pub struct Claim<'a> {
+    spans: &'a Spans,
+    open: HashMap<usize, (Need, watch::Sender<Option<Bytes>>)>,
+}
+
+impl Spans {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks for what a request needs, and claims what nobody has and others are going to need.
+    pub fn find(&self, needs: impl IntoIterator<Item = Need>) -> Found<'_> {
+        let (mut here, mut coming, mut absent) = (Vec::new(), Vec::new(), Vec::new());
+        let mut open = HashMap::new();
+        let mut table = self.table();
+        for need in needs {
+            if let Some(bytes) = table.used(need) {
+                here.push((need.number, bytes));
+            } else if let Some(awaited) = table.coming.get(&need.number) {
+                coming.push(Coming { need, awaited: awaited.clone() });
+            } else {
+                table.claim(need, &mut open);
+                absent.push(need);
+            }
+        }
+        drop(table);
+        Found { here, coming, absent, claim: Claim { spans: self, open } }
+    }
+
+    /// Claims those of these spans that nobody is fetching.
+    pub fn claim(&self, needs: &[Need]) -> Claim<'_> {
+        let mut open = HashMap::new();
+        let mut table = self.table();
+        for need in needs {
+            table.claim(*need, &mut open);
+        }
+        drop(table);
+        Claim { spans: self, open }
+    }
+
+    /// Waits for what others are fetching, for at most [`PATIENCE`] in all. Gives what has come and what has not.
+    pub async fn wait(&self, coming: Vec<Coming>) -> (Vec<(usize, Bytes)>, Vec<Need>) {
+        let until = Instant::now() + PATIENCE;
+        let (mut here, mut absent) = (Vec::new(), Vec::new());
+        for Coming { need, mut awaited } in coming {
+            // an error: it has been given up
+            let come = timeout_at(until, awaited.wait_for(Option::is_some)).await;
+            let come = come.ok().and_then(|come| come.ok()?.clone());
+            match come {
+                Some(bytes) => {
+                    self.table().used(need);
+                    here.push((need.number, bytes));
+                }
+                None => absent.push(need),
+            }
+        }
+        (here, absent)
+    }
+
+    /// What was kept of a span is wrong.
+    pub fn forget(&self, number: usize) {
+        self.table().remove(number);
+    }
+}
+
+impl Table {
+    fn claim(
+        &mut self,
+        need: Need,
+        open: &mut HashMap<usize, (Need, watch::Sender<Option<Bytes>>)>,
+    ) {
+        if need.is_shared() && !self.coming.contains_key(&need.number) {
+            let (sender, awaited) = watch::channel(None);
+            self.coming.insert(need.number, awaited);
+            open.insert(need.number, (need, sender));
+        }
+    }
+
+    /// What is kept of a span. It goes once all of it has been asked for.
+    fn used(&mut self, need: Need) -> Option<Bytes> {
+        let kept = self.kept.get_mut(&need.number)?;
+        kept.left = kept.left.saturating_sub(need.asked);
+        let (bytes, left) = (kept.bytes.clone(), kept.left);
+        if left == 0 {
+            self.remove(need.number);
+        }
+        Some(bytes)
+    }
+
+    /// Keeps a span, in place of the oldest ones.
+    fn keep(&mut self, need: Need, bytes: Bytes) {
+        self.remove(need.number);
+        let len = bytes.len() as u64;
+        if len > KEPT {
+            return;
+        }
+        while self.bytes + len > KEPT
+            && let Some((_, oldest)) = self.ages.first_key_value()
+        {
+            self.remove(*oldest);
+        }
+        self.next_age += 1;
+        self.bytes += len;
+        self.ages.insert(self.next_age, need.number);
+        let left = need.len.saturating_sub(need.asked);
+        self.kept.insert(need.number, Kept { bytes, age: self.next_age, left });
+    }
+
+    fn remove(&mut self, number: usize) {
+        if let Some(kept) = self.kept.remove(&number) {
+            self.ages.remove(&kept.age);
+            self.bytes -= kept.bytes.len() as u64;
+        }
+    }
+}
+
+impl Claim<'_> {
+    /// The compressed bytes of a span have come. They are kept if it was claimed.
+    pub fn deliver(&mut self, number: usize, bytes: &[u8]) {
+        let Some((need, sender)) = self.open.remove(&number) else { return };
+        // not a part of all that has come with them
+        let bytes = Bytes::copy_from_slice(bytes);
+        let mut table = self.spans.table();
+        table.coming.remove(&number);
+        table.keep(need, bytes.clone());
+        drop(table);
+        sender.send_replace(Some(bytes));
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut table = self.spans.table();
+        for number in self.open.keys() {
+            table.coming.remove(number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
