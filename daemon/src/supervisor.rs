@@ -89,7 +89,7 @@ pub struct Supervisor {
     /// Layers (digests of their archives) of which the next mount is recorded, undisturbed by what comes by itself.
     recorded_next: Mutex<HashSet<ObjectId>>,
     /// Layers of which something comes by itself.
-    fills: Arc<Mutex<images::Fills>>,
+    fills: Arc<images::Fills>,
     end: watch::Sender<Option<manager::End>>,
     /// No other supervisor on this machine has, had or will have it until the next boot.
     instance: u64,

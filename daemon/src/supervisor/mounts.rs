@@ -717,11 +717,12 @@ impl Supervisor {
                 }
                 self.origins.remove(pool);
             }
+            // before any of them comes into use again, and is filled anew
+            self.forget_fills(&pools);
         }
         for answer in replies {
             answer.await.ok();
         }
-        self.forget_fills(&pools);
         pools
     }
 

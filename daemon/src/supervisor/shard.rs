@@ -11,6 +11,7 @@
 
 mod brokered;
 mod commands;
+mod demand;
 mod handle;
 mod kernel;
 mod poison;
@@ -42,6 +43,8 @@ use crate::queue::wire::{Counters as FetchCounters, Limits, OriginSpec, ToWorker
 use crate::source::git::Capabilities;
 use crate::sys::fdstore;
 use brokered::Brokered;
+use demand::Demand;
+pub use demand::{Demanded, Read};
 pub use handle::{
     Command, Completeness, Counters, Hooks, LastDeath, Rules, ShardHandle, Snapshot, StartError,
     WorkerSnapshot,
@@ -147,6 +150,7 @@ pub struct Shard {
     /// The pools that had readers wait for longer than [`GRACE`] when the daemon was to stop. `None`: any that is not
     /// served any more.
     late: HashSet<Option<PoolId>>,
+    demand: Demand,
     prefetches: HashMap<u64, Prefetch>,
     next_request: u64,
     counters: Counters,
@@ -166,7 +170,8 @@ pub struct Shard {
     handing_over: Option<oneshot::Sender<()>>,
 }
 
-fn now() -> Duration {
+/// Since some time before the start, by the clock of the in-flight tables.
+pub(super) fn now() -> Duration {
     Duration::from_nanos(inflight::now())
 }
 
@@ -271,6 +276,7 @@ impl Shard {
             killed: None,
             poison: poison::Poison::default(),
             late: HashSet::new(),
+            demand: Demand::default(),
             prefetches: HashMap::new(),
             next_request: 0,
             counters: Counters::default(),
@@ -378,6 +384,7 @@ impl Shard {
             patience: self.rules.patience,
             worker: self.worker.as_mut(),
             counters: &mut self.counters,
+            demand: &mut self.demand,
             poison: &mut self.poison,
             late: &self.late,
             hooks: &self.hooks,

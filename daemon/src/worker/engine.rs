@@ -13,8 +13,11 @@ use crate::fanotify::DenyErrno;
 use crate::ids::EventId;
 use crate::queue::wire::Limits;
 
-/// Objects of a prefetch that are waited for at the same time, in two parts.
+/// The most objects in a part of a prefetch.
 const PREFETCH_PART: usize = 4096;
+/// Parts of one prefetch, and of all, that are waited for at the same time.
+const PARTS_OF_ONE: usize = 2;
+const PARTS: usize = 16;
 
 /// The pool, as far as decisions depend on it.
 pub trait Shelf {
@@ -273,10 +276,14 @@ impl Engine {
         }
     }
 
-    /// Gives the schedule more of the first prefetch, and ends those that are done.
+    /// Gives the schedule more of the prefetches, the first ones first, and ends those that are done.
     fn feed(&mut self, now: Now, shelf: &mut impl Shelf) {
-        while let Some(job) = self.jobs.front_mut() {
-            while job.error.is_none() && job.parts < 2 && !job.left.is_empty() {
+        for job in &mut self.jobs {
+            while job.error.is_none()
+                && job.parts < PARTS_OF_ONE
+                && self.parts.len() < PARTS
+                && !job.left.is_empty()
+            {
                 let mut absent = Vec::new();
                 while absent.len() < PREFETCH_PART
                     && let Some(no) = job.next()
@@ -292,13 +299,15 @@ impl Engine {
                     self.schedule.demand(now, Waiter::Prefetch(self.next_part), &absent);
                 }
             }
-            if job.parts > 0 {
-                return;
-            }
-            let result = job.error.take().map_or(Ok(()), Err);
-            self.effects.push(Effect::PrefetchDone { request: job.request, result });
-            self.jobs.pop_front();
         }
+        self.jobs.retain_mut(|job| {
+            let ends = job.parts == 0 && (job.error.is_some() || job.left.is_empty());
+            if ends {
+                let result = job.error.take().map_or(Ok(()), Err);
+                self.effects.push(Effect::PrefetchDone { request: job.request, result });
+            }
+            !ends
+        });
     }
 }
 
@@ -336,5 +345,69 @@ impl<S: Shelf> Catalog for View<'_, S> {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// Objects of a MiB, and which of them are there.
+    struct Chunks(HashSet<u32>);
+
+    impl Shelf for Chunks {
+        fn len(&self) -> u32 {
+            100
+        }
+
+        fn info(&mut self, _: ObjectNo) -> Option<Info> {
+            Some(Info { size: 1 << 20, directory: 0, name: 0 })
+        }
+
+        fn is_present(&mut self, no: ObjectNo) -> bool {
+            self.0.contains(&no.0)
+        }
+    }
+
+    /// A small prefetch does not wait for the end of the one before.
+    #[test]
+    fn prefetches_go_on_side_by_side() {
+        let mut engine = Engine::new(&Limits::default(), 1);
+        let mut shelf = Chunks(HashSet::from([20, 21]));
+        for (request, objects) in [(1, 0..4), (2, 8..12), (3, 20..22)] {
+            engine.prefetch(request, VecDeque::from([objects]));
+        }
+        let done = |request| Effect::PrefetchDone { request, result: Ok(()) };
+        let mut effects = engine.poll(Now::ZERO, &mut shelf);
+        assert_eq!(effects.remove(0), done(3));
+        let mut requests = HashMap::new();
+        for effect in effects {
+            let Effect::Send { request, objects, .. } = effect else { panic!("{effect:?}") };
+            requests.extend(objects.into_iter().map(|no| (no.0, request)));
+        }
+        assert_eq!(requests.len(), 8, "{requests:?}");
+        let mut come = |range: Range<u32>| {
+            for no in range {
+                engine.arrived(Now::ZERO, requests[&no], ObjectNo(no));
+            }
+            engine.poll(Now::ZERO, &mut shelf)
+        };
+        assert_eq!(come(8..12), [done(2)]);
+        assert_eq!(come(0..4), [done(1)]);
+    }
+
+    /// However many there are, the schedule is not given all of them.
+    #[test]
+    fn as_many_parts_as_may_be() {
+        let mut engine = Engine::new(&Limits::default(), 1);
+        let mut shelf = Chunks(HashSet::new());
+        for request in 0..100 {
+            let no = u32::try_from(request).unwrap();
+            engine.prefetch(request, std::iter::once(no..no + 1).collect());
+        }
+        engine.poll(Now::ZERO, &mut shelf);
+        assert_eq!(engine.parts.len(), PARTS);
     }
 }

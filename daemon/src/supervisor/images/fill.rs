@@ -1,33 +1,37 @@
 //! Filling in the background what was pulled by its index alone.
+//!
+//! One task fills all layers of all mounts, in [pieces](order) behind the readers, and at a [pace] that leaves the line to
+//! them. What is known of it is in the [`Filler`].
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+mod filler;
+mod order;
+mod pace;
+
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use hydrant_api::LayerFill;
+use tokio::sync::Notify;
 use tracing::{debug, info};
 
-use super::super::shard::{GONE, ShardHandle};
+use super::super::shard::{self, Command, GONE, ShardHandle};
 use super::super::store::Store;
 use super::super::{Supervisor, internal, lock};
-use super::catalog;
+use super::{catalog, known_origin};
 use crate::admin::ApiError;
 use crate::catalog::{Pool, Tree};
 use crate::ids::{PoolId, SegmentId};
-use crate::object::ObjectId;
-use crate::queue::wire::Run;
 use crate::range::ByteRange;
 use crate::source::oci::fetch::CHUNK;
 use crate::source::oci::{digest, trace};
+use filler::{End, Fill, Filler, New, Next, Registry};
 
-/// The wait after a fill that failed; it doubles.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// How long a start is recorded, at least (`worker/trace.rs`).
 const RECORDING: Duration = Duration::from_secs(120);
-/// More chunks than any layer has.
-const ALL: Run = Run { first: 0, count: u32::MAX };
 
 /// The layers of which the rest is to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,32 +41,22 @@ pub(in super::super) enum Wanted {
     Pulled,
 }
 
-/// A layer of which something comes by itself.
-#[derive(Debug, Clone)]
-pub struct Fill {
-    layer: ObjectId,
-    pool: PoolId,
-    /// What was read before.
-    traced: Vec<Run>,
-    state: &'static str,
-    trouble: Option<String>,
+/// The layers of which something comes by itself.
+#[derive(Debug, Default)]
+pub struct Fills {
+    filler: Mutex<Filler>,
+    /// For the filler's task: there is more to do, or less to wait for.
+    news: Notify,
 }
-
-/// By their segments.
-pub type Fills = BTreeMap<SegmentId, Fill>;
-
-const REPLAYING: &str = "replaying";
-const FILLING: &str = "filling";
-const WAITING: &str = "waiting";
-const DONE: &str = "done";
 
 fn describe(
     store: &Store,
     segment: SegmentId,
     fill: Fill,
+    state: &str,
     images: Vec<String>,
 ) -> io::Result<LayerFill> {
-    let Fill { layer, pool, traced, state, trouble } = fill;
+    let Fill { layer, pool, traced, trouble } = fill;
     let (present, size) = store.present_bytes(pool, segment)?;
     let (mut traced_bytes, mut replayed_bytes) = (0, 0);
     for record in trace::records(&traced) {
@@ -84,38 +78,52 @@ fn describe(
     })
 }
 
-fn note(fills: &Mutex<Fills>, segment: SegmentId, state: &'static str, trouble: Option<String>) {
-    if let Some(fill) = lock(fills).get_mut(&segment) {
-        fill.state = state;
-        fill.trouble = trouble;
-    }
-}
-
-/// Fills segments behind whoever reads, one after the other: one that does not come is tried again behind the others.
-async fn fill(fills: &Mutex<Fills>, mut missing: VecDeque<(ShardHandle, SegmentId)>) {
-    let (mut wait, mut failed) = (FIRST_WAIT, 0);
-    while let Some((shard, segment)) = missing.pop_front() {
-        note(fills, segment, FILLING, None);
-        match shard.prefetch(segment, vec![ALL]).await {
-            Ok(Ok(())) => {
-                note(fills, segment, DONE, None);
-                debug!(%segment, "filled");
-                (wait, failed) = (FIRST_WAIT, 0);
-            }
-            // unmounted: `forget_fills` has been told
-            Ok(Err(why)) if why == GONE => debug!(%segment, "not filled: {why}"),
-            Ok(Err(why)) => {
-                info!(%segment, why, "a layer can't be filled yet");
-                note(fills, segment, WAITING, Some(why));
-                missing.push_back((shard, segment));
-                failed += 1;
-            }
-            // the daemon ends
-            Err(_) => return,
+/// Fills what is missing of all layers, until nothing is.
+async fn run(fills: Arc<Fills>, shards: Vec<ShardHandle>) {
+    let mut pieces = FuturesUnordered::new();
+    loop {
+        // one that has ended has no readers
+        let asked = shards.iter().map(|shard| shard.ask(|reply| Command::Demand { reply }));
+        let demanded = join_all(asked).await;
+        let next = {
+            let mut filler = lock(&fills.filler);
+            demanded.into_iter().flatten().for_each(|demanded| filler.demanded(demanded));
+            filler.next(shard::now())
+        };
+        let Some(Next { pieces: begun, wake }) = next else { return };
+        for piece in begun {
+            let shard = shards.iter().find(|shard| shard.id == piece.shard);
+            let answer = shard.map(|shard| shard.prefetch(piece.segment, vec![piece.run]));
+            pieces.push(async move {
+                let end = match answer {
+                    Some(answer) => answer.await,
+                    None => Ok(Err(GONE.into())),
+                };
+                (piece, end)
+            });
         }
-        if !missing.is_empty() && failed >= missing.len() {
-            tokio::time::sleep(wait).await;
-            (wait, failed) = ((wait * 2).min(LONGEST_WAIT), 0);
+        let wait = async {
+            match wake {
+                Some(wake) => tokio::time::sleep(wake).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Some((piece, end)) = pieces.next() => {
+                let end = match end {
+                    Ok(Ok(())) => End::Came,
+                    Ok(Err(why)) if why != GONE => {
+                        info!(segment = %piece.segment, why, "a layer can't be filled yet");
+                        End::Failed(why)
+                    }
+                    // unmounted, or the shard has ended, and with it the daemon
+                    Ok(Err(_)) | Err(_) => End::Gone,
+                };
+                debug!(segment = %piece.segment, first = piece.run.first, ?end, "filled");
+                lock(&fills.filler).ended(shard::now(), &piece, end);
+            }
+            () = fills.news.notified() => {}
+            () = wait => {}
         }
     }
 }
@@ -123,104 +131,114 @@ async fn fill(fills: &Mutex<Fills>, mut missing: VecDeque<(ShardHandle, SegmentI
 impl Supervisor {
     /// These pools are not served any more.
     pub(in super::super) fn forget_fills(&self, pools: &HashSet<PoolId>) {
-        lock(&self.fills).retain(|_, fill| !pools.contains(&fill.pool));
+        lock(&self.fills.filler).forget(pools);
+        self.fills.news.notify_one();
     }
 
     /// What has come of layers by itself, for people.
     pub(in super::super) async fn describe_fills(&self) -> Result<Vec<LayerFill>, ApiError> {
-        let fills = lock(&self.fills).clone();
-        if fills.is_empty() {
+        let shown = lock(&self.fills.filler).shown();
+        if shown.is_empty() {
             return Ok(Vec::new());
         }
         let layers = self.catalog.layers_by_pool().await.map_err(catalog)?;
         let store = Arc::clone(&self.store);
         // looks for holes
         let described = tokio::task::spawn_blocking(move || {
-            let describe = |(segment, fill): (SegmentId, Fill)| {
+            let describe = |(segment, fill, state): (SegmentId, Fill, &'static str)| {
                 let images = layers.get(&fill.pool).map(|layer| layer.images.clone());
                 // unless the layer was removed
-                describe(&store, segment, fill, images.unwrap_or_default()).ok()
+                describe(&store, segment, fill, state, images.unwrap_or_default()).ok()
             };
-            fills.into_iter().filter_map(describe).collect()
+            shown.into_iter().filter_map(describe).collect()
         });
         described.await.map_err(|error| internal("a thread ended", &error))
     }
 
     /// Begins to fetch what is missing of the layers of a mount, behind whoever reads: what was read of them before, then the
-    /// rest, one layer after the other: one that does not come is tried again behind the others. Ends with the mount.
+    /// rest. Ends with the mount.
     pub(in super::super) async fn fill_in_background(
         &self,
         trees: &[(Tree, Pool)],
         wanted: Wanted,
     ) {
-        let mut missing = Vec::new();
+        let mut incomplete = Vec::new();
         for (tree, pool) in trees {
             let (Ok(segments), Ok(shard)) =
                 (self.catalog.segments_of(tree).await, self.shard(pool.id))
             else {
                 continue;
             };
-            let wanted = segments.into_iter().filter(|segment| !segment.complete);
-            missing.extend(wanted.map(|segment| (tree, shard.clone(), segment.id)));
+            let registry = known_origin(pool).map(|origin| origin.registry).unwrap_or_default();
+            let registry = Registry::from(registry);
+            let segments = segments.into_iter().filter(|segment| !segment.complete);
+            incomplete
+                .extend(segments.map(|segment| (tree, segment, shard, Arc::clone(&registry))));
         }
-        let incomplete: Vec<_> = missing.iter().map(|(tree, ..)| *tree).collect();
-        let traced = self.traced(&incomplete).await;
+        let of: Vec<_> = incomplete.iter().map(|(tree, ..)| *tree).collect();
+        // in the order in which they were read
+        let traced = self.traced(&of).await;
         let fills_all = self.config.images.background_fill.unwrap_or(true);
         let is_filled =
             |tree: &Tree| fills_all && (wanted == Wanted::All || !tree.revision.is_empty());
-        let mut replays = Vec::new();
-        {
-            let mut fills = lock(&self.fills);
-            for (tree, _, segment) in &missing {
-                let runs = traced.iter().find(|(of, _)| of == segment);
-                let traced = runs.map(|(_, runs)| runs.clone()).unwrap_or_default();
-                let state = match (traced.is_empty(), is_filled(tree)) {
-                    (false, _) => REPLAYING,
-                    (true, true) => WAITING,
-                    (true, false) => continue,
-                };
-                let (layer, pool) = (tree.commit, tree.pool);
-                fills.insert(*segment, Fill { layer, pool, traced, state, trouble: None });
-            }
-        }
-        // in the order in which they were read
-        for (segment, runs) in traced {
-            let Some((_, shard, _)) = missing.iter().find(|(.., id)| *id == segment) else {
-                continue;
-            };
-            debug!(%segment, runs = runs.len(), "fetching what was read before");
-            replays.push((segment, shard.prefetch(segment, runs)));
-        }
-        missing.retain(|(tree, ..)| is_filled(tree));
         // what comes by itself is not waited for, and would not be recorded
-        let (recorded, missing): (VecDeque<_>, VecDeque<_>) = {
+        let recorded: HashSet<_> = {
             let mut next = lock(&self.recorded_next);
-            let parts = missing.into_iter().partition(|(tree, ..)| next.contains(&tree.commit));
-            next.retain(|layer| trees.iter().all(|(tree, _)| tree.commit != *layer));
-            parts
+            let layers = trees.iter().map(|(tree, _)| tree.commit);
+            layers.filter(|layer| next.remove(layer)).collect()
         };
-        let handles = |of: VecDeque<(&Tree, ShardHandle, SegmentId)>| -> VecDeque<_> {
-            of.into_iter().map(|(_, shard, id)| (shard, id)).collect()
+        let now = shard::now();
+        let mut replays = FuturesUnordered::new();
+        let starts = {
+            let mut filler = lock(&self.fills.filler);
+            let runs: HashMap<_, _> = traced.iter().map(|(id, runs)| (*id, runs)).collect();
+            for (tree, segment, shard, registry) in &incomplete {
+                let traced = runs.get(&segment.id).map(|runs| (*runs).clone()).unwrap_or_default();
+                if is_filled(tree) || !traced.is_empty() {
+                    let (layer, pool) = (tree.commit, tree.pool);
+                    filler.show(segment.id, Fill { layer, pool, traced, trouble: None });
+                }
+                if is_filled(tree) {
+                    let is_recorded = recorded.contains(&tree.commit);
+                    let wait = if is_recorded { RECORDING } else { pace::HEAD_START };
+                    let new = New {
+                        segment: segment.id,
+                        size: segment.size,
+                        pool: tree.pool,
+                        shard: shard.id,
+                        registry: Arc::clone(registry),
+                        from: now.saturating_add(wait),
+                    };
+                    filler.add(now, new);
+                }
+            }
+            for (id, runs) in traced {
+                let of = incomplete.iter().find(|(_, segment, ..)| segment.id == id);
+                let Some((tree, _, shard, registry)) = of else { continue };
+                debug!(segment = %id, runs = runs.len(), "fetching what was read before");
+                let number = filler.replay_begins(id, tree.pool, Arc::clone(registry));
+                let answer = shard.prefetch(id, runs);
+                replays.push(async move { (number, answer.await.ok().and_then(Result::err)) });
+            }
+            filler.start()
         };
-        let (recorded, missing) = (handles(recorded), handles(missing));
-        if !recorded.is_empty() {
-            let fills = Arc::clone(&self.fills);
-            tokio::spawn(async move {
-                tokio::time::sleep(RECORDING).await;
-                fill(&fills, recorded).await;
-            });
+        if starts {
+            tokio::spawn(run(Arc::clone(&self.fills), self.shards.clone()));
+        } else {
+            self.fills.news.notify_one();
+        }
+        if replays.is_empty() {
+            return;
         }
         let fills = Arc::clone(&self.fills);
         tokio::spawn(async move {
-            for (segment, replay) in replays {
-                let trouble = replay.await.ok().and_then(Result::err);
+            while let Some((number, trouble)) = replays.next().await {
                 if let Some(why) = &trouble {
                     debug!(why, "not all that was read before could be fetched");
                 }
-                let is_filled = missing.iter().any(|(_, id)| *id == segment);
-                note(&fills, segment, if is_filled { WAITING } else { DONE }, trouble);
+                lock(&fills.filler).replay_ended(number, trouble);
+                fills.news.notify_one();
             }
-            fill(&fills, missing).await;
         });
     }
 }

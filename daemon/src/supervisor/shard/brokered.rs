@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
+use super::demand::{Demand, Read};
 use super::queue::{STOPS, STRAY_ANSWERS, Scope};
 use super::waiter::{self, Held, Waiter};
 use super::{GONE, now};
@@ -147,6 +148,8 @@ impl Brokered {
             Ok(Decision::Fetch(range)) => match scope.admission(id, range) {
                 Ok(strikes) => {
                     debug!(shard = %scope.shard, event = %number, segment = %id, %range, pid = event.pid(), "waits");
+                    let (offset, at) = (range.offset(), pending.arrived);
+                    scope.demand.reads(Read { segment: id, offset, at });
                     self.broker.restored(number, Pending { range, strikes, ..pending });
                     self.events.insert(number, Held::new(number, Waiter::Event(event), slot));
                     return;
@@ -197,7 +200,9 @@ impl Brokered {
         scope.poison.forget(end.event);
         let Some(Held { waiter, slot, span }) = self.events.remove(&end.event) else { return };
         let _entered = span.enter();
-        let waited = now().saturating_sub(end.pending.arrived);
+        let now = now();
+        scope.demand.waits(now);
+        let waited = now.saturating_sub(end.pending.arrived);
         scope.counters.longest_wait = scope.counters.longest_wait.max(waited);
         let mut verdict = end.verdict;
         let mut reason = end.reason;
@@ -373,6 +378,12 @@ impl Brokered {
 
     pub fn events(&self) -> Vec<(EventId, Pending)> {
         self.broker.iter().map(|(event, pending)| (event, pending.clone())).collect()
+    }
+
+    pub fn note_demand(&self, demand: &mut Demand) {
+        if self.broker.iter().next().is_some() {
+            demand.waits(now());
+        }
     }
 
     pub fn leave(&mut self) {

@@ -70,6 +70,10 @@ impl Shard {
                 self.to_running_worker(message.clone(), Vec::new());
                 self.prefetches.insert(request, Prefetch { pool, message, strikes: 0, reply });
             }
+            Command::Demand { reply } => {
+                self.queue.note_demand(&mut self.demand);
+                reply.send(self.demand.take()).ok();
+            }
             Command::Snapshot { reply } => {
                 reply.send(self.snapshot()).ok();
             }
@@ -199,6 +203,7 @@ impl Shard {
         for (id, mut segment) in self.segments.extract_if(|_, segment| segment.pool == pool) {
             segment.refuse(GONE);
             self.queue.forget(id);
+            self.demand.forget(id);
             self.detached.insert(id, segment.size);
             self.touched.insert(id, segment.touched);
         }

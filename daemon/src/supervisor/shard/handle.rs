@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::kept;
+use super::demand::Demanded;
 use super::poison::GivenUp;
 use crate::fanotify::{self, Group};
 use crate::ids::{EventId, PoolId, SegmentId, ShardId};
@@ -55,6 +56,10 @@ pub enum Command {
         segment: SegmentId,
         runs: Vec<Run>,
         reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// What readers have waited for, since it was asked last.
+    Demand {
+        reply: oneshot::Sender<Demanded>,
     },
     Snapshot {
         reply: oneshot::Sender<Snapshot>,

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
+use super::demand::{Demand, Read};
 use super::queue::{STOPS, STRAY_ANSWERS, Scope};
 use super::{Counters, now, waiter};
 use crate::fanotify::{self, DenyErrno, FileId, Group, Verdict};
@@ -439,6 +440,18 @@ impl Kernel {
             reason: said.map(|said| said.reason.clone()),
             ..waiter::pending(record)
         }
+    }
+
+    /// The worker answers by itself: what ends between two looks is only counted.
+    pub fn note_demand(&self, demand: &mut Demand) {
+        let now = now();
+        for Record { segment, range, since, .. } in self.table.snapshot().records {
+            let (offset, at) = (range.offset(), Duration::from_nanos(since).min(now));
+            demand.reads(Read { segment, offset, at });
+            demand.waits(now);
+        }
+        let Tally { fetched, denied, .. } = self.table.tally();
+        demand.have_ended(now, fetched.saturating_add(denied));
     }
 
     pub fn counters(&self, counters: Counters) -> Counters {

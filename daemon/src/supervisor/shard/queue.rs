@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::brokered::Brokered;
+use super::demand::Demand;
 use super::kernel::{self, Kernel};
 use super::poison::Poison;
 use super::{Counters, Hooks, NEXT_GRACE, Pool, Segment, now};
@@ -34,6 +35,7 @@ pub struct Scope<'a> {
     pub patience: Duration,
     pub worker: Option<&'a mut Worker>,
     pub counters: &'a mut Counters,
+    pub demand: &'a mut Demand,
     pub poison: &'a mut Poison,
     pub late: &'a HashSet<Option<PoolId>>,
     pub hooks: &'a Hooks,
@@ -228,6 +230,11 @@ impl Queue {
     /// The events that wait, in the order in which they were read.
     pub fn events(&self) -> Vec<(EventId, Pending)> {
         either!(self, queue => queue.events())
+    }
+
+    /// Looks who waits at the moment.
+    pub fn note_demand(&self, demand: &mut Demand) {
+        either!(self, queue => queue.note_demand(demand));
     }
 
     /// The shard's counters with what the kernel's queue counts elsewhere.

@@ -1,0 +1,302 @@
+//! What is to be fetched of all layers without anybody waiting for it, and what is under way of that.
+//!
+//! Pure: it does not ask for anything and has no clock. All times are by the clock of the shards
+//! ([`now`](super::super::super::shard::now)).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::order::{self, Pieces};
+use super::pace::{self, Backoff};
+use crate::ids::{PoolId, SegmentId, ShardId};
+use crate::object::ObjectId;
+use crate::queue::wire::Run;
+use crate::supervisor::shard::{Demanded, Read};
+
+/// A registry, as people name it. Its layers share a line, most likely.
+pub type Registry = Arc<str>;
+
+/// A layer of which something comes by itself, or has come.
+#[derive(Debug, Clone)]
+pub struct Fill {
+    pub layer: ObjectId,
+    pub pool: PoolId,
+    /// What was read before.
+    pub traced: Vec<Run>,
+    pub trouble: Option<String>,
+}
+
+/// What is to be filled of a layer: all of its segment.
+#[derive(Debug, Clone)]
+pub struct New {
+    pub segment: SegmentId,
+    /// In bytes.
+    pub size: u64,
+    pub pool: PoolId,
+    pub shard: ShardId,
+    pub registry: Registry,
+    /// Nothing is asked for before that.
+    pub from: Duration,
+}
+
+/// A segment that is to be filled.
+#[derive(Debug)]
+struct Missing {
+    segment: SegmentId,
+    pool: PoolId,
+    shard: ShardId,
+    registry: Registry,
+    /// No other has it: what was asked for of the segment before it came into use again is no matter of this one.
+    generation: u64,
+    pieces: Pieces,
+    under_way: usize,
+    backoff: Backoff,
+    /// Where it was read last.
+    read: Option<Read>,
+}
+
+impl Missing {
+    /// There is a piece to be asked for, as far as the layer is concerned.
+    fn is_ready(&self, now: Duration) -> bool {
+        let is_free = !self.backoff.is_probing() || self.under_way == 0;
+        is_free && !self.pieces.is_empty() && self.backoff.left(now).is_none()
+    }
+}
+
+/// What was read at the last start, and is asked for at once at this one.
+#[derive(Debug)]
+struct Replay {
+    segment: SegmentId,
+    pool: PoolId,
+    registry: Registry,
+}
+
+/// A piece that is to be asked for. To be given back with its [`End`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    pub segment: SegmentId,
+    pub shard: ShardId,
+    pub run: Run,
+    number: u32,
+    generation: u64,
+    registry: Registry,
+    begun: Duration,
+}
+
+/// What has become of a piece.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    Came,
+    Failed(String),
+    /// The segment is not served any more.
+    Gone,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Next {
+    pub pieces: Vec<Piece>,
+    /// When to look again even if nothing happens, from now.
+    pub wake: Option<Duration>,
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub struct Filler {
+    fills: BTreeMap<SegmentId, Fill>,
+    /// In the order in which they were added, each segment once.
+    missing: Vec<Missing>,
+    replays: BTreeMap<u64, Replay>,
+    /// Pieces, also those of which nobody wants to know any more.
+    under_way: HashMap<Registry, usize>,
+    /// Of generations and replays.
+    last_number: u64,
+    /// When a layer was added last, and when a reader was last known to wait.
+    mounted: Option<Duration>,
+    demanded: Option<Duration>,
+    /// There is a task that does what is [next](Self::next).
+    runs: bool,
+}
+
+impl Filler {
+    /// Of this layer something comes by itself from now on.
+    pub fn show(&mut self, segment: SegmentId, fill: Fill) {
+        self.fills.insert(segment, fill);
+    }
+
+    /// All layers that have been [shown](Self::show), each with its state as in [`hydrant_api::LayerFill`].
+    pub fn shown(&self) -> Vec<(SegmentId, Fill, &'static str)> {
+        let missing: HashMap<_, _> =
+            self.missing.iter().map(|missing| (missing.segment, missing.under_way)).collect();
+        let replayed: HashSet<_> = self.replays.values().map(|replay| replay.segment).collect();
+        let state = |segment| match (replayed.contains(segment), missing.get(segment)) {
+            (true, _) => "replaying",
+            (false, Some(0)) => "waiting",
+            (false, Some(_)) => "filling",
+            (false, None) => "done",
+        };
+        self.fills.iter().map(|(id, fill)| (*id, fill.clone(), state(id))).collect()
+    }
+
+    /// A layer has been mounted of which all is to come. It takes the place of what was known of the segment: that may be from
+    /// before it was evicted.
+    pub fn add(&mut self, now: Duration, new: New) {
+        let New { segment, size, pool, shard, registry, from } = new;
+        self.mounted = self.mounted.max(Some(now));
+        self.missing.retain(|missing| missing.segment != segment);
+        let pieces = Pieces::new(size);
+        if pieces.is_empty() {
+            return;
+        }
+        self.last_number += 1;
+        let generation = self.last_number;
+        let (under_way, backoff, read) = (0, Backoff::from(from), None);
+        let missing = Missing {
+            segment,
+            pool,
+            shard,
+            registry,
+            generation,
+            pieces,
+            under_way,
+            backoff,
+            read,
+        };
+        self.missing.push(missing);
+    }
+
+    /// `true`: a task is to be started, and counts as running.
+    pub fn start(&mut self) -> bool {
+        !self.missing.is_empty() && !std::mem::replace(&mut self.runs, true)
+    }
+
+    /// What was read before is being asked for. Gives its number.
+    pub fn replay_begins(&mut self, segment: SegmentId, pool: PoolId, registry: Registry) -> u64 {
+        self.last_number += 1;
+        self.replays.insert(self.last_number, Replay { segment, pool, registry });
+        self.last_number
+    }
+
+    /// `trouble`: why not all of it has come.
+    pub fn replay_ended(&mut self, number: u64, trouble: Option<String>) {
+        if let Some(Replay { segment, .. }) = self.replays.remove(&number)
+            && let Some(fill) = self.fills.get_mut(&segment)
+        {
+            fill.trouble = trouble;
+        }
+    }
+
+    /// These pools are not served any more.
+    pub fn forget(&mut self, pools: &HashSet<PoolId>) {
+        self.fills.retain(|_, fill| !pools.contains(&fill.pool));
+        self.missing.retain(|missing| !pools.contains(&missing.pool));
+        self.replays.retain(|_, replay| !pools.contains(&replay.pool));
+    }
+
+    /// What readers have waited for.
+    pub fn demanded(&mut self, demanded: Demanded) {
+        self.demanded = self.demanded.max(demanded.last);
+        for read in demanded.reads {
+            let of = self.missing.iter_mut().find(|missing| missing.segment == read.segment);
+            if let Some(missing) = of
+                && missing.read.is_none_or(|known| known.at <= read.at)
+            {
+                missing.read = Some(read);
+            }
+        }
+    }
+
+    /// The pieces that may be asked for now; they count as under way. `None`: all is done, and the task ends.
+    pub fn next(&mut self, now: Duration) -> Option<Next> {
+        if self.missing.is_empty() && self.under_way.is_empty() {
+            self.runs = false;
+            return None;
+        }
+        let busy = self.mounted.max(self.demanded);
+        let quiet = busy.map_or(Duration::MAX, |busy| now.saturating_sub(busy));
+        let limit = pace::limit(quiet);
+        let replayed: HashSet<_> =
+            self.replays.values().map(|replay| Arc::clone(&replay.registry)).collect();
+        let mut pieces = Vec::new();
+        let mut wake: Option<Duration> = None;
+        loop {
+            let may_ask = |registry: &Registry| {
+                !replayed.contains(registry)
+                    && self.under_way.get(registry).is_none_or(|pieces| *pieces < limit)
+            };
+            let ready = self.missing.iter_mut().enumerate().filter(|(_, of)| of.is_ready(now));
+            let first = ready
+                .filter(|(_, missing)| may_ask(&missing.registry))
+                .max_by_key(|(place, of)| order::rank(of.read.map(|read| read.at), *place));
+            let Some((_, missing)) = first else { break };
+            let offset = missing.read.map_or(0, |read| read.offset);
+            // it is ready, so there is one
+            let Some(number) = missing.pieces.take(offset) else { break };
+            missing.under_way += 1;
+            *self.under_way.entry(Arc::clone(&missing.registry)).or_default() += 1;
+            pieces.push(Piece {
+                segment: missing.segment,
+                shard: missing.shard,
+                run: order::run(number),
+                number,
+                generation: missing.generation,
+                registry: Arc::clone(&missing.registry),
+                begun: now,
+            });
+        }
+        for missing in &self.missing {
+            let later = match missing.backoff.left(now) {
+                Some(left) => Some(left),
+                None if missing.is_ready(now) && !replayed.contains(&missing.registry) => {
+                    pace::until_more(quiet)
+                }
+                None => None,
+            };
+            wake = wake.into_iter().chain(later).min();
+        }
+        Some(Next { pieces, wake })
+    }
+
+    /// A piece has come, or not.
+    pub fn ended(&mut self, now: Duration, piece: &Piece, end: End) {
+        if let Some(under_way) = self.under_way.get_mut(&piece.registry) {
+            *under_way -= 1;
+            if *under_way == 0 {
+                self.under_way.remove(&piece.registry);
+            }
+        }
+        let id = (piece.segment, piece.generation);
+        let at = self.missing.iter().position(|of| (of.segment, of.generation) == id);
+        let Some(at) = at else { return };
+        let missing = &mut self.missing[at];
+        missing.under_way -= 1;
+        let fill = self.fills.get_mut(&piece.segment);
+        match end {
+            End::Came => {
+                if missing.backoff.came(piece.begun)
+                    && let Some(fill) = fill
+                {
+                    fill.trouble = None;
+                }
+                if missing.pieces.is_empty() && missing.under_way == 0 {
+                    self.missing.remove(at);
+                }
+            }
+            End::Failed(why) => {
+                missing.pieces.put_back(piece.number);
+                missing.backoff.failed(now, piece.begun);
+                if let Some(fill) = fill {
+                    fill.trouble = Some(why);
+                }
+            }
+            End::Gone => {
+                self.missing.remove(at);
+                self.fills.remove(&piece.segment);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
