@@ -61,7 +61,7 @@ pub struct LayerSource {
     layer: Layer,
     files: Mutex<Option<(Arc<File>, Arc<File>)>>,
     access: tokio::sync::OnceCell<Arc<Access>>,
-    spans: Spans,
+    spans: Arc<Spans>,
 }
 
 /// What is known of a layer's segment.
@@ -85,7 +85,7 @@ impl LayerSource {
             layer: origin.layer,
             files: Mutex::default(),
             access: tokio::sync::OnceCell::new(),
-            spans: Spans::default(),
+            spans: Arc::default(),
         })
     }
 

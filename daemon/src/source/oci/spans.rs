@@ -5,23 +5,26 @@
 //!
 //! - Whoever fetches it says so ([`Claim`]), and others wait; but not longer than [`PATIENCE`], so that nobody hangs on
 //!   somebody else's slow request. A claim ends with its request, whatever becomes of that.
-//! - What has come is kept as long as a part of it has not been asked for, up to [`KEPT`] bytes in all.
+//! - What has come is kept as long as a part of it has not been asked for, but not longer than [`KEEP_FOR`], and up to
+//!   [`KEPT`] bytes in all. That part need not ever be asked for: who has waited in vain has fetched the span as well.
 //!
 //! All these bytes are compressed, as a host has sent them. They prove nothing: who takes them decodes and verifies them as
 //! if they had just come, and [forgets](Spans::forget) them if they are wrong.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// How long a request waits for what others are fetching.
 pub const PATIENCE: Duration = Duration::from_millis(50);
 /// The most bytes that are kept of a layer, compressed.
 pub const KEPT: u64 = 16 << 20;
+/// How long a span is kept. Who needs the rest of it asks soon or, in general, not at all.
+pub const KEEP_FOR: Duration = Duration::from_secs(10);
 
 /// A span that a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,12 +59,15 @@ struct Table {
     next_age: u64,
     /// Of all that is kept.
     bytes: u64,
+    /// A task is at it ([`tidy`]).
+    is_tidied: bool,
 }
 
 #[derive(Debug)]
 struct Kept {
     bytes: Bytes,
     age: u64,
+    since: Instant,
     /// Bytes of the segment that nobody has asked for.
     left: u64,
 }
@@ -94,8 +100,20 @@ pub struct Claim<'a> {
 }
 
 impl Spans {
+    /// The table, without what has been kept for too long.
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.expire(Instant::now());
+        table
+    }
+
+    /// Sees to it that what is kept goes also when there are no more requests: within twice [`KEEP_FOR`]. To be called, in a
+    /// runtime, whenever something has been kept.
+    pub fn tidy_later(self: &Arc<Self>) {
+        let mut table = self.table();
+        if !table.kept.is_empty() && !std::mem::replace(&mut table.is_tidied, true) {
+            tokio::spawn(tidy(Arc::downgrade(self), KEEP_FOR));
+        }
     }
 
     /// Looks for what a request needs, and claims what nobody has and others are going to need.
@@ -153,6 +171,19 @@ impl Spans {
     }
 }
 
+/// Drops what has been kept for too long, this often, until nothing is kept or the layer is gone.
+async fn tidy(spans: Weak<Spans>, every: Duration) {
+    loop {
+        sleep(every).await;
+        let Some(spans) = spans.upgrade() else { return };
+        let mut table = spans.table();
+        if table.kept.is_empty() {
+            table.is_tidied = false;
+            return;
+        }
+    }
+}
+
 impl Table {
     fn claim(
         &mut self,
@@ -177,8 +208,8 @@ impl Table {
         Some(bytes)
     }
 
-    /// Keeps a span, in place of the oldest ones.
-    fn keep(&mut self, need: Need, bytes: Bytes) {
+    /// Keeps a span from now on, in place of the oldest ones.
+    fn keep(&mut self, now: Instant, need: Need, bytes: Bytes) {
         self.remove(need.number);
         let len = bytes.len() as u64;
         if len > KEPT {
@@ -193,7 +224,16 @@ impl Table {
         self.bytes += len;
         self.ages.insert(self.next_age, need.number);
         let left = need.len.saturating_sub(need.asked);
-        self.kept.insert(need.number, Kept { bytes, age: self.next_age, left });
+        self.kept.insert(need.number, Kept { bytes, age: self.next_age, since: now, left });
+    }
+
+    /// Drops what has been kept for [`KEEP_FOR`] by now.
+    fn expire(&mut self, now: Instant) {
+        while let Some((_, oldest)) = self.ages.first_key_value()
+            && self.kept.get(oldest).is_some_and(|kept| now - kept.since >= KEEP_FOR)
+        {
+            self.remove(*oldest);
+        }
     }
 
     fn remove(&mut self, number: usize) {
@@ -212,7 +252,7 @@ impl Claim<'_> {
         let bytes = Bytes::copy_from_slice(bytes);
         let mut table = self.spans.table();
         table.coming.remove(&number);
-        table.keep(need, bytes.clone());
+        table.keep(Instant::now(), need, bytes.clone());
         drop(table);
         sender.send_replace(Some(bytes));
     }

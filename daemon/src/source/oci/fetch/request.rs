@@ -139,6 +139,7 @@ impl<'a> Request<'a> {
             };
             if let Some(claim) = &mut claim {
                 came.iter().for_each(|(number, bytes)| claim.deliver(*number, bytes));
+                self.source.spans.tidy_later();
             }
             drop(came);
             self.hand_over(decoded)?;

@@ -114,6 +114,72 @@ fn what_is_kept_has_an_end() {
 }
 
 #[test]
+fn what_is_kept_goes_after_a_while() {
+    let spans = Spans::default();
+    let (begun, second) = (Instant::now(), Duration::from_secs(1));
+    let bytes = Bytes::from_static(b"bytes");
+    let mut table = spans.table();
+    table.keep(begun, half(7), bytes.clone());
+    table.keep(begun + second, half(3), bytes.clone());
+    table.keep(begun + 2 * second, half(5), bytes.clone());
+    // it has come again
+    table.keep(begun + 3 * second, half(7), bytes.clone());
+    let mut left_at = |now| {
+        table.expire(now);
+        assert_eq!(
+            (table.kept.len(), table.bytes),
+            (table.ages.len(), 5 * table.ages.len() as u64)
+        );
+        table.ages.values().copied().collect::<Vec<_>>()
+    };
+    let end = begun + KEEP_FOR;
+    assert_eq!(left_at(end), [3, 5, 7]);
+    assert_eq!(left_at(end + second - Duration::from_nanos(1)), [3, 5, 7]);
+    assert_eq!(left_at(end + second), [5, 7]);
+    assert!(left_at(end + 3 * second).is_empty());
+}
+
+#[test]
+fn what_has_been_kept_for_too_long_is_not_given() {
+    let spans = Spans::default();
+    let bytes = Bytes::from_static(b"bytes");
+    let begun = Instant::now().checked_sub(KEEP_FOR).unwrap();
+    spans.table().keep(begun, half(0), bytes);
+    spans.deliver(1, b"bytes");
+    let found = spans.find([half(0), half(1)]);
+    assert_eq!(numbers(&found), (vec![1], vec![], vec![0]));
+    assert_eq!(found.claim.open.len(), 1, "to be fetched anew");
+}
+
+#[tokio::test]
+async fn what_is_kept_goes_when_there_are_no_more_requests() {
+    let spans = Arc::new(Spans::default());
+    spans.tidy_later();
+    assert!(!spans.table().is_tidied, "there is nothing to do");
+    // not for much longer
+    let begun = Instant::now().checked_sub(KEEP_FOR).unwrap() + Duration::from_millis(300);
+    spans.table().keep(begun, half(0), Bytes::from_static(b"bytes"));
+    spans.tidy_later();
+    assert!(spans.table().is_tidied);
+    tidy(Arc::downgrade(&spans), Duration::from_millis(1)).await;
+    assert!(begun.elapsed() >= KEEP_FOR);
+    let table = spans.0.lock().unwrap();
+    assert_eq!((table.kept.len(), table.ages.len(), table.bytes), (0, 0, 0));
+    assert!(!table.is_tidied, "what is kept from now on needs another task");
+}
+
+#[tokio::test]
+async fn what_is_kept_goes_with_the_layer() {
+    let spans = Arc::new(Spans::default());
+    spans.deliver(0, b"bytes");
+    let weak = Arc::downgrade(&spans);
+    spans.tidy_later();
+    drop(spans);
+    assert!(weak.upgrade().is_none(), "the task does not hold it");
+    tidy(weak, Duration::ZERO).await;
+}
+
+#[test]
 fn what_is_wrong_is_forgotten() {
     let spans = Spans::default();
     spans.deliver(0, b"wrong");
