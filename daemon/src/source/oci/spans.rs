@@ -5,8 +5,9 @@
 //!
 //! - Whoever fetches it says so ([`Claim`]), and others wait; but not longer than [`PATIENCE`], so that nobody hangs on
 //!   somebody else's slow request. A claim ends with its request, whatever becomes of that.
-//! - What has come is kept as long as a part of it has not been asked for, but not longer than [`KEEP_FOR`], and up to
-//!   [`KEPT`] bytes in all. That part need not ever be asked for: who has waited in vain has fetched the span as well.
+//! - What has come is kept as long as a part of it has not been asked for, up to [`KEPT`] bytes in all. That part need not
+//!   ever be asked for: who has waited in vain has fetched the span as well. So it is given for [`KEEP_FOR`] at most, and
+//!   its memory goes within twice that.
 //!
 //! All these bytes are compressed, as a host has sent them. They prove nothing: who takes them decodes and verifies them as
 //! if they had just come, and [forgets](Spans::forget) them if they are wrong.
