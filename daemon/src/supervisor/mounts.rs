@@ -591,9 +591,21 @@ impl Supervisor {
             }
             Err(error) => return Err(internal(&format!("can't unmount {shown}"), &error)),
         }
-        lock(&self.live).mounts.remove(&mount.id);
+        {
+            let mut live = lock(&self.live);
+            if let Some(gone) = live.mounts.remove(&mount.id) {
+                self.end_fills(&live, gone.pools);
+            }
+        }
         info!(mount = %mount.id, directory = %mount.directory.display(), "unmounted");
         Ok(())
+    }
+
+    /// Of pools of which nothing is mounted any more nothing comes by itself. In the hands of who has the lock: who mounts one
+    /// of them again has that filled later.
+    pub(super) fn end_fills(&self, live: &LiveMounts, pools: impl IntoIterator<Item = PoolId>) {
+        let used: HashSet<_> = live.pools().collect();
+        self.forget_fills(&pools.into_iter().filter(|pool| !used.contains(pool)).collect());
     }
 
     /// Takes back a mount that could not be made. Leaves nothing behind.

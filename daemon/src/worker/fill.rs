@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::statvfs::fstatvfs;
@@ -36,14 +36,15 @@ pub struct Target {
     pub range: ByteRange,
     /// The size of the segment in bytes; nothing is written behind it.
     pub segment_size: u64,
-    /// It has been written.
-    pub done: AtomicBool,
+    /// It has been written. Held while that is done: what a write that fails takes away is its own.
+    pub done: Mutex<bool>,
 }
 
 impl Target {
     /// Writes the object. `false`: it was there already, from another request.
     pub fn write(&self, content: Content) -> io::Result<bool> {
-        if self.done.load(Ordering::Acquire) {
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        if *done {
             return Ok(false);
         }
         let len = match &content {
@@ -73,7 +74,8 @@ impl Target {
                 }
             }
         }
-        Ok(!self.done.swap(true, Ordering::AcqRel))
+        *done = true;
+        Ok(true)
     }
 }
 
@@ -211,7 +213,7 @@ mod tests {
             data: Arc::new(data.try_clone().unwrap()),
             range,
             segment_size: data.metadata().unwrap().len(),
-            done: AtomicBool::new(false),
+            done: Mutex::default(),
         }
     }
 

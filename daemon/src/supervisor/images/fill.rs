@@ -216,7 +216,7 @@ impl Supervisor {
                 let of = incomplete.iter().find(|(_, segment, ..)| segment.id == id);
                 let Some((tree, _, shard, registry)) = of else { continue };
                 debug!(segment = %id, runs = runs.len(), "fetching what was read before");
-                let number = filler.replay_begins(id, tree.pool, Arc::clone(registry));
+                let number = filler.replay_begins(now, id, tree.pool, Arc::clone(registry));
                 let answer = shard.prefetch(id, runs);
                 replays.push(async move { (number, answer.await.ok().and_then(Result::err)) });
             }

@@ -3,6 +3,7 @@
 //! Whoever mounts the image itself goes on to see what the image says. A snapshot of containerd's stands for all images with
 //! that layer: nobody is to read one from then on.
 
+use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
@@ -60,6 +61,7 @@ impl Supervisor {
             }
         };
         self.origins.remove(pool);
+        self.forget_fills(&HashSet::from([pool]));
         // a reader who has been let through would read zeros: only where there is no other way
         let open = if closed == Some(true) { &[][..] } else { &tree.segments };
         for segment in open {

@@ -194,7 +194,11 @@ impl Supervisor {
             Ok(())
         });
         match unmounted.await {
-            Ok(()) => drop(lock(&self.live).layers.remove(&id)),
+            Ok(()) => {
+                let mut live = lock(&self.live);
+                let gone = live.layers.remove(&id);
+                self.end_fills(&live, gone);
+            }
             // served as long as it is there
             Err(error) => error!(%error, "a layer stays mounted"),
         }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -367,7 +367,7 @@ impl<F: Fetch> PoolState<F> {
                 data: Arc::clone(&home.data),
                 range: object.range,
                 segment_size: home.size,
-                done: AtomicBool::new(false),
+                done: Mutex::default(),
             })
         });
         Ok((object.key, Arc::clone(target)))

@@ -49,7 +49,7 @@ impl Schedule {
         let Some(ended) = self.requests.remove(&request) else { return };
         if ended.lane == Lane::Demand {
             // whoever waited for it may soon come again
-            self.busy_until = now + BUSY;
+            self.busy_until = self.busy_until.max(now + BUSY);
         }
         let pause = self.note(now, outcome);
         // The same pause for all, so that they go out together again.

@@ -51,22 +51,30 @@ struct Missing {
     generation: u64,
     pieces: Pieces,
     under_way: usize,
+    /// When a piece came last, or the first of those under way was asked for.
+    heard: Duration,
     backoff: Backoff,
     /// Where it was read last.
     read: Option<Read>,
 }
 
 impl Missing {
+    /// Pieces are under way and do not come.
+    fn hangs(&self, now: Duration) -> bool {
+        self.under_way > 0 && pace::is_slow(now, self.heard)
+    }
+
     /// There is a piece to be asked for, as far as the layer is concerned.
     fn is_ready(&self, now: Duration) -> bool {
         let is_free = !self.backoff.is_probing() || self.under_way == 0;
-        is_free && !self.pieces.is_empty() && self.backoff.left(now).is_none()
+        is_free && !self.hangs(now) && !self.pieces.is_empty() && self.backoff.left(now).is_none()
     }
 }
 
 /// What was read at the last start, and is asked for at once at this one.
 #[derive(Debug)]
 struct Replay {
+    begun: Duration,
     segment: SegmentId,
     pool: PoolId,
     registry: Registry,
@@ -151,7 +159,7 @@ impl Filler {
         }
         self.last_number += 1;
         let generation = self.last_number;
-        let (under_way, backoff, read) = (0, Backoff::from(from), None);
+        let (under_way, heard, backoff, read) = (0, now, Backoff::from(from), None);
         let missing = Missing {
             segment,
             pool,
@@ -160,6 +168,7 @@ impl Filler {
             generation,
             pieces,
             under_way,
+            heard,
             backoff,
             read,
         };
@@ -172,9 +181,15 @@ impl Filler {
     }
 
     /// What was read before is being asked for. Gives its number.
-    pub fn replay_begins(&mut self, segment: SegmentId, pool: PoolId, registry: Registry) -> u64 {
+    pub fn replay_begins(
+        &mut self,
+        now: Duration,
+        segment: SegmentId,
+        pool: PoolId,
+        registry: Registry,
+    ) -> u64 {
         self.last_number += 1;
-        self.replays.insert(self.last_number, Replay { segment, pool, registry });
+        self.replays.insert(self.last_number, Replay { begun: now, segment, pool, registry });
         self.last_number
     }
 
@@ -216,14 +231,20 @@ impl Filler {
         let busy = self.mounted.max(self.demanded);
         let quiet = busy.map_or(Duration::MAX, |busy| now.saturating_sub(busy));
         let limit = pace::limit(quiet);
-        let replayed: HashSet<_> =
-            self.replays.values().map(|replay| Arc::clone(&replay.registry)).collect();
+        // what hangs is no reason not to fetch the rest
+        let replays = self.replays.values().filter(|replay| !pace::is_slow(now, replay.begun));
+        let replayed: HashSet<_> = replays.map(|replay| Arc::clone(&replay.registry)).collect();
+        let mut hanging: HashMap<Registry, usize> = HashMap::new();
+        for missing in self.missing.iter().filter(|missing| missing.hangs(now)) {
+            *hanging.entry(Arc::clone(&missing.registry)).or_default() += missing.under_way;
+        }
         let mut pieces = Vec::new();
         let mut wake: Option<Duration> = None;
         loop {
             let may_ask = |registry: &Registry| {
-                !replayed.contains(registry)
-                    && self.under_way.get(registry).is_none_or(|pieces| *pieces < limit)
+                let pieces = self.under_way.get(registry).copied().unwrap_or_default();
+                let hanging = hanging.get(registry).copied().unwrap_or_default();
+                !replayed.contains(registry) && pieces < limit + hanging
             };
             let ready = self.missing.iter_mut().enumerate().filter(|(_, of)| of.is_ready(now));
             let first = ready
@@ -233,6 +254,9 @@ impl Filler {
             let offset = missing.read.map_or(0, |read| read.offset);
             // it is ready, so there is one
             let Some(number) = missing.pieces.take(offset) else { break };
+            if missing.under_way == 0 {
+                missing.heard = now;
+            }
             missing.under_way += 1;
             *self.under_way.entry(Arc::clone(&missing.registry)).or_default() += 1;
             pieces.push(Piece {
@@ -255,6 +279,13 @@ impl Filler {
             };
             wake = wake.into_iter().chain(later).min();
         }
+        if self.missing.iter().any(|missing| missing.is_ready(now)) {
+            let waited_for = self.missing.iter().filter(|missing| missing.under_way > 0);
+            let begun = waited_for.map(|missing| missing.heard);
+            let begun = begun.chain(self.replays.values().map(|replay| replay.begun));
+            let slow = begun.filter_map(|begun| pace::until_slow(now, begun));
+            wake = wake.into_iter().chain(slow).min();
+        }
         Some(Next { pieces, wake })
     }
 
@@ -271,6 +302,7 @@ impl Filler {
         let Some(at) = at else { return };
         let missing = &mut self.missing[at];
         missing.under_way -= 1;
+        missing.heard = now;
         let fill = self.fills.get_mut(&piece.segment);
         match end {
             End::Came => {

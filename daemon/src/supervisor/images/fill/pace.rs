@@ -14,6 +14,9 @@ const QUIET: Duration = Duration::from_millis(300);
 const STEP: Duration = Duration::from_millis(100);
 const MORE: usize = 2;
 
+/// What was asked for so long ago hangs: others do not wait for it.
+const SLOW: Duration = Duration::from_secs(60);
+
 /// The wait after a piece that did not come; it doubles with each that is tried after that.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
@@ -33,6 +36,16 @@ pub fn until_more(quiet: Duration) -> Option<Duration> {
     let Some(since) = quiet.checked_sub(QUIET) else { return Some(QUIET - quiet) };
     let steps = u32::try_from(since.as_millis() / STEP.as_millis()).ok()?;
     STEP.checked_mul(steps.checked_add(1)?)?.checked_sub(since)
+}
+
+/// Whether something that began, or was heard of last, at that time is slow.
+pub fn is_slow(now: Duration, since: Duration) -> bool {
+    until_slow(now, since).is_none()
+}
+
+/// How much longer until then; `None`: it is.
+pub fn until_slow(now: Duration, since: Duration) -> Option<Duration> {
+    SLOW.checked_sub(now.saturating_sub(since)).filter(|left| !left.is_zero())
 }
 
 /// When a layer's pieces may be asked for. Times are since any moment.

@@ -171,8 +171,8 @@ fn what_was_read_at_the_last_start_goes_first() {
     add(&mut filler, secs(1), layer(1));
     add(&mut filler, secs(1), at(2, "elsewhere"));
     add(&mut filler, secs(1), layer(3));
-    let first = filler.replay_begins(SegmentId(1), POOL, "registry".into());
-    let second = filler.replay_begins(SegmentId(3), POOL, "registry".into());
+    let first = filler.replay_begins(ms(0), SegmentId(1), POOL, "registry".into());
+    let second = filler.replay_begins(ms(0), SegmentId(3), POOL, "registry".into());
     assert_eq!((state(&filler, 1), state(&filler, 2)), (Some("replaying"), Some("waiting")));
     assert_eq!(places(&next(&mut filler, secs(1))), [(2, 0), (2, 4)]);
     // in any order
@@ -191,7 +191,7 @@ fn a_finished_layer_does_not_wait() {
     let mut filler = Filler::default();
     add(&mut filler, secs(1), layer(1));
     drain(&mut filler, secs(1));
-    let replay = filler.replay_begins(SegmentId(1), POOL, "registry".into());
+    let replay = filler.replay_begins(ms(0), SegmentId(1), POOL, "registry".into());
     assert_eq!(state(&filler, 1), Some("replaying"));
     filler.replay_ended(replay, None);
     assert_eq!(state(&filler, 1), Some("done"));
@@ -204,7 +204,7 @@ fn evicted_and_mounted_again() {
     add(&mut filler, secs(1), layer(1));
     add(&mut filler, secs(1), New { pool: PoolId(8), ..layer(2) });
     let old = next(&mut filler, secs(1));
-    let replay = filler.replay_begins(SegmentId(1), POOL, "registry".into());
+    let replay = filler.replay_begins(ms(0), SegmentId(1), POOL, "registry".into());
     filler.ended(secs(1), &old[0], failed());
     filler.forget(&HashSet::from([POOL]));
     assert_eq!((state(&filler, 1), state(&filler, 2)), (None, Some("waiting")));
@@ -321,4 +321,40 @@ fn the_task_waits_for_what_it_has_begun() {
     assert_eq!(state(&filler, 1), Some("waiting"));
     assert_eq!(drain(&mut filler, secs(3)).len(), 10);
     assert!(!filler.runs);
+}
+
+/// A layer that hangs, or a replay, holds nobody else back for long.
+#[test]
+fn what_hangs_is_not_waited_for() {
+    let mut filler = Filler::default();
+    add(&mut filler, ms(0), layer(1));
+    add(&mut filler, ms(0), layer(2));
+    add(&mut filler, ms(0), at(3, "other"));
+    let replay = filler.replay_begins(ms(0), SegmentId(3), POOL, "other".into());
+    let now = secs(10);
+    let hanging = next(&mut filler, now);
+    assert!(hanging.len() == 10 + 2 && hanging[..10].iter().all(|piece| piece.segment.0 == 1));
+    for piece in &hanging[10..] {
+        filler.ended(now, piece, End::Came);
+    }
+    let others = next(&mut filler, now);
+    assert_eq!(places(&others), [(2, 8), (2, 12)]);
+    assert_eq!(filler.next(now).unwrap(), Next { pieces: Vec::new(), wake: Some(secs(50)) });
+    // the replay is slow: the layer that it is of comes all the same
+    let third = next(&mut filler, secs(60));
+    assert!(third.len() == 10 && third.iter().all(|piece| piece.segment.0 == 3));
+    // and now the first layer is: the second goes on, which has been heard of
+    filler.ended(secs(65), &others[0], End::Came);
+    filler.ended(secs(65), &others[1], End::Came);
+    let more = next(&mut filler, secs(70));
+    assert!(more.len() == 6 && more.iter().all(|piece| piece.segment.0 == 2), "{more:?}");
+    // it comes at last
+    for piece in &hanging[..10] {
+        filler.ended(secs(80), piece, End::Came);
+    }
+    filler.replay_ended(replay, None);
+    for piece in third.iter().chain(&more) {
+        filler.ended(secs(80), piece, End::Came);
+    }
+    assert_eq!(drain(&mut filler, secs(81)), []);
 }
