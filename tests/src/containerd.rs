@@ -31,6 +31,10 @@ pub const KEEP: (&str, &str) = ("containerd.io/gc.root", "always");
 /// The name of a view.
 const VIEW: &str = "view";
 
+/// Before a command: what a process says just before it ends may be lost (containerd's issue 5741), so its end comes later.
+const ENDS_LATER: [&str; 5] =
+    ["/bin/busybox", "sh", "-c", "\"$@\"; code=$?; /bin/busybox sleep 0.2; exit $code", "sh"];
+
 /// containerd, started anew when it ends.
 const INIT: &str = r#"
 mount -t tmpfs -o mode=755 tmpfs /run
@@ -181,7 +185,7 @@ impl Containerd {
     ) -> Result<String> {
         let cgroup = format!("/{}/{name}", self.cgroup);
         let run = ["run", "--rm", "--snapshotter", snapshotter, "--cgroup", &cgroup, image, name];
-        self.check(namespace, &[&run, command].concat())
+        self.check(namespace, &[&run, &ENDS_LATER[..], command].concat())
     }
 
     /// As [`run`](Self::run), as root of a namespace of users that is `outside` elsewhere.
@@ -193,7 +197,8 @@ impl Containerd {
         outside: u32,
         command: &[&str],
     ) -> Result<String> {
-        self.run_as("--rm", Some(outside), namespace, image, name, command)
+        let command = [&ENDS_LATER, command].concat();
+        self.run_as("--rm", Some(outside), namespace, image, name, &command)
     }
 
     /// As [`run`](Self::run), and goes on in the background; as root of a namespace of users if that is `outside`.
@@ -233,7 +238,8 @@ impl Containerd {
 
     /// Runs a command in a container that runs; gives its output.
     pub fn exec(&self, namespace: &str, name: &str, id: &str, command: &[&str]) -> Result<String> {
-        self.check(namespace, &[&["task", "exec", "--exec-id", id, name], command].concat())
+        let exec = ["task", "exec", "--exec-id", id, name];
+        self.check(namespace, &[&exec, &ENDS_LATER[..], command].concat())
     }
 
     /// Ends and removes a container, and at once what only it had.
