@@ -52,7 +52,7 @@ struct Inner {
 }
 
 /// Who has no name to give.
-struct Nobody;
+pub(super) struct Nobody;
 
 impl Credentials for Nobody {
     fn get<'a>(

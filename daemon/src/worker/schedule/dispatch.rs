@@ -163,7 +163,8 @@ impl Schedule {
             return taken;
         }
         // A share that is smaller than that would cost more in round trips than it gains.
-        let most = (self.prefetch_bytes() / free as u64).clamp(SMALL_BATCH.1, batch.1);
+        let queued = self.prefetch_bytes(batch.1 * free as u64);
+        let most = (queued / free as u64).clamp(SMALL_BATCH.1, batch.1);
         while let Some(no) = self.prefetch.front().copied() {
             let stale = !self.is_queued(no, Lane::Prefetch);
             if stale || !self.has_waiters(no) {
@@ -189,10 +190,18 @@ impl Schedule {
         taken
     }
 
-    /// Bytes of content that prefetches have in the queue.
-    fn prefetch_bytes(&self) -> u64 {
+    /// Bytes of content that prefetches have in the queue; not all of them are looked for where there are `enough`.
+    fn prefetch_bytes(&self, enough: u64) -> u64 {
         let queued = self.prefetch.iter().filter_map(|no| self.objects.get(no));
-        queued.filter(|o| o.state == State::Queued(Lane::Prefetch)).map(|o| o.size).sum()
+        let sizes = queued.filter(|o| o.state == State::Queued(Lane::Prefetch)).map(|o| o.size);
+        let mut bytes = 0;
+        for size in sizes {
+            bytes += size;
+            if bytes >= enough {
+                break;
+            }
+        }
+        bytes
     }
 
     fn send(&mut self, now: Now, lane: Lane, mut objects: Vec<ObjectNo>, along: Along<'_>) {

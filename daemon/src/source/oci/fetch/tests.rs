@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, Response, StatusCode};
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
 use super::*;
@@ -13,23 +13,11 @@ use crate::layer::digest::Digest;
 use crate::layer::indexer::Indexer;
 use crate::layer::span::{Codec, Proof, Span, TRAILER};
 use crate::layer::tests::{index_by, noise, pinned_index};
+use crate::queue::wire::HttpTransport;
 use crate::queue::wire::image::{self as wire, Repository};
-use crate::queue::wire::{Credential, HttpTransport};
 use crate::source::Content;
+use crate::source::git::Nobody;
 use crate::source::oci::digest;
-
-/// Whom nobody asks who they are.
-struct Nobody;
-
-impl Credentials for Nobody {
-    fn get<'a>(
-        &'a self,
-        _: &'a str,
-        _: Option<Credential>,
-    ) -> BoxFuture<'a, Result<Option<Credential>, String>> {
-        Box::pin(async { Ok(None) })
-    }
-}
 
 /// A host that has one blob.
 struct Server {
