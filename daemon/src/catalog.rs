@@ -42,6 +42,7 @@ pub use records::{
 };
 pub use runs::LastRun;
 pub use snapshots::{Labels, NewSnapshot, Refused, Snapshot, SnapshotKind};
+pub use traces::Place;
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 

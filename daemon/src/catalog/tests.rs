@@ -480,6 +480,26 @@ async fn traces_are_learnt_and_forgotten() {
     assert_eq!(catalog.trace(vec![a]).await.unwrap(), [(a, 7)]);
 }
 
+/// Layers that are mounted one after the other come in the order in which they were read.
+#[tokio::test]
+async fn traces_have_an_order_over_all_layers() {
+    let room = tempfile::tempdir().unwrap();
+    let catalog = Catalog::open(&room.path().join("catalog.sqlite")).unwrap();
+    let (a, b, c) = (commit("a"), commit("b"), commit("c"));
+    for (layer, records) in [(b, vec![7, 8]), (a, vec![3]), (c, vec![0])] {
+        catalog.learn_trace(layer, records).await.unwrap();
+    }
+    let mut one_by_one = Vec::new();
+    for layer in [a, b, c] {
+        one_by_one.extend(catalog.placed_trace(vec![layer]).await.unwrap());
+    }
+    one_by_one.sort_unstable();
+    assert_eq!(one_by_one, catalog.placed_trace(vec![c, b, a, b]).await.unwrap());
+    let order: Vec<_> = one_by_one.iter().map(|(_, layer, record)| (*layer, *record)).collect();
+    assert_eq!(order, [(b, 7), (b, 8), (a, 3), (c, 0)]);
+    assert_eq!(catalog.trace(vec![a, b, c]).await.unwrap(), order);
+}
+
 /// An image that was pulled for containerd stays as long as one of its layers is a snapshot's, or a pull goes on.
 #[tokio::test]
 async fn images_of_containerd_go_with_its_snapshots() {

@@ -18,6 +18,9 @@ fn keep_the_newest(t: &Transaction<'_>) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// Where something is in what was read of all layers: the least was read first.
+pub type Place = i64;
+
 impl Catalog {
     /// Readers of the layer with this segment wanted these records, after those that are known.
     pub async fn add_to_trace(
@@ -75,17 +78,28 @@ impl Catalog {
 
     /// What readers of these layers wanted: the layer and the record, in order.
     pub async fn trace(&self, layers: Vec<ObjectId>) -> Result<Vec<(ObjectId, u32)>, CatalogError> {
+        let found = self.placed_trace(layers).await?;
+        Ok(found.into_iter().map(|(_, layer, record)| (layer, record)).collect())
+    }
+
+    /// The same, each with its place, which tells the order of what is of different calls.
+    pub async fn placed_trace(
+        &self,
+        layers: Vec<ObjectId>,
+    ) -> Result<Vec<(Place, ObjectId, u32)>, CatalogError> {
         self.run("read what was read of layers", move |t| {
             let mut select = t.prepare("SELECT layer, record, id FROM traces WHERE layer = ?1")?;
-            let mut found: Vec<(i64, ObjectId, u32)> = Vec::new();
+            let mut found: Vec<(Place, ObjectId, u32)> = Vec::new();
             for layer in &layers {
                 let rows = select.query_map([layer.as_bytes()], |row| {
                     Ok((row.get(2)?, object(row, 0)?, row.get(1)?))
                 })?;
                 found.extend(rows.collect::<Result<Vec<_>, _>>()?);
             }
-            found.sort_unstable_by_key(|(id, ..)| *id);
-            Ok(found.into_iter().map(|(_, layer, record)| (layer, record)).collect())
+            found.sort_unstable_by_key(|(place, ..)| *place);
+            // a layer that is asked for twice
+            found.dedup();
+            Ok(found)
         })
         .await
     }

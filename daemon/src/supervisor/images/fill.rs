@@ -1,13 +1,14 @@
 //! Filling in the background what was pulled by its index alone.
 //!
-//! One task fills all layers of all mounts, in [pieces](order) behind the readers, and at a [pace] that leaves the line to
-//! them. What is known of it is in the [`Filler`].
+//! One task fills all layers of all mounts: first with what was [read](replay) of them at an earlier start, then in
+//! [pieces](order) behind the readers, and at a [pace] that leaves the line to them. What is known of it is in the [`Filler`].
 
 mod filler;
 mod order;
 mod pace;
+mod replay;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -78,7 +79,7 @@ fn describe(
     })
 }
 
-/// Fills what is missing of all layers, until nothing is.
+/// Fetches what was read before of all layers, and what else is missing, until nothing is.
 async fn run(fills: Arc<Fills>, shards: Vec<ShardHandle>) {
     let mut pieces = FuturesUnordered::new();
     loop {
@@ -93,7 +94,7 @@ async fn run(fills: Arc<Fills>, shards: Vec<ShardHandle>) {
         let Some(Next { pieces: begun, wake }) = next else { return };
         for piece in begun {
             let shard = shards.iter().find(|shard| shard.id == piece.shard);
-            let answer = shard.map(|shard| shard.prefetch(piece.segment, vec![piece.run]));
+            let answer = shard.map(|shard| shard.prefetch(piece.segment, piece.runs.clone()));
             pieces.push(async move {
                 let end = match answer {
                     Some(answer) => answer.await,
@@ -113,13 +114,18 @@ async fn run(fills: Arc<Fills>, shards: Vec<ShardHandle>) {
                 let end = match end {
                     Ok(Ok(())) => End::Came,
                     Ok(Err(why)) if why != GONE => {
-                        info!(segment = %piece.segment, why, "a layer can't be filled yet");
+                        match piece.is_replayed() {
+                            true => debug!(why, "not all that was read before could be fetched"),
+                            false => {
+                                info!(segment = %piece.segment, why, "a layer can't be filled yet");
+                            }
+                        }
                         End::Failed(why)
                     }
                     // unmounted, or the shard has ended, and with it the daemon
                     Ok(Err(_)) | Err(_) => End::Gone,
                 };
-                debug!(segment = %piece.segment, first = piece.run.first, ?end, "filled");
+                debug!(segment = %piece.segment, runs = ?piece.runs, ?end, "filled");
                 lock(&fills.filler).ended(shard::now(), &piece, end);
             }
             () = fills.news.notified() => {}
@@ -176,8 +182,7 @@ impl Supervisor {
                 .extend(segments.map(|segment| (tree, segment, shard, Arc::clone(&registry))));
         }
         let of: Vec<_> = incomplete.iter().map(|(tree, ..)| *tree).collect();
-        // in the order in which they were read
-        let traced = self.traced(&of).await;
+        let read_before = replay::stretches(&self.traced(&of).await);
         let fills_all = self.config.images.background_fill.unwrap_or(true);
         let is_filled =
             |tree: &Tree| fills_all && (wanted == Wanted::All || !tree.revision.is_empty());
@@ -188,37 +193,30 @@ impl Supervisor {
             layers.filter(|layer| next.remove(layer)).collect()
         };
         let now = shard::now();
-        let mut replays = FuturesUnordered::new();
         let starts = {
             let mut filler = lock(&self.fills.filler);
-            let runs: HashMap<_, _> = traced.iter().map(|(id, runs)| (*id, runs)).collect();
             for (tree, segment, shard, registry) in &incomplete {
-                let traced = runs.get(&segment.id).map(|runs| (*runs).clone()).unwrap_or_default();
+                let stretches = read_before.get(&segment.id).cloned().unwrap_or_default();
+                let traced: Vec<_> = stretches.iter().flat_map(|of| of.runs.clone()).collect();
                 if is_filled(tree) || !traced.is_empty() {
                     let (layer, pool) = (tree.commit, tree.pool);
                     filler.show(segment.id, Fill { layer, pool, traced, trouble: None });
                 }
+                let is_recorded = recorded.contains(&tree.commit);
+                let wait = if is_recorded { RECORDING } else { pace::HEAD_START };
+                let new = New {
+                    segment: segment.id,
+                    size: segment.size,
+                    pool: tree.pool,
+                    shard: shard.id,
+                    registry: Arc::clone(registry),
+                    from: now.saturating_add(wait),
+                };
+                debug!(segment = %segment.id, pieces = stretches.len(), "read before");
+                filler.replay(now, &new, stretches);
                 if is_filled(tree) {
-                    let is_recorded = recorded.contains(&tree.commit);
-                    let wait = if is_recorded { RECORDING } else { pace::HEAD_START };
-                    let new = New {
-                        segment: segment.id,
-                        size: segment.size,
-                        pool: tree.pool,
-                        shard: shard.id,
-                        registry: Arc::clone(registry),
-                        from: now.saturating_add(wait),
-                    };
                     filler.add(now, new);
                 }
-            }
-            for (id, runs) in traced {
-                let of = incomplete.iter().find(|(_, segment, ..)| segment.id == id);
-                let Some((tree, _, shard, registry)) = of else { continue };
-                debug!(segment = %id, runs = runs.len(), "fetching what was read before");
-                let number = filler.replay_begins(now, id, tree.pool, Arc::clone(registry));
-                let answer = shard.prefetch(id, runs);
-                replays.push(async move { (number, answer.await.ok().and_then(Result::err)) });
             }
             filler.start()
         };
@@ -227,18 +225,5 @@ impl Supervisor {
         } else {
             self.fills.news.notify_one();
         }
-        if replays.is_empty() {
-            return;
-        }
-        let fills = Arc::clone(&self.fills);
-        tokio::spawn(async move {
-            while let Some((number, trouble)) = replays.next().await {
-                if let Some(why) = &trouble {
-                    debug!(why, "not all that was read before could be fetched");
-                }
-                lock(&fills.filler).replay_ended(number, trouble);
-                fills.news.notify_one();
-            }
-        });
     }
 }

@@ -9,7 +9,7 @@ use super::super::queue::Paths;
 use super::super::{Supervisor, lock};
 use super::{catalog, parse};
 use crate::admin::{ApiError, Caller};
-use crate::catalog::Tree;
+use crate::catalog::{Place, Tree};
 use crate::ids::SegmentId;
 use crate::object::ObjectId;
 use crate::queue::wire::Run;
@@ -31,18 +31,20 @@ impl Supervisor {
         }
     }
 
-    /// What readers of these layers wanted at an earlier time: the segments, each with its records in order.
-    pub(super) async fn traced(&self, trees: &[&Tree]) -> Vec<(SegmentId, Vec<Run>)> {
+    /// What readers of these layers wanted at an earlier time: records of the layers' segments, in order.
+    pub(super) async fn traced(&self, trees: &[&Tree]) -> Vec<(Place, SegmentId, u32)> {
         if !self.traces() {
             return Vec::new();
         }
         let layers = trees.iter().map(|tree| tree.commit).collect();
-        let records = self.catalog.trace(layers).await.unwrap_or_else(|error| {
+        let records = self.catalog.placed_trace(layers).await.unwrap_or_else(|error| {
             warn!(%error, "can't tell what was read of the layers");
             Vec::new()
         });
         let segments = trees.iter().filter_map(|tree| Some((tree.commit, *tree.segments.first()?)));
-        in_runs(&records, &segments.collect())
+        let segments: HashMap<_, _> = segments.collect();
+        let of_segment = |(place, layer, record)| Some((place, *segments.get(&layer)?, record));
+        records.into_iter().filter_map(of_segment).collect()
     }
 
     /// What to fetch first of a layer that was just pulled, as somebody says who is trusted.
@@ -101,46 +103,5 @@ impl Supervisor {
     pub(super) async fn traced_bytes(&self, layers: &[ObjectId]) -> Result<u64, ApiError> {
         let records = self.catalog.trace(layers.to_vec()).await.map_err(catalog)?;
         Ok(records.len() as u64 * CHUNK)
-    }
-}
-
-/// Neighbours together; the segment that was read first is the first.
-fn in_runs(
-    records: &[(ObjectId, u32)],
-    segments: &HashMap<ObjectId, SegmentId>,
-) -> Vec<(SegmentId, Vec<Run>)> {
-    let mut traced: Vec<(SegmentId, Vec<Run>)> = Vec::new();
-    for (layer, record) in records {
-        let Some(segment) = segments.get(layer) else { continue };
-        let at = traced.iter().position(|(of, _)| of == segment).unwrap_or_else(|| {
-            traced.push((*segment, Vec::new()));
-            traced.len() - 1
-        });
-        let runs = &mut traced[at].1;
-        if !runs.last_mut().is_some_and(|run| run.take(*record)) {
-            runs.push(Run::one(*record));
-        }
-    }
-    traced
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::source::oci::digest::sha256;
-
-    #[test]
-    fn neighbours_are_asked_for_together_and_in_order() {
-        let (a, b) = (sha256(b"a"), sha256(b"b"));
-        let segments = HashMap::from([(a, SegmentId(1)), (b, SegmentId(2))]);
-        let records = [(b, 7), (a, 3), (b, 8), (b, 0), (sha256(b"c"), 1), (a, 4), (b, 9)];
-        let run = |first, count| Run { first, count };
-        assert_eq!(
-            in_runs(&records, &segments),
-            [
-                (SegmentId(2), vec![run(7, 2), run(0, 1), run(9, 1)]),
-                (SegmentId(1), vec![run(3, 2)]),
-            ]
-        );
     }
 }

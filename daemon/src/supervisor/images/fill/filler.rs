@@ -3,12 +3,13 @@
 //! Pure: it does not ask for anything and has no clock. All times are by the clock of the shards
 //! ([`now`](super::super::super::shard::now)).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::order::{self, Pieces};
 use super::pace::{self, Backoff};
+use super::replay::{self, Stretch};
 use crate::ids::{PoolId, SegmentId, ShardId};
 use crate::object::ObjectId;
 use crate::queue::wire::Run;
@@ -27,7 +28,7 @@ pub struct Fill {
     pub trouble: Option<String>,
 }
 
-/// What is to be filled of a layer: all of its segment.
+/// A layer that has been mounted: all of its segment may be to be filled.
 #[derive(Debug, Clone)]
 pub struct New {
     pub segment: SegmentId,
@@ -36,7 +37,7 @@ pub struct New {
     pub pool: PoolId,
     pub shard: ShardId,
     pub registry: Registry,
-    /// Nothing is asked for before that.
+    /// Nothing is asked for before that, but what was read before.
     pub from: Duration,
 }
 
@@ -71,13 +72,27 @@ impl Missing {
     }
 }
 
-/// What was read at the last start, and is asked for at once at this one.
+/// What was read of a segment at an earlier start, and is asked for at once at this one. Nothing of it is asked for twice.
 #[derive(Debug)]
 struct Replay {
-    begun: Duration,
-    segment: SegmentId,
     pool: PoolId,
+    shard: ShardId,
     registry: Registry,
+    /// As that of what is [`Missing`].
+    generation: u64,
+    /// What has not been asked for, in order.
+    left: VecDeque<Stretch>,
+    /// In bytes.
+    under_way: u64,
+    /// As that of what is [`Missing`].
+    heard: Duration,
+}
+
+impl Replay {
+    /// Something is under way and does not come.
+    fn hangs(&self, now: Duration) -> bool {
+        self.under_way > 0 && pace::is_slow(now, self.heard)
+    }
 }
 
 /// A piece that is to be asked for. To be given back with its [`End`].
@@ -85,11 +100,19 @@ struct Replay {
 pub struct Piece {
     pub segment: SegmentId,
     pub shard: ShardId,
-    pub run: Run,
-    number: u32,
+    pub runs: Vec<Run>,
+    /// Of those of the segment; `None`: it is of a replay.
+    number: Option<u32>,
     generation: u64,
     registry: Registry,
     begun: Duration,
+}
+
+impl Piece {
+    /// It was read before, and is not tried again.
+    pub fn is_replayed(&self) -> bool {
+        self.number.is_none()
+    }
 }
 
 /// What has become of a piece.
@@ -115,11 +138,10 @@ pub struct Filler {
     fills: BTreeMap<SegmentId, Fill>,
     /// In the order in which they were added, each segment once.
     missing: Vec<Missing>,
-    replays: BTreeMap<u64, Replay>,
-    /// Pieces, also those of which nobody wants to know any more.
+    replays: BTreeMap<SegmentId, Replay>,
+    /// Pieces of what is missing, also those of which nobody wants to know any more.
     under_way: HashMap<Registry, usize>,
-    /// Of generations and replays.
-    last_number: u64,
+    last_generation: u64,
     /// When a layer was added last, and when a reader was last known to wait.
     mounted: Option<Duration>,
     demanded: Option<Duration>,
@@ -137,8 +159,7 @@ impl Filler {
     pub fn shown(&self) -> Vec<(SegmentId, Fill, &'static str)> {
         let missing: HashMap<_, _> =
             self.missing.iter().map(|missing| (missing.segment, missing.under_way)).collect();
-        let replayed: HashSet<_> = self.replays.values().map(|replay| replay.segment).collect();
-        let state = |segment| match (replayed.contains(segment), missing.get(segment)) {
+        let state = |segment| match (self.replays.contains_key(segment), missing.get(segment)) {
             (true, _) => "replaying",
             (false, Some(0)) => "waiting",
             (false, Some(_)) => "filling",
@@ -157,8 +178,7 @@ impl Filler {
         if pieces.is_empty() {
             return;
         }
-        self.last_number += 1;
-        let generation = self.last_number;
+        let generation = self.generation();
         let (under_way, heard, backoff, read) = (0, now, Backoff::from(from), None);
         let missing = Missing {
             segment,
@@ -175,31 +195,33 @@ impl Filler {
         self.missing.push(missing);
     }
 
+    /// What was read of a mounted layer before is to come now, and before anything else of its registry. It takes the place of
+    /// what another mount has left of its own replay of the segment, which is a part of it.
+    pub fn replay(&mut self, now: Duration, new: &New, stretches: VecDeque<Stretch>) {
+        if stretches.is_empty() {
+            return;
+        }
+        let replay = Replay {
+            pool: new.pool,
+            shard: new.shard,
+            registry: Arc::clone(&new.registry),
+            generation: self.generation(),
+            left: stretches,
+            under_way: 0,
+            heard: now,
+        };
+        self.replays.insert(new.segment, replay);
+    }
+
+    fn generation(&mut self) -> u64 {
+        self.last_generation += 1;
+        self.last_generation
+    }
+
     /// `true`: a task is to be started, and counts as running.
     pub fn start(&mut self) -> bool {
-        !self.missing.is_empty() && !std::mem::replace(&mut self.runs, true)
-    }
-
-    /// What was read before is being asked for. Gives its number.
-    pub fn replay_begins(
-        &mut self,
-        now: Duration,
-        segment: SegmentId,
-        pool: PoolId,
-        registry: Registry,
-    ) -> u64 {
-        self.last_number += 1;
-        self.replays.insert(self.last_number, Replay { begun: now, segment, pool, registry });
-        self.last_number
-    }
-
-    /// `trouble`: why not all of it has come.
-    pub fn replay_ended(&mut self, number: u64, trouble: Option<String>) {
-        if let Some(Replay { segment, .. }) = self.replays.remove(&number)
-            && let Some(fill) = self.fills.get_mut(&segment)
-        {
-            fill.trouble = trouble;
-        }
+        let is_idle = self.missing.is_empty() && self.replays.is_empty();
+        !is_idle && !std::mem::replace(&mut self.runs, true)
     }
 
     /// These pools are not served any more.
@@ -224,21 +246,21 @@ impl Filler {
 
     /// The pieces that may be asked for now; they count as under way. `None`: all is done, and the task ends.
     pub fn next(&mut self, now: Duration) -> Option<Next> {
-        if self.missing.is_empty() && self.under_way.is_empty() {
+        if self.missing.is_empty() && self.replays.is_empty() && self.under_way.is_empty() {
             self.runs = false;
             return None;
         }
+        let mut pieces = self.next_replayed(now);
         let busy = self.mounted.max(self.demanded);
         let quiet = busy.map_or(Duration::MAX, |busy| now.saturating_sub(busy));
         let limit = pace::limit(quiet);
         // what hangs is no reason not to fetch the rest
-        let replays = self.replays.values().filter(|replay| !pace::is_slow(now, replay.begun));
+        let replays = self.replays.values().filter(|replay| !replay.hangs(now));
         let replayed: HashSet<_> = replays.map(|replay| Arc::clone(&replay.registry)).collect();
         let mut hanging: HashMap<Registry, usize> = HashMap::new();
         for missing in self.missing.iter().filter(|missing| missing.hangs(now)) {
             *hanging.entry(Arc::clone(&missing.registry)).or_default() += missing.under_way;
         }
-        let mut pieces = Vec::new();
         let mut wake: Option<Duration> = None;
         loop {
             let may_ask = |registry: &Registry| {
@@ -262,8 +284,8 @@ impl Filler {
             pieces.push(Piece {
                 segment: missing.segment,
                 shard: missing.shard,
-                run: order::run(number),
-                number,
+                runs: vec![order::run(number)],
+                number: Some(number),
                 generation: missing.generation,
                 registry: Arc::clone(&missing.registry),
                 begun: now,
@@ -279,18 +301,63 @@ impl Filler {
             };
             wake = wake.into_iter().chain(later).min();
         }
-        if self.missing.iter().any(|missing| missing.is_ready(now)) {
-            let waited_for = self.missing.iter().filter(|missing| missing.under_way > 0);
-            let begun = waited_for.map(|missing| missing.heard);
-            let begun = begun.chain(self.replays.values().map(|replay| replay.begun));
-            let slow = begun.filter_map(|begun| pace::until_slow(now, begun));
+        if self.missing.iter().any(|missing| missing.is_ready(now))
+            || self.replays.values().any(|replay| !replay.left.is_empty())
+        {
+            let missing = self.missing.iter().filter(|missing| missing.under_way > 0);
+            let replays = self.replays.values().filter(|replay| replay.under_way > 0);
+            let heard = missing.map(|missing| missing.heard);
+            let heard = heard.chain(replays.map(|replay| replay.heard));
+            let slow = heard.filter_map(|heard| pace::until_slow(now, heard));
             wake = wake.into_iter().chain(slow).min();
         }
         Some(Next { pieces, wake })
     }
 
+    /// What may be asked for now of what was read before: of each registry what was read first, so much of it that the line is
+    /// full and the order still means something.
+    fn next_replayed(&mut self, now: Duration) -> Vec<Piece> {
+        let mut under_way: HashMap<Registry, u64> = HashMap::new();
+        // what hangs does not hold others back
+        for replay in self.replays.values().filter(|replay| !replay.hangs(now)) {
+            *under_way.entry(Arc::clone(&replay.registry)).or_default() += replay.under_way;
+        }
+        let mut full = HashSet::new();
+        let mut pieces = Vec::new();
+        loop {
+            let ready = self.replays.iter_mut().filter(|(_, replay)| {
+                !replay.left.is_empty() && !replay.hangs(now) && !full.contains(&replay.registry)
+            });
+            let first = ready.min_by_key(|(_, of)| of.left.front().map(|stretch| stretch.place));
+            let Some((segment, replay)) = first else { break };
+            let of_registry = under_way.entry(Arc::clone(&replay.registry)).or_default();
+            let bytes = replay.left.front().map_or(0, Stretch::bytes);
+            if *of_registry + bytes > pace::REPLAYED {
+                full.insert(Arc::clone(&replay.registry));
+                continue;
+            }
+            let Some(stretch) = replay.left.pop_front() else { break };
+            if replay.under_way == 0 {
+                replay.heard = now;
+            }
+            replay.under_way += bytes;
+            *of_registry += bytes;
+            pieces.push(Piece {
+                segment: *segment,
+                shard: replay.shard,
+                runs: stretch.runs,
+                number: None,
+                generation: replay.generation,
+                registry: Arc::clone(&replay.registry),
+                begun: now,
+            });
+        }
+        pieces
+    }
+
     /// A piece has come, or not.
     pub fn ended(&mut self, now: Duration, piece: &Piece, end: End) {
+        let Some(number) = piece.number else { return self.replayed(now, piece, end) };
         if let Some(under_way) = self.under_way.get_mut(&piece.registry) {
             *under_way -= 1;
             if *under_way == 0 {
@@ -316,7 +383,7 @@ impl Filler {
                 }
             }
             End::Failed(why) => {
-                missing.pieces.put_back(piece.number);
+                missing.pieces.put_back(number);
                 missing.backoff.failed(now, piece.begun);
                 if let Some(fill) = fill {
                     fill.trouble = Some(why);
@@ -326,6 +393,24 @@ impl Filler {
                 self.missing.remove(at);
                 self.fills.remove(&piece.segment);
             }
+        }
+    }
+
+    /// The same of one that was read before.
+    fn replayed(&mut self, now: Duration, piece: &Piece, end: End) {
+        let Some(replay) = self.replays.get_mut(&piece.segment) else { return };
+        if replay.generation != piece.generation {
+            return;
+        }
+        replay.under_way -= replay::bytes(&piece.runs);
+        replay.heard = now;
+        if (replay.left.is_empty() && replay.under_way == 0) || end == End::Gone {
+            self.replays.remove(&piece.segment);
+        }
+        if let End::Failed(why) = end
+            && let Some(fill) = self.fills.get_mut(&piece.segment)
+        {
+            fill.trouble = Some(why);
         }
     }
 }

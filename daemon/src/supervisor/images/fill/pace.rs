@@ -6,6 +6,9 @@ use std::time::Duration;
 pub const LEAST: usize = 2;
 /// The same when nobody has waited for a while.
 pub const MOST: usize = 12;
+/// Bytes of one registry's segments under way of what was read before. With more of them, what is needed first would share the
+/// line with what is needed later; with much less, compressed, a long line would be idle between two of them.
+pub const REPLAYED: u64 = 8 << 20;
 /// What a container wants at its start goes first: a layer is not filled as soon as it is mounted.
 pub const HEAD_START: Duration = Duration::from_millis(100);
 /// Readers who have not waited for so long have what they want, for now.

@@ -1,4 +1,7 @@
+use proptest::prelude::*;
+
 use super::*;
+use crate::source::oci::fetch::CHUNK;
 
 const MIB: u64 = 1 << 20;
 const POOL: PoolId = PoolId(7);
@@ -33,13 +36,25 @@ fn add(filler: &mut Filler, now: Duration, new: New) {
     filler.add(now, new);
 }
 
+/// What of a layer was read before, as places with runs of so many chunks. The first chunk of a run is ten times its place.
+fn replay(filler: &mut Filler, now: Duration, new: &New, places: &[(u32, u32)]) {
+    let stretch = |(place, count): &(u32, u32)| {
+        let run = Run { first: 10 * place, count: *count };
+        Stretch { place: (*place).into(), runs: vec![run] }
+    };
+    filler.replay(now, new, places.iter().map(stretch).collect());
+}
+
+/// So many chunks may be under way of what was read before.
+const WINDOW: u32 = (pace::REPLAYED / CHUNK) as u32;
+
 fn next(filler: &mut Filler, now: Duration) -> Vec<Piece> {
     filler.next(now).unwrap().pieces
 }
 
 /// Segment and first record of each.
 fn places(pieces: &[Piece]) -> Vec<(u64, u32)> {
-    pieces.iter().map(|piece| (piece.segment.0, piece.run.first)).collect()
+    pieces.iter().map(|piece| (piece.segment.0, piece.runs[0].first)).collect()
 }
 
 fn state(filler: &Filler, segment: u64) -> Option<&'static str> {
@@ -168,21 +183,104 @@ fn readers_are_followed_from_layer_to_layer() {
 #[test]
 fn what_was_read_at_the_last_start_goes_first() {
     let mut filler = Filler::default();
-    add(&mut filler, secs(1), layer(1));
-    add(&mut filler, secs(1), at(2, "elsewhere"));
-    add(&mut filler, secs(1), layer(3));
-    let first = filler.replay_begins(ms(0), SegmentId(1), POOL, "registry".into());
-    let second = filler.replay_begins(ms(0), SegmentId(3), POOL, "registry".into());
+    let (first, second) = (layer(1), layer(3));
+    for new in [first.clone(), at(2, "elsewhere"), second.clone()] {
+        add(&mut filler, secs(1), New { from: ms(1100), ..new });
+    }
+    replay(&mut filler, secs(1), &first, &[(0, 2), (2, 1)]);
+    replay(&mut filler, secs(1), &second, &[(1, 1)]);
     assert_eq!((state(&filler, 1), state(&filler, 2)), (Some("replaying"), Some("waiting")));
-    assert_eq!(places(&next(&mut filler, secs(1))), [(2, 0), (2, 4)]);
+    // at once, whoever waits, and in the order of all layers
+    filler.demanded(Demanded { last: Some(secs(1)), reads: Vec::new() });
+    let begun = next(&mut filler, secs(1));
+    assert_eq!(places(&begun), [(1, 0), (3, 10), (1, 20)]);
+    assert!(begun.iter().all(Piece::is_replayed));
+    assert_eq!(places(&next(&mut filler, ms(1100))), [(2, 0), (2, 4)]);
     // in any order
-    filler.replay_ended(second, None);
-    assert_eq!(state(&filler, 3), Some("waiting"));
-    assert!(next(&mut filler, secs(1)).is_empty());
-    filler.replay_ended(first, Some("refused".into()));
-    assert_eq!(trouble(&filler, 1), Some("refused".into()));
-    assert_eq!(places(&next(&mut filler, secs(1))), [(1, 0), (1, 4)]);
+    filler.ended(ms(1200), &begun[2], End::Came);
+    filler.ended(ms(1200), &begun[1], End::Came);
+    assert_eq!((state(&filler, 1), state(&filler, 3)), (Some("replaying"), Some("waiting")));
+    assert!(next(&mut filler, ms(1200)).is_empty());
+    // and not again
+    filler.ended(ms(1200), &begun[0], failed());
+    assert!(trouble(&filler, 1).is_some());
+    let rest = next(&mut filler, ms(1200));
+    assert_eq!(places(&rest), [(1, 0), (1, 4)]);
+    assert!(!rest.iter().any(Piece::is_replayed));
     assert_eq!(state(&filler, 1), Some("filling"));
+}
+
+/// As much as makes the line full, by its length: few long ones, or more that are short.
+#[test]
+fn so_much_of_what_was_read_is_under_way() {
+    let mut filler = Filler::default();
+    let (one, two) = (layer(1), layer(2));
+    let half = WINDOW / 2;
+    replay(&mut filler, secs(1), &one, &[(0, half), (2, half - 1), (3, 2), (5, half - 3)]);
+    replay(&mut filler, secs(1), &two, &[(4, 1), (6, 1)]);
+    let begun = next(&mut filler, secs(1));
+    // what would fit is not asked for before what comes first
+    assert_eq!(places(&begun), [(1, 0), (1, 20)]);
+    filler.ended(secs(1), &begun[1], End::Came);
+    let begun = next(&mut filler, secs(1));
+    assert_eq!(places(&begun), [(1, 30), (2, 40), (1, 50)]);
+
+    let mut filler = Filler::default();
+    let short: Vec<_> = (0..2 * WINDOW).map(|place| (place, 1)).collect();
+    replay(&mut filler, secs(1), &one, &short);
+    assert_eq!(next(&mut filler, secs(1)).len(), WINDOW as usize);
+    assert!(next(&mut filler, secs(1)).is_empty());
+    // another registry's line is another one
+    replay(&mut filler, secs(1), &at(2, "elsewhere"), &short);
+    assert_eq!(next(&mut filler, secs(1)).len(), WINDOW as usize);
+}
+
+/// Containerd has the layers of an image mounted one after the other.
+#[test]
+fn what_is_mounted_later_may_have_been_read_first() {
+    let mut filler = Filler::default();
+    let half = WINDOW / 2;
+    replay(&mut filler, secs(1), &layer(1), &[(1, half), (3, half), (5, half)]);
+    let begun = next(&mut filler, secs(1));
+    assert_eq!(places(&begun), [(1, 10), (1, 30)]);
+    replay(&mut filler, secs(2), &layer(2), &[(2, half), (4, half), (6, half)]);
+    begun.iter().for_each(|piece| filler.ended(secs(2), piece, End::Came));
+    assert_eq!(drain(&mut filler, secs(2)), [(2, 20), (2, 40), (1, 50), (2, 60)]);
+}
+
+/// Without a background fill there is a task all the same.
+#[test]
+fn a_replay_alone_has_a_task() {
+    let mut filler = Filler::default();
+    replay(&mut filler, secs(1), &layer(1), &[]);
+    assert!(!filler.start());
+    replay(&mut filler, secs(1), &layer(1), &[(0, 1)]);
+    assert!(filler.start());
+    let begun = next(&mut filler, secs(1));
+    assert_eq!(filler.next(secs(1)), Some(Next { pieces: Vec::new(), wake: None }));
+    filler.ended(secs(1), &begun[0], failed());
+    assert_eq!(filler.next(secs(1)), None);
+    replay(&mut filler, secs(2), &layer(1), &[(0, 1)]);
+    assert!(filler.start());
+}
+
+/// A mount begins with all that was read, also when the replay of another mount of the layer is not over.
+#[test]
+fn a_later_replay_takes_the_place_of_an_earlier_one() {
+    let mut filler = Filler::default();
+    add(&mut filler, secs(1), layer(1));
+    let most = [(0, WINDOW), (1, 1)];
+    replay(&mut filler, secs(1), &layer(1), &most);
+    let old = next(&mut filler, secs(1));
+    replay(&mut filler, secs(2), &layer(1), &most);
+    // it is found under way
+    let new = next(&mut filler, secs(2));
+    assert_eq!((places(&old), places(&new)), (vec![(1, 0)], vec![(1, 0)]));
+    filler.ended(secs(2), &old[0], failed());
+    assert!(next(&mut filler, secs(2)).is_empty());
+    assert_eq!((state(&filler, 1), trouble(&filler, 1)), (Some("replaying"), None));
+    filler.ended(secs(2), &new[0], End::Came);
+    assert_eq!(places(&next(&mut filler, secs(2))), [(1, 10)]);
 }
 
 /// The replay of a mount ends after all has come for another one: nothing waits.
@@ -191,9 +289,9 @@ fn a_finished_layer_does_not_wait() {
     let mut filler = Filler::default();
     add(&mut filler, secs(1), layer(1));
     drain(&mut filler, secs(1));
-    let replay = filler.replay_begins(ms(0), SegmentId(1), POOL, "registry".into());
+    replay(&mut filler, secs(2), &layer(1), &[(0, 1)]);
     assert_eq!(state(&filler, 1), Some("replaying"));
-    filler.replay_ended(replay, None);
+    assert_eq!(drain(&mut filler, secs(2)), [(1, 0)]);
     assert_eq!(state(&filler, 1), Some("done"));
 }
 
@@ -204,7 +302,10 @@ fn evicted_and_mounted_again() {
     add(&mut filler, secs(1), layer(1));
     add(&mut filler, secs(1), New { pool: PoolId(8), ..layer(2) });
     let old = next(&mut filler, secs(1));
-    let replay = filler.replay_begins(ms(0), SegmentId(1), POOL, "registry".into());
+    let traced = [(0, WINDOW), (1, 1)];
+    replay(&mut filler, secs(1), &layer(1), &traced);
+    let old_replay = next(&mut filler, secs(1));
+    assert_eq!(places(&old_replay), [(1, 0)]);
     filler.ended(secs(1), &old[0], failed());
     filler.forget(&HashSet::from([POOL]));
     assert_eq!((state(&filler, 1), state(&filler, 2)), (None, Some("waiting")));
@@ -212,8 +313,17 @@ fn evicted_and_mounted_again() {
     add(&mut filler, secs(2), layer(1));
     assert_eq!((state(&filler, 1), trouble(&filler, 1)), (Some("waiting"), None));
     filler.ended(secs(2), &old[1], failed());
-    filler.replay_ended(replay, Some("gone".into()));
+    filler.ended(secs(2), &old_replay[0], failed());
     assert_eq!((state(&filler, 1), trouble(&filler, 1)), (Some("waiting"), None));
+    // nor its replay
+    replay(&mut filler, secs(2), &layer(1), &traced);
+    let new_replay = next(&mut filler, secs(2));
+    filler.ended(secs(2), &old_replay[0], End::Gone);
+    assert_eq!(state(&filler, 1), Some("replaying"));
+    filler.ended(secs(2), &new_replay[0], End::Came);
+    let second = next(&mut filler, secs(2));
+    assert_eq!(places(&second), [(1, 10)]);
+    filler.ended(secs(2), &second[0], End::Came);
     let all = drain(&mut filler, secs(3));
     assert_eq!(all.iter().filter(|(segment, _)| *segment == 1).count(), 10);
 }
@@ -277,9 +387,9 @@ fn a_piece_that_does_not_come() {
     let mut came = HashSet::new();
     while came.len() < 9 {
         for piece in next(&mut filler, now) {
-            let end = if piece.run.first == 8 { failed() } else { End::Came };
+            let end = if piece.runs[0].first == 8 { failed() } else { End::Came };
             if end == End::Came {
-                assert!(came.insert(piece.run.first));
+                assert!(came.insert(piece.runs[0].first));
             }
             filler.ended(now, &piece, end);
         }
@@ -330,31 +440,126 @@ fn what_hangs_is_not_waited_for() {
     add(&mut filler, ms(0), layer(1));
     add(&mut filler, ms(0), layer(2));
     add(&mut filler, ms(0), at(3, "other"));
-    let replay = filler.replay_begins(ms(0), SegmentId(3), POOL, "other".into());
+    replay(&mut filler, ms(0), &at(3, "other"), &[(0, 1)]);
+    let replayed = next(&mut filler, ms(0));
+    assert_eq!(places(&replayed), [(3, 0), (1, 0), (1, 4)]);
     let now = secs(10);
-    let hanging = next(&mut filler, now);
+    let mut hanging = replayed[1..].to_vec();
+    hanging.extend(next(&mut filler, now));
     assert!(hanging.len() == 10 + 2 && hanging[..10].iter().all(|piece| piece.segment.0 == 1));
+    // the latest that is known of the first layer
+    filler.ended(now, &hanging[0], End::Came);
     for piece in &hanging[10..] {
         filler.ended(now, piece, End::Came);
     }
     let others = next(&mut filler, now);
-    assert_eq!(places(&others), [(2, 8), (2, 12)]);
+    assert_eq!(places(&others), [(2, 8), (2, 12), (2, 16)]);
     assert_eq!(filler.next(now).unwrap(), Next { pieces: Vec::new(), wake: Some(secs(50)) });
     // the replay is slow: the layer that it is of comes all the same
     let third = next(&mut filler, secs(60));
     assert!(third.len() == 10 && third.iter().all(|piece| piece.segment.0 == 3));
+    assert_eq!(state(&filler, 3), Some("replaying"));
     // and now the first layer is: the second goes on, which has been heard of
-    filler.ended(secs(65), &others[0], End::Came);
-    filler.ended(secs(65), &others[1], End::Came);
+    for piece in &others {
+        filler.ended(secs(65), piece, End::Came);
+    }
     let more = next(&mut filler, secs(70));
-    assert!(more.len() == 6 && more.iter().all(|piece| piece.segment.0 == 2), "{more:?}");
+    assert!(more.len() == 5 && more.iter().all(|piece| piece.segment.0 == 2), "{more:?}");
     // it comes at last
-    for piece in &hanging[..10] {
+    for piece in &hanging[1..10] {
         filler.ended(secs(80), piece, End::Came);
     }
-    filler.replay_ended(replay, None);
+    filler.ended(secs(80), &replayed[0], End::Came);
     for piece in third.iter().chain(&more) {
         filler.ended(secs(80), piece, End::Came);
     }
     assert_eq!(drain(&mut filler, secs(81)), []);
+}
+
+/// A replay that comes, however slowly, goes first. One that hangs leaves the line to those behind it.
+#[test]
+fn replays_do_not_wait_for_one_that_hangs() {
+    let mut filler = Filler::default();
+    let half = WINDOW / 2;
+    add(&mut filler, ms(0), layer(2));
+    replay(&mut filler, ms(0), &layer(1), &[(0, half), (1, half), (2, half)]);
+    replay(&mut filler, ms(0), &layer(2), &[(3, half), (4, half), (5, half)]);
+    let slow = next(&mut filler, ms(0));
+    assert_eq!(places(&slow), [(1, 0), (1, 10)]);
+    assert_eq!(filler.next(secs(20)).unwrap().wake, Some(secs(40)));
+    filler.ended(secs(50), &slow[0], End::Came);
+    let hanging = next(&mut filler, secs(50));
+    assert_eq!(places(&hanging), [(1, 20)]);
+    assert_eq!(filler.next(secs(60)), Some(Next { pieces: Vec::new(), wake: Some(secs(50)) }));
+    let others = next(&mut filler, secs(110));
+    assert_eq!(places(&others), [(2, 30), (2, 40)], "and nothing is filled");
+    // it counts again when it is heard of
+    filler.ended(secs(111), &slow[1], End::Came);
+    filler.ended(secs(111), &others[0], End::Came);
+    assert_eq!(places(&next(&mut filler, secs(111))), []);
+    filler.ended(secs(111), &hanging[0], End::Came);
+    assert_eq!(places(&next(&mut filler, secs(111))), [(2, 50)]);
+}
+
+/// Where layers are, by their segments.
+const REGISTRIES: [&str; 4] = ["a", "b", "a", "b"];
+
+proptest! {
+    /// Whatever comes when, or fails: of each registry all that was read is asked for in the order in which it was read, once,
+    /// and so much of it that the line is full and not more. What is unmounted is not asked for any more.
+    #[test]
+    fn all_that_was_read_is_asked_for_in_order(
+        read in prop::collection::vec((0..4u64, 0..1000u32), 0..200),
+        ends in prop::collection::vec((any::<prop::sample::Index>(), 0..10u32, 0..200u64), 400),
+        unmounted in prop::option::of((0..4u64, 0..50usize)),
+    ) {
+        let mut known = HashSet::new();
+        let read = read.into_iter().filter(|of| known.insert(*of));
+        let read: Vec<_> = read.map(|(id, record)| (SegmentId(id), record)).collect();
+        let placed: Vec<_> = (0..).zip(&read).map(|(place, (id, no))| (place, *id, *no)).collect();
+        let registry = |segment: SegmentId| REGISTRIES[segment.0 as usize];
+        let mut filler = Filler::default();
+        for (segment, stretches) in replay::stretches(&placed) {
+            let new = New { pool: PoolId(segment.0), ..at(segment.0, registry(segment)) };
+            filler.replay(ms(0), &new, stretches);
+        }
+        let (mut asked, mut under_way) = (Vec::new(), Vec::<Piece>::new());
+        let (mut ends, mut now, mut gone) = (ends.into_iter(), ms(0), None);
+        while let Some(Next { pieces, .. }) = filler.next(now) {
+            for piece in &pieces {
+                let records = piece.runs.iter().flat_map(|run| run.first..run.first + run.count);
+                asked.extend(records.map(|record| (piece.segment, record)));
+            }
+            prop_assert!(pieces.iter().all(|piece| Some(piece.segment) != gone));
+            under_way.extend(pieces);
+            for of in ["a", "b"] {
+                let is_here = |id: SegmentId| registry(id) == of && Some(id) != gone;
+                let bytes = under_way.iter().filter(|piece| is_here(piece.segment));
+                let bytes: u64 = bytes.map(|piece| replay::bytes(&piece.runs)).sum();
+                prop_assert!(bytes <= pace::REPLAYED);
+                let [known, begun] = [&read, &asked]
+                    .map(|records| records.iter().filter(|(id, _)| is_here(*id)).count());
+                prop_assert!(begun == known || bytes + replay::LONGEST > pace::REPLAYED);
+            }
+            if let Some((segment, after)) = unmounted && gone.is_none() && asked.len() > after {
+                filler.forget(&HashSet::from([PoolId(segment)]));
+                gone = Some(SegmentId(segment));
+                continue;
+            }
+            prop_assert!(!under_way.is_empty(), "nothing is done");
+            let (which, how, after) = ends.next().unwrap();
+            let piece = under_way.swap_remove(which.index(under_way.len()));
+            now += ms(after);
+            filler.ended(now, &piece, if how == 0 { failed() } else { End::Came });
+        }
+        for of in ["a", "b"] {
+            let of = |read: &[(SegmentId, u32)]| -> Vec<_> {
+                let here = |id: SegmentId| registry(id) == of && Some(id) != gone;
+                read.iter().copied().filter(|(id, _)| here(*id)).collect()
+            };
+            prop_assert_eq!(of(&asked), of(&read));
+        }
+        let each: HashSet<_> = asked.iter().collect();
+        prop_assert_eq!(each.len(), asked.len());
+    }
 }
