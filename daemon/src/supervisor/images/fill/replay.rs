@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::pace::REPLAYED;
 use crate::catalog::Place;
 use crate::ids::SegmentId;
 use crate::queue::wire::Run;
@@ -10,6 +11,8 @@ use crate::source::oci::fetch::CHUNK;
 /// The longest stretch in bytes. What is needed first is hardly behind what was read later; the worker makes one request of
 /// several stretches.
 pub const LONGEST: u64 = 4 * CHUNK;
+// one is on its way when another ends
+const _: () = assert!(2 * LONGEST <= REPLAYED);
 
 /// Records of one segment that were read one after the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
