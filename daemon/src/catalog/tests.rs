@@ -470,14 +470,20 @@ async fn traces_are_learnt_and_forgotten() {
     let room = tempfile::tempdir().unwrap();
     let catalog = Catalog::open(&room.path().join("catalog.sqlite")).unwrap();
     let (a, b) = (commit("a"), commit("b"));
-    catalog.learn_trace(a, vec![5, 1, 5]).await.unwrap();
-    catalog.learn_trace(a, vec![7]).await.unwrap();
-    catalog.learn_trace(b, vec![2]).await.unwrap();
+    catalog.learn_trace(a, vec![(5, 0), (1, 0), (5, 0)]).await.unwrap();
+    catalog.learn_trace(a, vec![(7, 0)]).await.unwrap();
+    catalog.learn_trace(b, vec![(2, 0)]).await.unwrap();
     assert_eq!(catalog.trace(vec![b, a]).await.unwrap(), [(a, 5), (a, 1), (b, 2)]);
     catalog.forget_trace(vec![a]).await.unwrap();
     assert_eq!(catalog.trace(vec![b, a]).await.unwrap(), [(b, 2)]);
-    catalog.learn_trace(a, vec![7]).await.unwrap();
-    assert_eq!(catalog.trace(vec![a]).await.unwrap(), [(a, 7)]);
+    catalog.learn_trace(a, vec![(7, 0)]).await.unwrap();
+    assert_eq!(catalog.trace(vec![a, a]).await.unwrap(), [(a, 7)]);
+    // layer by layer, and read side by side
+    catalog.forget_trace(vec![a, b]).await.unwrap();
+    catalog.learn_trace(a, vec![(5, 0), (6, 0), (7, 3)]).await.unwrap();
+    catalog.learn_trace(b, vec![(2, 2), (1, 4)]).await.unwrap();
+    let order = [(a, 5), (a, 6), (b, 2), (a, 7), (b, 1)];
+    assert_eq!(catalog.trace(vec![b, a]).await.unwrap(), order);
 }
 
 /// An image that was pulled for containerd stays as long as one of its layers is a snapshot's, or a pull goes on.
