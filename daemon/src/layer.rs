@@ -62,3 +62,4 @@ pub mod tar;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod tree;
+mod window;

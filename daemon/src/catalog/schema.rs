@@ -171,8 +171,33 @@ ALTER TABLE trees ADD COLUMN proved INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE trees ADD COLUMN refuted TEXT;
 ";
 
-const MIGRATIONS: [&str; 7] =
-    [FIRST, FAILED_EVENTS, IMAGES, SNAPSHOTS, ORIGINS_OF_LAYERS, TRACES, VERDICTS];
+const CHUNKS_OF_TRACES: &str = "
+-- Chunks have a quarter of their earlier length. `place`: of a trace that somebody has shared, where the record is in the trace of
+-- its whole image; 0 of what was read here.
+ALTER TABLE traces RENAME TO traces_before;
+CREATE TABLE traces (
+    id      INTEGER PRIMARY KEY AUTOINCREMENT,
+    layer   BLOB NOT NULL,     -- digest of the archive
+    record  INTEGER NOT NULL,  -- a chunk of its segment
+    place   INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (layer, record)
+) STRICT;
+WITH quarters (quarter) AS (VALUES (0), (1), (2), (3))
+    INSERT INTO traces (layer, record)
+    SELECT layer, record * 4 + quarter FROM traces_before, quarters ORDER BY id, quarter;
+DROP TABLE traces_before;
+";
+
+const MIGRATIONS: [&str; 8] = [
+    FIRST,
+    FAILED_EVENTS,
+    IMAGES,
+    SNAPSHOTS,
+    ORIGINS_OF_LAYERS,
+    TRACES,
+    VERDICTS,
+    CHUNKS_OF_TRACES,
+];
 
 /// The catalog's version, SQLite's `user_version`: how many migrations there are.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -186,6 +211,26 @@ mod tests {
     #[test]
     fn the_migrations_are_sound() {
         super::migrations().validate().unwrap();
+    }
+
+    #[test]
+    fn traces_are_kept() {
+        let mut connection = rusqlite::Connection::open_in_memory().unwrap();
+        super::migrations().to_version(&mut connection, 7).unwrap();
+        for (layer, record) in [("a", 7), ("b", 0), ("a", 2)] {
+            let insert = "INSERT INTO traces (layer, record) VALUES (?1, ?2)";
+            connection.execute(insert, rusqlite::params![layer.as_bytes(), record]).unwrap();
+        }
+        super::migrations().to_latest(&mut connection).unwrap();
+        let mut select =
+            connection.prepare("SELECT layer, record, place FROM traces ORDER BY id").unwrap();
+        let rows = select.query_map([], |row| {
+            Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, u32>(1)?, row.get::<_, u32>(2)?))
+        });
+        let found: Vec<_> = rows.unwrap().map(Result::unwrap).collect();
+        let of = |layer: &str, first| (first..first + 4).map(|n| (layer.into(), n, 0)).collect();
+        let expected: [Vec<(Vec<u8>, u32, u32)>; 3] = [of("a", 28), of("b", 0), of("a", 8)];
+        assert_eq!(found, expected.concat());
     }
 
     #[test]

@@ -470,14 +470,20 @@ async fn traces_are_learnt_and_forgotten() {
     let room = tempfile::tempdir().unwrap();
     let catalog = Catalog::open(&room.path().join("catalog.sqlite")).unwrap();
     let (a, b) = (commit("a"), commit("b"));
-    catalog.learn_trace(a, vec![5, 1, 5]).await.unwrap();
-    catalog.learn_trace(a, vec![7]).await.unwrap();
-    catalog.learn_trace(b, vec![2]).await.unwrap();
+    catalog.learn_trace(a, vec![(5, 0), (1, 0), (5, 0)]).await.unwrap();
+    catalog.learn_trace(a, vec![(7, 0)]).await.unwrap();
+    catalog.learn_trace(b, vec![(2, 0)]).await.unwrap();
     assert_eq!(catalog.trace(vec![b, a]).await.unwrap(), [(a, 5), (a, 1), (b, 2)]);
     catalog.forget_trace(vec![a]).await.unwrap();
     assert_eq!(catalog.trace(vec![b, a]).await.unwrap(), [(b, 2)]);
-    catalog.learn_trace(a, vec![7]).await.unwrap();
-    assert_eq!(catalog.trace(vec![a]).await.unwrap(), [(a, 7)]);
+    catalog.learn_trace(a, vec![(7, 0)]).await.unwrap();
+    assert_eq!(catalog.trace(vec![a, a]).await.unwrap(), [(a, 7)]);
+    // layer by layer, and read side by side
+    catalog.forget_trace(vec![a, b]).await.unwrap();
+    catalog.learn_trace(a, vec![(5, 0), (6, 0), (7, 3)]).await.unwrap();
+    catalog.learn_trace(b, vec![(2, 2), (1, 4)]).await.unwrap();
+    let order = [(a, 5), (a, 6), (b, 2), (a, 7), (b, 1)];
+    assert_eq!(catalog.trace(vec![b, a]).await.unwrap(), order);
 }
 
 /// Layers that are mounted one after the other come in the order in which they were read.
@@ -486,7 +492,7 @@ async fn traces_have_an_order_over_all_layers() {
     let room = tempfile::tempdir().unwrap();
     let catalog = Catalog::open(&room.path().join("catalog.sqlite")).unwrap();
     let (a, b, c) = (commit("a"), commit("b"), commit("c"));
-    for (layer, records) in [(b, vec![7, 8]), (a, vec![3]), (c, vec![0])] {
+    for (layer, records) in [(b, vec![(7, 0), (8, 5)]), (a, vec![(3, 2)]), (c, vec![(0, 5)])] {
         catalog.learn_trace(layer, records).await.unwrap();
     }
     let mut one_by_one = Vec::new();
@@ -496,7 +502,7 @@ async fn traces_have_an_order_over_all_layers() {
     one_by_one.sort_unstable();
     assert_eq!(one_by_one, catalog.placed_trace(vec![c, b, a, b]).await.unwrap());
     let order: Vec<_> = one_by_one.iter().map(|(_, layer, record)| (*layer, *record)).collect();
-    assert_eq!(order, [(b, 7), (b, 8), (a, 3), (c, 0)]);
+    assert_eq!(order, [(b, 7), (a, 3), (b, 8), (c, 0)]);
     assert_eq!(catalog.trace(vec![a, b, c]).await.unwrap(), order);
 }
 

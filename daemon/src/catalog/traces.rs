@@ -18,8 +18,9 @@ fn keep_the_newest(t: &Transaction<'_>) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Where something is in what was read of all layers: the least was read first.
-pub type Place = i64;
+/// Where something is in what was read of all layers: the least was read first. Of a trace that was shared, the place in the
+/// whole image's; then when it became known here.
+pub type Place = (u32, i64);
 
 impl Catalog {
     /// Readers of the layer with this segment wanted these records, after those that are known.
@@ -42,11 +43,12 @@ impl Catalog {
         .await
     }
 
-    /// What readers of a layer want, as somebody else says; what is known already counts more.
+    /// What readers of a layer want, as somebody else says: records, each with its place in the trace of all layers of an image.
+    /// What is known already counts more.
     pub async fn learn_trace(
         &self,
         layer: ObjectId,
-        records: Vec<u32>,
+        records: Vec<(u32, u32)>,
     ) -> Result<(), CatalogError> {
         self.run("keep what is to be read of a layer", move |t| {
             let layer = layer.as_bytes();
@@ -54,10 +56,10 @@ impl Catalog {
             if t.query_row(known, [layer], |row| row.get(0))? {
                 return Ok(());
             }
-            let mut insert =
-                t.prepare("INSERT OR IGNORE INTO traces (layer, record) VALUES (?1, ?2)")?;
-            for record in records {
-                insert.execute(params![layer, record])?;
+            let insert = "INSERT OR IGNORE INTO traces (layer, record, place) VALUES (?1, ?2, ?3)";
+            let mut insert = t.prepare(insert)?;
+            for (record, place) in records {
+                insert.execute(params![layer, record, place])?;
             }
             keep_the_newest(t)
         })
@@ -88,11 +90,12 @@ impl Catalog {
         layers: Vec<ObjectId>,
     ) -> Result<Vec<(Place, ObjectId, u32)>, CatalogError> {
         self.run("read what was read of layers", move |t| {
-            let mut select = t.prepare("SELECT layer, record, id FROM traces WHERE layer = ?1")?;
+            let select = "SELECT layer, record, place, id FROM traces WHERE layer = ?1";
+            let mut select = t.prepare(select)?;
             let mut found: Vec<(Place, ObjectId, u32)> = Vec::new();
             for layer in &layers {
                 let rows = select.query_map([layer.as_bytes()], |row| {
-                    Ok((row.get(2)?, object(row, 0)?, row.get(1)?))
+                    Ok(((row.get(2)?, row.get(3)?), object(row, 0)?, row.get(1)?))
                 })?;
                 found.extend(rows.collect::<Result<Vec<_>, _>>()?);
             }

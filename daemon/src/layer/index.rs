@@ -18,9 +18,9 @@
 //! what that is of (8): `u64::MAX` all of the span's bytes in the segment, `u64::MAX - 1` its compressed bytes, else so
 //! many bytes at its start ([`Proof`]).
 //!
-//! Head and records are some 80 bytes for each 2 MiB of a layer; the windows, up to 32 KiB each, can be
-//! fetched one by one ([`Index::window_at`]), and are not needed where the span before is present.
-//! A window that is wrong makes a span that its digest refuses.
+//! Head and records are some 80 bytes for each 512 KiB of a layer; the windows, up to 32 KiB each before they are compressed
+//! and zeros where [nothing refers to them](super::window), can be fetched one by one ([`Index::window_at`]), and are not needed
+//! where the span before is present. A window that is wrong makes a span that its digest refuses.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -162,8 +162,8 @@ impl Index {
         Some(ByteRange::new(self.head_len() as u64 + frame.start, u64::from(frame.len)))
     }
 
-    /// The window of a span, out of the windows that were read with the index. Empty where none is
-    /// needed.
+    /// The window of a span, out of the windows that were read with the index: what is before it, or zeros where nothing refers to
+    /// that. Empty where none is needed.
     pub fn window(&self, span: usize) -> Result<Vec<u8>, IndexError> {
         let Some(frame) = self.frames.get(span) else { return Err(IndexError::NoWindow(span)) };
         if frame.len == 0 {
@@ -422,27 +422,28 @@ struct Open {
 
 impl Maker {
     /// Closes the span so far and begins another at these bytes of the segment and of the compressed layer.
-    pub fn begin(
-        &mut self,
-        codec: Codec,
-        start: u64,
-        compressed: u64,
-        window: &[u8],
-    ) -> Result<(), IndexError> {
+    pub fn begin(&mut self, codec: Codec, start: u64, compressed: u64) -> Result<(), IndexError> {
         self.close();
         if self.spans.len() >= MAX_SPANS {
             return Err(IndexError::TooManySpans);
         }
-        let mut frame = Frame { start: self.windows.len() as u64, ..Frame::default() };
-        if !window.is_empty() {
+        let frame = Frame { start: self.windows.len() as u64, ..Frame::default() };
+        let end = (start, compressed);
+        let hasher = Hasher::default();
+        self.open = Some(Open { codec, start, compressed, frame, hasher, len: 0, end });
+        Ok(())
+    }
+
+    /// The window of the open span, which has none yet.
+    pub fn window(&mut self, window: &[u8]) -> Result<(), IndexError> {
+        if let Some(Open { frame, .. }) = &mut self.open
+            && !window.is_empty()
+        {
             let bytes = zstd::bulk::compress(window, LEVEL).map_err(|_| IndexError::Window)?;
             frame.len = u32::try_from(bytes.len()).map_err(|_| IndexError::Window)?;
             frame.crc = crc32fast::hash(&bytes);
             self.windows.extend_from_slice(&bytes);
         }
-        let end = (start, compressed);
-        let hasher = Hasher::default();
-        self.open = Some(Open { codec, start, compressed, frame, hasher, len: 0, end });
         Ok(())
     }
 
@@ -506,7 +507,8 @@ impl Maker {
 
     /// Adds a span of an index that somebody else has made, with its window.
     pub fn add(&mut self, span: Span, window: &[u8]) -> Result<(), IndexError> {
-        self.begin(span.codec, span.uncompressed.offset(), span.compressed.offset(), window)?;
+        self.begin(span.codec, span.uncompressed.offset(), span.compressed.offset())?;
+        self.window(window)?;
         if let Some(open) = self.open.take() {
             self.frames.push(open.frame);
             self.spans.push(span);

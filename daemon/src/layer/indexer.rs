@@ -7,11 +7,12 @@ use super::digest::Hasher;
 use super::gunzip::{At, Gunzip};
 use super::index::{Index, IndexError, Maker};
 use super::span::{Codec, PIECE, zstd_decoder};
+use super::window::Window;
 use crate::range::BLOCK;
 use crate::sys::inflate::WINDOW;
 
 /// A span ends at the first possible place behind so many bytes of the segment.
-pub const SPAN: u64 = 2 << 20;
+pub const SPAN: u64 = 512 << 10;
 
 /// The longest layer in bytes, uncompressed: an image addresses 2^32 blocks of 512 bytes in a device.
 pub const MAX_LAYER: u64 = 512 * (u32::MAX as u64);
@@ -85,6 +86,10 @@ enum State {
     Gzip {
         gunzip: Gunzip,
         output: Output,
+        /// The last byte that was taken.
+        last: u8,
+        /// Of the open span, until it is known what that needs of it.
+        window: Option<Window>,
     },
     Zstd {
         decoder: ZstdDecoder<'static>,
@@ -178,6 +183,7 @@ impl Indexer {
         }
         let compression = match &self.state {
             State::Gzip { gunzip, .. } => {
+                // so its last member has ended, and the window of the last span is kept
                 if !gunzip.is_at_end() {
                     return Err(IndexerError::Truncated(self.taken).into());
                 }
@@ -210,17 +216,17 @@ impl Indexer {
         let start = std::mem::take(start);
         let no_memory = |_| IndexerError::Damaged { at: 0, what: "there is no memory" };
         (self.state, _) = match Compression::detect(&start) {
-            Compression::None => (State::Identity, self.maker.begin(Codec::Identity, 0, 0, &[])?),
+            Compression::None => (State::Identity, self.maker.begin(Codec::Identity, 0, 0)?),
             Compression::Gzip => {
                 let gunzip = Gunzip::new();
                 let gunzip = gunzip.map_err(|what| IndexerError::Damaged { at: 0, what })?;
-                let state = State::Gzip { gunzip, output: Output::new() };
-                (state, self.maker.begin(Codec::Gzip, 0, 0, &[])?)
+                let state = State::Gzip { gunzip, output: Output::new(), last: 0, window: None };
+                (state, self.maker.begin(Codec::Gzip, 0, 0)?)
             }
             Compression::Zstd => {
                 let decoder = zstd_decoder().map_err(no_memory)?;
                 let state = State::Zstd { decoder, output: vec![0; PIECE], between: true };
-                (state, self.maker.begin(Codec::Zstd, 0, 0, &[])?)
+                (state, self.maker.begin(Codec::Zstd, 0, 0)?)
             }
         };
         Ok(start)
@@ -249,7 +255,7 @@ impl Indexer {
             let (piece, rest) = bytes.split_at(bytes.len().min(left as usize));
             if self.maker.len() >= self.span {
                 self.maker.end_at(self.given, self.taken);
-                let begun = self.maker.begin(Codec::Identity, self.given, self.taken, &[]);
+                let begun = self.maker.begin(Codec::Identity, self.given, self.taken);
                 begun.map_err(IndexerError::from)?;
             }
             self.taken += piece.len() as u64;
@@ -268,11 +274,20 @@ impl Indexer {
         mut bytes: &[u8],
         sink: &mut impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let State::Gzip { gunzip, output } = &mut self.state else { return Ok(()) };
+        let State::Gzip { gunzip, output, last, window } = &mut self.state else { return Ok(()) };
         loop {
             let step = gunzip.step(bytes, output.room());
             let step = step.map_err(|what| IndexerError::Damaged { at: self.taken, what })?;
-            bytes = &bytes[step.consumed..];
+            let (taken, rest) = bytes.split_at(step.consumed);
+            bytes = rest;
+            *last = taken.last().copied().unwrap_or(*last);
+            if let Some(open) = window {
+                open.push(taken, step.produced);
+                // a member has nothing to do with the one before
+                if open.is_ready() || step.at == At::Member {
+                    keep(&mut self.maker, window)?;
+                }
+            }
             self.taken += step.consumed as u64;
             self.given += step.produced as u64;
             check_len(self.given)?;
@@ -290,18 +305,20 @@ impl Indexer {
                     self.maker.end_at(self.given, self.taken);
                     self.maker.member_at(self.given);
                     if self.maker.len() >= self.span {
-                        let begun = self.maker.begin(Codec::Gzip, self.given, self.taken, &[]);
+                        let begun = self.maker.begin(Codec::Gzip, self.given, self.taken);
                         begun.map_err(IndexerError::from)?;
                     }
                 }
                 At::Block { bits } => {
                     if self.maker.len() >= self.span {
-                        let window = output.window(self.given - self.maker.member());
+                        let before = output.window(self.given - self.maker.member());
                         self.maker.end_at(self.given, self.taken);
-                        let codec = Codec::Deflate { bits, window: window.len() as u32 };
+                        let codec = Codec::Deflate { bits, window: before.len() as u32 };
                         let start = self.taken - u64::from(bits > 0);
-                        let begun = self.maker.begin(codec, self.given, start, window);
+                        keep(&mut self.maker, window)?;
+                        let begun = self.maker.begin(codec, self.given, start);
                         begun.map_err(IndexerError::from)?;
+                        *window = Some(Window::new(bits, *last, before));
                     }
                 }
             }
@@ -343,11 +360,19 @@ impl Indexer {
             if *between {
                 self.maker.end_at(self.given, self.taken);
                 if self.maker.len() >= self.span {
-                    let begun = self.maker.begin(Codec::Zstd, self.given, self.taken, &[]);
+                    let begun = self.maker.begin(Codec::Zstd, self.given, self.taken);
                     begun.map_err(IndexerError::from)?;
                 }
             }
         }
+    }
+}
+
+/// Keeps what the open span needs of its window, if it has one that is not kept yet.
+fn keep(maker: &mut Maker, window: &mut Option<Window>) -> Result<(), IndexerError> {
+    match window.take() {
+        Some(window) => Ok(maker.window(&window.finish())?),
+        None => Ok(()),
     }
 }
 

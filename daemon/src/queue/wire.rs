@@ -59,13 +59,14 @@ pub enum ToWorker {
     Transport { request: u64, result: Result<(), String> },
     /// The answer to [`FromWorker::NeedCredential`].
     Credential { request: u64, result: Result<Option<Credential>, String> },
-    /// Fetch these records of this segment, in this order; answered with [`FromWorker::PrefetchDone`].
+    /// Fetch these records of this segment, or of a layer's these chunks, in this order; answered with
+    /// [`FromWorker::PrefetchDone`].
     Prefetch { request: u64, segment: SegmentId, runs: Vec<Run> },
     /// Answer or give up what is in hand, then exit.
     Stop,
 }
 
-/// Consecutive records of a segment.
+/// Consecutive records of a segment, or chunks of a layer's segment ([`CHUNK`](crate::source::oci::fetch::CHUNK) bytes each).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     pub first: u32,
@@ -122,7 +123,7 @@ pub enum FromWorker {
         request: u64,
         result: Result<(), String>,
     },
-    /// Readers of a layer wanted these records, each for the first time and in this order.
+    /// Readers of a layer wanted these chunks, each for the first time and in this order.
     Touched {
         segment: SegmentId,
         records: Vec<u32>,

@@ -15,12 +15,11 @@ use crate::layer::pinned::own::{self, Own};
 use crate::layer::pinned::{self, Pin, Pinned, Unusable, estargz, soci, zstd_chunked};
 use crate::layer::tree::Tree;
 use crate::object::ObjectId;
-use crate::queue::wire::Run;
 use crate::queue::wire::image::{Layer, PinnedFormat, Shown};
 use crate::range::ByteRange;
 use crate::source::FetchError;
 use crate::source::oci::registry::{Host, Need, Registry};
-use crate::source::oci::trace;
+use crate::source::oci::trace::{self, Traced};
 
 /// A smaller layer is streamed: that takes no longer than asking for parts of it.
 pub const SMALLEST: u64 = 128 << 10;
@@ -45,7 +44,7 @@ pub struct Made {
     pub shown: Shown,
     pub format: PinnedFormat,
     /// What is to be fetched first, as the index says.
-    pub trace: Option<Vec<Run>>,
+    pub trace: Option<Vec<Traced>>,
 }
 
 enum Shows {

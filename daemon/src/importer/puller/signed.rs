@@ -10,12 +10,11 @@ use super::pinned::SMALLEST;
 use crate::layer::digest::Digest;
 use crate::layer::pinned::Pin;
 use crate::object::ObjectId;
-use crate::queue::wire::Run;
 use crate::queue::wire::image::{FromPuller, Layer};
 use crate::source::oci::artifact::{self, Part, What};
 use crate::source::oci::keys::PublicKey;
 use crate::source::oci::registry::{INDEX_PATIENCE, Registry};
-use crate::source::oci::trace::{self, MAX_TRACE};
+use crate::source::oci::trace::{self, MAX_TRACE, Traced};
 
 /// What there is of these for one image. It is looked for when a layer is to be fetched, once.
 pub struct Signed {
@@ -50,7 +49,7 @@ impl Signed {
     }
 
     /// What is to be fetched first of a layer.
-    pub async fn trace(&self, registry: &Registry, layer: &Layer) -> Option<Vec<Run>> {
+    pub async fn trace(&self, registry: &Registry, layer: &Layer) -> Option<Vec<Traced>> {
         if !self.wants_traces.load(Ordering::Relaxed) {
             return None;
         }

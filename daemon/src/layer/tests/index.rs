@@ -89,11 +89,13 @@ fn check_spans(name: &str, index: &Index, layer: &[u8], plain: &[u8]) {
         let expected = &plain[span.uncompressed.offset() as usize..at as usize];
         let compressed = &layer[span.compressed.offset() as usize..span.compressed.end() as usize];
         let window = index.window(n).unwrap();
-        // the same bytes are in the segment before it
+        // the same bytes are in the segment before it, and do as well
         let start = span.uncompressed.offset() as usize;
-        assert!(window == plain[start - span.window_len()..start], "{name}: the window of {n}");
-        let decoded = span.decode(compressed, &window);
-        assert!(decoded.as_deref() == Ok(expected), "{name}: span {n}, {:?}", span);
+        let before = &plain[start - span.window_len()..start];
+        for window in [&window, before] {
+            let decoded = span.decode(compressed, window);
+            assert!(decoded.as_deref() == Ok(expected), "{name}: span {n}, {:?}", span);
+        }
     }
     assert_eq!(at, plain.len() as u64, "{name}");
 }

@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Credential, HttpTransport, Limits, Run};
+use super::{Credential, HttpTransport, Limits};
 use crate::object::ObjectId;
 use crate::source::oci::artifact::What;
 use crate::source::oci::keys::PublicKey;
+use crate::source::oci::trace::Traced;
 
 /// Which of an image's variants is wanted, in the words of Go (`GOOS`, `GOARCH`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,7 +190,7 @@ pub enum FromPuller {
     /// What is to be fetched first of layer `number`, as somebody says who is trusted. Comes before the layer.
     Trace {
         number: u32,
-        runs: Vec<Run>,
+        runs: Vec<Traced>,
     },
     /// Parts may follow. Or a part is made, and is being pushed.
     Ready,

@@ -27,8 +27,9 @@ use crate::segment::extents::Extents;
 use crate::source::git::Credentials;
 use crate::source::{Fetch, FetchError, Sink};
 
-/// The length of a chunk in bytes; the last one of a segment may be shorter.
-pub const CHUNK: u64 = 1 << 20;
+/// The length of a chunk in bytes; the last one of a segment may be shorter. Segments that are older than this may have
+/// chunks of another length, which their extent index says: all that is said of a segment's chunks elsewhere is of places.
+pub const CHUNK: u64 = 256 << 10;
 /// The most bytes of the blob that are asked for at once, but for a single span.
 const AT_ONCE: u64 = 8 << 20;
 /// The longest access index in bytes.

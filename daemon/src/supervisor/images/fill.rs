@@ -60,7 +60,7 @@ fn describe(
     let Fill { layer, pool, traced, trouble } = fill;
     let (present, size) = store.present_bytes(pool, segment)?;
     let (mut traced_bytes, mut replayed_bytes) = (0, 0);
-    for record in trace::records(&traced) {
+    for record in trace::chunks(traced) {
         let piece = ByteRange::new(u64::from(record) * CHUNK, CHUNK).clamp(size);
         traced_bytes += piece.len();
         if !piece.is_empty() && (present == size || store.is_present(pool, segment, piece)?) {

@@ -1,6 +1,6 @@
 //! Indexes of an image's layers, made of what is here, signed and put into its repository.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -93,17 +93,23 @@ impl Supervisor {
     }
 
     async fn make_traces(&self, puller: &mut Puller, image: &Image) -> Result<Vec<Part>, ApiError> {
-        let mut parts: Vec<Part> = Vec::new();
+        let mut trees = Vec::with_capacity(image.layers.len());
         for (id, _) in &image.layers {
-            let (tree, _) = self.tree_and_pool(*id).await?;
-            let records = self.catalog.trace(vec![tree.commit]).await.map_err(catalog)?;
-            let records: Vec<_> = records.into_iter().map(|(_, record)| record).collect();
-            if records.is_empty() || parts.iter().any(|part| part.layer == tree.root) {
-                continue;
-            }
+            trees.push(self.tree_and_pool(*id).await?.0);
+        }
+        let layers = trees.iter().map(|tree| tree.commit).collect();
+        let traced = self.catalog.trace(layers).await.map_err(catalog)?;
+        let mut of_layers: HashMap<_, Vec<(u32, u32)>> = HashMap::new();
+        for ((layer, chunk), place) in traced.into_iter().zip(0..) {
+            of_layers.entry(layer).or_default().push((chunk, place));
+        }
+        let mut parts: Vec<Part> = Vec::new();
+        for tree in trees {
+            // a layer that the image has twice is told of once
+            let Some(chunks) = of_layers.remove(&tree.commit) else { continue };
             let failed = |error| internal("can't write a trace", &error);
             let mut file = tempfile_of(&self.store.pools_dir()).map_err(failed)?;
-            file.write_all(&trace::write(&trace::runs(&records))).map_err(failed)?;
+            file.write_all(&trace::write(&trace::runs(&chunks))).map_err(failed)?;
             file.rewind().map_err(failed)?;
             if let Some((blob, size)) = puller.part(tree.root, &[file], ()).await? {
                 parts.push(Part { what: What::Trace, layer: tree.root, blob, size });

@@ -20,11 +20,11 @@ use crate::object::ObjectId;
 use crate::queue::wire::image::{
     FromPuller, PinnedFormat, Platform, Repository, Resolved, Shown, ToPuller,
 };
-use crate::queue::wire::{self, Limits, Run};
+use crate::queue::wire::{self, Limits};
 use crate::source::oci::artifact::What;
 use crate::source::oci::document::MAX_LAYERS;
 use crate::source::oci::keys::PublicKey;
-use crate::source::oci::trace;
+use crate::source::oci::trace::{self, Traced};
 use crate::sys::cgroup::Cgroup;
 use crate::sys::seqpacket::{self, Seqpacket};
 use crate::sys::spawn::{Child, Role, Spawn};
@@ -55,7 +55,7 @@ pub enum Step {
     /// Something that people should know.
     Note(String),
     /// What is to be fetched first of a layer.
-    Trace { number: u32, runs: Vec<Run> },
+    Trace { number: u32, runs: Vec<Traced> },
     /// It is in its files.
     Layer { number: u32, shown: Shown, pinned: Option<PinnedFormat> },
 }

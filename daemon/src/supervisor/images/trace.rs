@@ -15,6 +15,7 @@ use crate::object::ObjectId;
 use crate::queue::wire::Run;
 use crate::range::ByteRange;
 use crate::source::oci::fetch::CHUNK;
+use crate::source::oci::trace::Traced;
 use crate::source::oci::{digest, trace};
 
 impl Supervisor {
@@ -48,11 +49,13 @@ impl Supervisor {
     }
 
     /// What to fetch first of a layer that was just pulled, as somebody says who is trusted.
-    pub(super) async fn learn_trace(&self, tree: &Tree, runs: &[Run]) {
+    pub(super) async fn learn_trace(&self, tree: &Tree, runs: &[Traced]) {
         let Some(segment) = tree.segments.first() else { return };
         let Ok((_, size)) = self.store.present_bytes(tree.pool, *segment) else { return };
-        let mut records = trace::records(runs);
-        records.retain(|record| u64::from(*record) * CHUNK < size);
+        let records = runs.iter().flat_map(|Traced { run, place }| {
+            trace::chunks([*run]).map(move |chunk| (chunk, *place))
+        });
+        let records = records.filter(|(chunk, _)| u64::from(*chunk) * CHUNK < size).collect();
         if self.traces()
             && let Err(error) = self.catalog.learn_trace(tree.commit, records).await
         {

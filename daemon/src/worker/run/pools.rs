@@ -19,6 +19,7 @@ use crate::range::{BLOCK, ByteRange};
 use crate::segment::SegmentKind;
 use crate::segment::extents::Place;
 use crate::source::Fetch;
+use crate::source::oci::fetch::CHUNK;
 use crate::worker::ObjectNo;
 use crate::worker::compose::Composition;
 use crate::worker::control::Control;
@@ -32,6 +33,12 @@ use crate::worker::trace::Trace;
 
 /// So many bytes of an existence pack are made beyond those that are asked for, of the same object.
 const COMPOSED_AHEAD: u64 = 1 << 20;
+
+/// The chunks of a layer's segment that have a byte in this range.
+fn chunks(range: ByteRange) -> std::ops::Range<usize> {
+    let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    number(range.offset() / CHUNK)..number(range.end().div_ceil(CHUNK))
+}
 
 /// What all pools use.
 #[derive(Debug)]
@@ -248,7 +255,7 @@ impl<F: Fetch> PoolState<F> {
     /// Takes down what a reader wants of a layer.
     fn trace(&mut self, now: Now, segment: SegmentId, range: ByteRange) -> Result<(), PoolError> {
         if let Some(trace) = self.trace.as_mut().filter(|trace| trace.wants(now, segment)) {
-            trace.touched(self.pool.extents(segment)?.overlapping(range));
+            trace.touched(chunks(range.clamp(self.pool.extents(segment)?.size())));
         }
         Ok(())
     }
@@ -286,10 +293,25 @@ impl<F: Fetch> PoolState<F> {
             return Err(format!("segment {segment} is a pack"));
         }
         let count = of.count;
-        let objects = runs.iter().filter_map(|run| {
-            let end = run.first.saturating_add(run.count).min(count);
-            let first = self.pool.number(segment, run.first).ok()?;
-            Some(first.0..first.0 + end.checked_sub(run.first)?)
+        let records: Vec<_> = match self.access {
+            Some(_) => {
+                let extents = self.pool.extents(segment).map_err(|error| chain(&error))?;
+                let place = |run: &Run| {
+                    let [first, count] = [run.first, run.count].map(|n| u64::from(n) * CHUNK);
+                    ByteRange::new(first, count).clamp(extents.size())
+                };
+                let records = runs.iter().map(|run| extents.overlapping(place(run)));
+                let number = |record: usize| u32::try_from(record).unwrap_or(u32::MAX);
+                records.map(|records| number(records.start)..number(records.end)).collect()
+            }
+            None => {
+                let records = |run: &Run| run.first..run.first.saturating_add(run.count);
+                runs.iter().map(records).collect()
+            }
+        };
+        let objects = records.into_iter().filter_map(|records| {
+            let first = self.pool.number(segment, records.start).ok()?;
+            Some(first.0..first.0 + records.end.min(count).checked_sub(records.start)?)
         });
         self.engine.prefetch(request, objects.collect());
         Ok(())

@@ -8,7 +8,7 @@ use crate::queue::wire::Run;
 use crate::source::oci::fetch::CHUNK;
 
 /// Chunks in a piece, which is what is asked for at a time: a reader does not wait long behind a few of them.
-const CHUNKS: u32 = 4;
+const CHUNKS: u32 = 16;
 const PIECE: u64 = CHUNKS as u64 * CHUNK;
 
 /// The records of a piece. The last one of a segment may have less.

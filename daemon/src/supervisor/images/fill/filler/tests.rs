@@ -36,11 +36,11 @@ fn add(filler: &mut Filler, now: Duration, new: New) {
     filler.add(now, new);
 }
 
-/// What of a layer was read before, as places with runs of so many chunks. The first chunk of a run is ten times its place.
+/// What of a layer was read before, as places with runs of so many chunks. A run begins at ten MiB times its place.
 fn replay(filler: &mut Filler, now: Duration, new: &New, places: &[(u32, u32)]) {
     let stretch = |(place, count): &(u32, u32)| {
-        let run = Run { first: 10 * place, count: *count };
-        Stretch { place: (*place).into(), runs: vec![run] }
+        let run = Run { first: 10 * place * (MIB / CHUNK) as u32, count: *count };
+        Stretch { place: (*place, 0), runs: vec![run] }
     };
     filler.replay(now, new, places.iter().map(stretch).collect());
 }
@@ -52,9 +52,14 @@ fn next(filler: &mut Filler, now: Duration) -> Vec<Piece> {
     filler.next(now).unwrap().pieces
 }
 
-/// Segment and first record of each.
+/// Where a piece begins, in MiB.
+fn place(piece: &Piece) -> u32 {
+    piece.runs[0].first / (MIB / CHUNK) as u32
+}
+
+/// Segment and [`place`] of each.
 fn places(pieces: &[Piece]) -> Vec<(u64, u32)> {
-    pieces.iter().map(|piece| (piece.segment.0, piece.runs[0].first)).collect()
+    pieces.iter().map(|piece| (piece.segment.0, place(piece))).collect()
 }
 
 fn state(filler: &Filler, segment: u64) -> Option<&'static str> {
@@ -387,9 +392,9 @@ fn a_piece_that_does_not_come() {
     let mut came = HashSet::new();
     while came.len() < 9 {
         for piece in next(&mut filler, now) {
-            let end = if piece.runs[0].first == 8 { failed() } else { End::Came };
+            let end = if place(&piece) == 8 { failed() } else { End::Came };
             if end == End::Came {
-                assert!(came.insert(piece.runs[0].first));
+                assert!(came.insert(place(&piece)));
             }
             filler.ended(now, &piece, end);
         }
@@ -516,7 +521,8 @@ proptest! {
         let mut known = HashSet::new();
         let read = read.into_iter().filter(|of| known.insert(*of));
         let read: Vec<_> = read.map(|(id, record)| (SegmentId(id), record)).collect();
-        let placed: Vec<_> = (0..).zip(&read).map(|(place, (id, no))| (place, *id, *no)).collect();
+        let placed = (0..).zip(&read).map(|(place, (id, no))| ((place, 0), *id, *no));
+        let placed: Vec<_> = placed.collect();
         let registry = |segment: SegmentId| REGISTRIES[segment.0 as usize];
         let mut filler = Filler::default();
         for (segment, stretches) in replay::stretches(&placed) {
