@@ -12,7 +12,6 @@ use crate::admin::{ApiError, Caller};
 use crate::catalog::{Place, Tree};
 use crate::ids::SegmentId;
 use crate::object::ObjectId;
-use crate::queue::wire::Run;
 use crate::range::ByteRange;
 use crate::source::oci::fetch::CHUNK;
 use crate::source::oci::trace::Traced;
