@@ -19,7 +19,7 @@
 //! many bytes at its start ([`Proof`]).
 //!
 //! Head and records are some 80 bytes for each 512 KiB of a layer; the windows, up to 32 KiB each before they are compressed
-//! and zeros where [nothing refers to them](super::window), can be fetched one by one ([`Index::window_at`]), and are not needed
+//! and zeros where nothing refers to them (`window.rs`), can be fetched one by one ([`Index::window_at`]), and are not needed
 //! where the span before is present. A window that is wrong makes a span that its digest refuses.
 
 use std::io::{self, Write};
