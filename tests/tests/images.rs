@@ -406,8 +406,8 @@ fn root_what_was_read_comes_before_it_is_read_again() -> Result<()> {
     let proxy = Proxy::start(images.registry.port(), Quality::default())?;
     let (tree, files) = images.lazy(&proxy)?;
     let (file, truth) = &files[25];
-    // a MiB long, and not at the start of one of the layer's
-    const READ: u64 = 2 << 20;
+    // a MiB long, and not at the start of a chunk of the layer's
+    const READ: u64 = 5 * (256 << 10);
     expect_right(Kind::Read, file, truth)?;
     let traced = || {
         let listed: Vec<hydrant_api::Image> = images.world.daemon.admin().get("/v1/images").ok()?;
