@@ -20,7 +20,7 @@ use crate::segment::extents::ExtentsWriter;
 use crate::source::oci::fetch::{CHUNK, MAX_INDEX, chunk_key, place_key};
 
 /// So many chunks are one directory to read-ahead: who reads two of them is likely to read the others.
-const NEIGHBOURS: u64 = 16;
+const NEIGHBOURS: u64 = 32;
 
 /// What to look at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
