@@ -221,7 +221,7 @@ pub struct TracedLayer {
     /// The digest of its archive.
     pub layer: String,
     pub bytes: u64,
-    /// The first file of each of these pieces, which are a MiB long, in the order in which they were read.
+    /// The first file of each of these pieces, which are 256 KiB long, in the order in which they were read.
     pub files: Vec<String>,
 }
 

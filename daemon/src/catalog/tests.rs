@@ -464,6 +464,28 @@ async fn images_keep_their_layers() {
     assert_eq!(garbage.trees, [(layers[1].0, "2.erofs".into())]);
 }
 
+/// What is read here of a layer comes behind what somebody else has told of it.
+#[tokio::test]
+async fn traces_grow_at_their_end() {
+    let place = Place::new();
+    let catalog = place.open();
+    let pool = catalog.pool_for(pool_of(ALICE)).await.unwrap().id;
+    let tree = add_tree(&catalog, pool, &[], 1).await;
+    catalog.add_to_trace(tree.segments[0], vec![9, 3]).await.unwrap();
+    assert_eq!(
+        catalog.trace(vec![tree.commit]).await.unwrap(),
+        [(tree.commit, 9), (tree.commit, 3)]
+    );
+    catalog.forget_trace(vec![tree.commit]).await.unwrap();
+    let other = commit("other");
+    catalog.learn_trace(tree.commit, vec![(5, 0), (6, 2)]).await.unwrap();
+    catalog.learn_trace(other, vec![(1, 1)]).await.unwrap();
+    catalog.add_to_trace(tree.segments[0], vec![0, 6, 1]).await.unwrap();
+    let found = catalog.trace(vec![tree.commit, other]).await.unwrap();
+    let records: Vec<_> = found.iter().map(|(_, record)| *record).collect();
+    assert_eq!(records, [5, 1, 6, 0, 1]);
+}
+
 /// What was read here counts more than what somebody else says; what is recorded anew is recorded of nothing.
 #[tokio::test]
 async fn traces_are_learnt_and_forgotten() {

@@ -8,7 +8,7 @@ use crate::ids::SegmentId;
 use crate::object::ObjectId;
 
 /// So many records are kept of all layers, the newest.
-const MAX_RECORDS: u64 = 500_000;
+const MAX_RECORDS: u64 = 2_000_000;
 
 fn keep_the_newest(t: &Transaction<'_>) -> rusqlite::Result<()> {
     t.execute(
@@ -31,8 +31,10 @@ impl Catalog {
     ) -> Result<(), CatalogError> {
         self.run("keep what was read of a layer", move |t| {
             let mut insert = t.prepare(
-                "INSERT OR IGNORE INTO traces (layer, record)
-                 SELECT git_commit, ?2 FROM trees
+                "INSERT OR IGNORE INTO traces (layer, record, place)
+                 SELECT git_commit, ?2,
+                     (SELECT coalesce(max(place), 0) FROM traces WHERE layer = git_commit)
+                 FROM trees
                  WHERE id = (SELECT min(tree) FROM tree_segments WHERE segment = ?1)",
             )?;
             for record in records {

@@ -14,6 +14,7 @@ use crate::catalog::{Mount, Pool, Tree};
 use crate::ids::SegmentId;
 use crate::queue::wire::Run;
 use crate::segment::SegmentKind;
+use crate::source::oci::fetch::chunks;
 
 /// Records asked for at a time, so that progress can be told.
 const STEP: u32 = 2000;
@@ -72,7 +73,7 @@ impl Supervisor {
         let mut runs = Vec::new();
         let (mut files, mut bytes) = (0, 0);
         for (tree, pool) in &trees {
-            let of_tree = self.below(tree, pool, inside).await?;
+            let of_tree = self.below(tree, pool, inside, mount.image.is_some()).await?;
             runs.extend(of_tree.runs.into_iter().map(|(segment, run)| (pool.id, segment, run)));
             files += of_tree.files;
             bytes += of_tree.bytes;
@@ -110,7 +111,14 @@ impl Supervisor {
         })
     }
 
-    async fn below(&self, tree: &Tree, pool: &Pool, inside: &Path) -> Result<Below, ApiError> {
+    /// `layer`: it is one, and fetched by chunks.
+    async fn below(
+        &self,
+        tree: &Tree,
+        pool: &Pool,
+        inside: &Path,
+        layer: bool,
+    ) -> Result<Below, ApiError> {
         let failed = |error| internal("can't read the catalog", &error);
         let segments = self.catalog.segments_of(tree).await.map_err(failed)?;
         let wanted: Vec<_> = segments
@@ -132,7 +140,9 @@ impl Supervisor {
                         found.files += 1;
                         found.bytes += extent.size;
                         if !complete {
-                            extend(&mut found.runs, segment, record);
+                            let records =
+                                if layer { chunks(extent.range) } else { record..record + 1 };
+                            records.for_each(|record| extend(&mut found.runs, segment, record));
                         }
                     }
                 }

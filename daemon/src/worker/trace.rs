@@ -9,7 +9,7 @@ use crate::ids::SegmentId;
 /// What is read later than this has nothing to do with a start.
 const LENGTH: Now = Now::from_secs(120);
 
-/// The records of a layer's segment that were touched, in order, each once.
+/// The chunks of a layer's segment that were touched, in order, each once.
 #[derive(Debug)]
 pub struct Trace {
     segment: SegmentId,
@@ -30,11 +30,10 @@ impl Trace {
         segment == self.segment && now < self.until
     }
 
-    pub fn touched(&mut self, records: Range<usize>) {
-        for record in records {
-            let Ok(record) = u32::try_from(record) else { return };
-            if self.seen.insert(record) {
-                self.news.push(record);
+    pub fn touched(&mut self, chunks: Range<u32>) {
+        for chunk in chunks {
+            if self.seen.insert(chunk) {
+                self.news.push(chunk);
             }
         }
     }

@@ -35,6 +35,13 @@ const AT_ONCE: u64 = 8 << 20;
 /// The longest access index in bytes.
 pub const MAX_INDEX: u64 = 1 << 30;
 
+/// The numbers of the chunks that have a byte in this range of a segment.
+#[must_use]
+pub fn chunks(range: ByteRange) -> Range<u32> {
+    let number = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    number(range.offset() / CHUNK)..number(range.end().div_ceil(CHUNK))
+}
+
 /// The name of a chunk: two of the same content at different places are two objects.
 #[must_use]
 pub fn chunk_key(offset: u64, content: &[u8]) -> ObjectId {

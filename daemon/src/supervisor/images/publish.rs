@@ -105,11 +105,13 @@ impl Supervisor {
         }
         let mut parts: Vec<Part> = Vec::new();
         for tree in trees {
-            // a layer that the image has twice is told of once
-            let Some(chunks) = of_layers.remove(&tree.commit) else { continue };
+            let Some(chunks) = of_layers.get(&tree.commit) else { continue };
+            if parts.iter().any(|part| part.layer == tree.root) {
+                continue;
+            }
             let failed = |error| internal("can't write a trace", &error);
             let mut file = tempfile_of(&self.store.pools_dir()).map_err(failed)?;
-            file.write_all(&trace::write(&trace::runs(&chunks))).map_err(failed)?;
+            file.write_all(&trace::write(&trace::runs(chunks))).map_err(failed)?;
             file.rewind().map_err(failed)?;
             if let Some((blob, size)) = puller.part(tree.root, &[file], ()).await? {
                 parts.push(Part { what: What::Trace, layer: tree.root, blob, size });

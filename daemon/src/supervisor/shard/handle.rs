@@ -252,7 +252,7 @@ impl ShardHandle {
         Ok([(kept::group_name(self.id), group), (kept::table_name(self.id), table)])
     }
 
-    /// Has records of a segment fetched, in this order. Who drops the answer only does without it.
+    /// Has records of a segment fetched, or of a layer's chunks, in this order. Who drops the answer only does without it.
     pub fn prefetch(
         &self,
         segment: SegmentId,

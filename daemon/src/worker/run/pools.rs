@@ -17,9 +17,9 @@ use crate::ids::{EventId, PoolId, SegmentId};
 use crate::queue::wire::{Counters, FromWorker, Limits, Run};
 use crate::range::{BLOCK, ByteRange};
 use crate::segment::SegmentKind;
-use crate::segment::extents::Place;
+use crate::segment::extents::{Extents, Place};
 use crate::source::Fetch;
-use crate::source::oci::fetch::CHUNK;
+use crate::source::oci::fetch::{CHUNK, chunks};
 use crate::worker::ObjectNo;
 use crate::worker::compose::Composition;
 use crate::worker::control::Control;
@@ -34,10 +34,19 @@ use crate::worker::trace::Trace;
 /// So many bytes of an existence pack are made beyond those that are asked for, of the same object.
 const COMPOSED_AHEAD: u64 = 1 << 20;
 
-/// The chunks of a layer's segment that have a byte in this range.
-fn chunks(range: ByteRange) -> std::ops::Range<usize> {
-    let number = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
-    number(range.offset() / CHUNK)..number(range.end().div_ceil(CHUNK))
+/// The records of a layer's segment that have a byte in these runs of chunks.
+fn records(extents: &Extents, runs: &[Run]) -> Vec<std::ops::Range<u32>> {
+    let number = |record: usize| u32::try_from(record).unwrap_or(u32::MAX);
+    let records = |run: &Run| {
+        let [first, count] = [run.first, run.count].map(|n| u64::from(n) * CHUNK);
+        let place = ByteRange::new(first, count).clamp(extents.size());
+        if place.is_empty() {
+            return 0..0;
+        }
+        let records = extents.overlapping(place);
+        number(records.start)..number(records.end)
+    };
+    runs.iter().map(records).collect()
 }
 
 /// What all pools use.
@@ -296,13 +305,7 @@ impl<F: Fetch> PoolState<F> {
         let records: Vec<_> = match self.access {
             Some(_) => {
                 let extents = self.pool.extents(segment).map_err(|error| chain(&error))?;
-                let place = |run: &Run| {
-                    let [first, count] = [run.first, run.count].map(|n| u64::from(n) * CHUNK);
-                    ByteRange::new(first, count).clamp(extents.size())
-                };
-                let records = runs.iter().map(|run| extents.overlapping(place(run)));
-                let number = |record: usize| u32::try_from(record).unwrap_or(u32::MAX);
-                records.map(|records| number(records.start)..number(records.end)).collect()
+                records(&extents, runs)
             }
             None => {
                 let records = |run: &Run| run.first..run.first.saturating_add(run.count);
@@ -606,6 +609,38 @@ impl<F: Fetch> PoolState<F> {
         }
         if let Some(counters) = self.report() {
             control.send(FromWorker::Report { pool: self.id, counters });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::HashKind;
+    use crate::segment::extents::ExtentsWriter;
+    use crate::source::oci::fetch::chunk_key;
+
+    /// Whatever length its chunks have: all that is asked for is of places.
+    #[test]
+    fn runs_are_of_places() {
+        let size = 10 * CHUNK + 5;
+        for length in [CHUNK, 4 * CHUNK] {
+            let mut writer = ExtentsWriter::new(SegmentId(1), SegmentKind::Data, HashKind::Sha256);
+            for offset in (0..size).step_by(length as usize) {
+                let len = length.min(size - offset);
+                writer.push_file(offset, len, chunk_key(offset, b""), 0, b"");
+            }
+            let mut file = Vec::new();
+            writer.write(&mut file, size).unwrap();
+            let extents = Extents::read(&file[..]).unwrap();
+            let of = |first, count| records(&extents, &[Run { first, count }]).remove(0);
+            let records_of_all = u32::try_from(size.div_ceil(length)).unwrap();
+            assert_eq!(of(0, 11), 0..records_of_all);
+            assert_eq!(of(0, u32::MAX), 0..records_of_all);
+            assert!(of(11, 1).is_empty() && of(u32::MAX, 9).is_empty());
+            let (fourth, last) = if length == CHUNK { (4, 10) } else { (1, 2) };
+            assert_eq!(of(4, 1), fourth..fourth + 1);
+            assert_eq!(of(10, 1), last..last + 1);
         }
     }
 }

@@ -328,7 +328,7 @@ fn prefetch_ends_also_when_the_origin_is_gone() {
     assert!(ended && s.is_idle());
 }
 
-/// Objects of 1 MiB, as a layer's are.
+/// Objects of 1 MiB.
 fn chunks(numbers: std::ops::Range<u32>) -> Vec<(ObjectNo, u64)> {
     numbers.map(|n| (ObjectNo(n), 1 << 20)).collect()
 }

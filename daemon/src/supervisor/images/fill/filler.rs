@@ -72,7 +72,8 @@ impl Missing {
     }
 }
 
-/// What was read of a segment at an earlier start, and is asked for at once at this one. Nothing of it is asked for twice.
+/// What was read of a segment at an earlier start, and is asked for at once at this one. Nothing of it is asked for twice, and
+/// with the first that does not come it is over: the fill knows how to go on with a line like that.
 #[derive(Debug)]
 struct Replay {
     pool: PoolId,
@@ -401,6 +402,9 @@ impl Filler {
         let Some(replay) = self.replays.get_mut(&piece.segment) else { return };
         if replay.generation != piece.generation {
             return;
+        }
+        if matches!(end, End::Failed(_)) {
+            replay.left.clear();
         }
         replay.under_way -= replay::bytes(&piece.runs);
         replay.heard = now;

@@ -240,6 +240,23 @@ fn so_much_of_what_was_read_is_under_way() {
     assert_eq!(next(&mut filler, secs(1)).len(), WINDOW as usize);
 }
 
+/// A registry that says no is not asked for all that was read: the fill goes on, one piece at a time.
+#[test]
+fn what_does_not_come_ends_a_replay() {
+    let mut filler = Filler::default();
+    add(&mut filler, secs(1), layer(1));
+    let most: Vec<_> = (0..9).map(|place| (place, WINDOW / 2)).collect();
+    replay(&mut filler, secs(1), &layer(1), &most);
+    let begun = next(&mut filler, secs(1));
+    assert_eq!(places(&begun), [(1, 0), (1, 10)]);
+    filler.ended(secs(1), &begun[0], failed());
+    assert!(next(&mut filler, secs(1)).is_empty(), "what is under way is waited for");
+    filler.ended(secs(1), &begun[1], failed());
+    let filled = next(&mut filler, secs(1));
+    assert!(filled.len() == pace::LEAST && !filled.iter().any(Piece::is_replayed));
+    assert!(trouble(&filler, 1).is_some());
+}
+
 /// Containerd has the layers of an image mounted one after the other.
 #[test]
 fn what_is_mounted_later_may_have_been_read_first() {
@@ -510,8 +527,8 @@ fn replays_do_not_wait_for_one_that_hangs() {
 const REGISTRIES: [&str; 4] = ["a", "b", "a", "b"];
 
 proptest! {
-    /// Whatever comes when, or fails: of each registry all that was read is asked for in the order in which it was read, once,
-    /// and so much of it that the line is full and not more. What is unmounted is not asked for any more.
+    /// Whatever comes when: of each registry all that was read is asked for in the order in which it was read, once, and so much
+    /// of it that the line is full and not more. What is unmounted, or of which something has failed, is not asked for any more.
     #[test]
     fn all_that_was_read_is_asked_for_in_order(
         read in prop::collection::vec((0..4u64, 0..1000u32), 0..200),
@@ -531,20 +548,23 @@ proptest! {
         }
         let (mut asked, mut under_way) = (Vec::new(), Vec::<Piece>::new());
         let (mut ends, mut now, mut gone) = (ends.into_iter(), ms(0), None);
+        let mut ended = HashSet::new();
         while let Some(Next { pieces, .. }) = filler.next(now) {
             for piece in &pieces {
                 let records = piece.runs.iter().flat_map(|run| run.first..run.first + run.count);
                 asked.extend(records.map(|record| (piece.segment, record)));
             }
             prop_assert!(pieces.iter().all(|piece| Some(piece.segment) != gone));
+            prop_assert!(pieces.iter().all(|piece| !ended.contains(&piece.segment)));
             under_way.extend(pieces);
             for of in ["a", "b"] {
                 let is_here = |id: SegmentId| registry(id) == of && Some(id) != gone;
                 let bytes = under_way.iter().filter(|piece| is_here(piece.segment));
                 let bytes: u64 = bytes.map(|piece| replay::bytes(&piece.runs)).sum();
                 prop_assert!(bytes <= pace::REPLAYED);
+                let goes_on = |id: SegmentId| is_here(id) && !ended.contains(&id);
                 let [known, begun] = [&read, &asked]
-                    .map(|records| records.iter().filter(|(id, _)| is_here(*id)).count());
+                    .map(|records| records.iter().filter(|(id, _)| goes_on(*id)).count());
                 prop_assert!(begun == known || bytes + replay::LONGEST > pace::REPLAYED);
             }
             if let Some((segment, after)) = unmounted && gone.is_none() && asked.len() > after {
@@ -556,11 +576,16 @@ proptest! {
             let (which, how, after) = ends.next().unwrap();
             let piece = under_way.swap_remove(which.index(under_way.len()));
             now += ms(after);
+            if how == 0 {
+                ended.insert(piece.segment);
+            }
             filler.ended(now, &piece, if how == 0 { failed() } else { End::Came });
         }
         for of in ["a", "b"] {
             let of = |read: &[(SegmentId, u32)]| -> Vec<_> {
-                let here = |id: SegmentId| registry(id) == of && Some(id) != gone;
+                let here = |id: SegmentId| {
+                    registry(id) == of && Some(id) != gone && !ended.contains(&id)
+                };
                 read.iter().copied().filter(|(id, _)| here(*id)).collect()
             };
             prop_assert_eq!(of(&asked), of(&read));
