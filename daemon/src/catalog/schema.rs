@@ -173,7 +173,7 @@ ALTER TABLE trees ADD COLUMN refuted TEXT;
 
 const CHUNKS_OF_TRACES: &str = "
 -- Chunks have a quarter of their earlier length. `place`: of a trace that somebody has shared, where the record is in the trace of
--- its whole image; 0 of what was read here.
+-- its whole image. What is read here has the last one of its layer, or 0.
 ALTER TABLE traces RENAME TO traces_before;
 CREATE TABLE traces (
     id      INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -1,6 +1,6 @@
 //! What readers of layers wanted when these had just been mounted. It stays when a layer goes: it may come again.
 
-use rusqlite::{Transaction, params};
+use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::records::{object, signed};
 use super::{Catalog, CatalogError};
@@ -10,7 +10,17 @@ use crate::object::ObjectId;
 /// So many records are kept of all layers, the newest.
 const MAX_RECORDS: u64 = 2_000_000;
 
-fn keep_the_newest(t: &Transaction<'_>) -> rusqlite::Result<()> {
+/// Adds records of a layer, each with its place, and lets go of what is too old of all layers.
+fn insert(
+    t: &Transaction<'_>,
+    layer: &[u8],
+    records: impl IntoIterator<Item = (u32, u32)>,
+) -> rusqlite::Result<()> {
+    let insert = "INSERT OR IGNORE INTO traces (layer, record, place) VALUES (?1, ?2, ?3)";
+    let mut insert = t.prepare(insert)?;
+    for (record, place) in records {
+        insert.execute(params![layer, record, place])?;
+    }
     t.execute(
         "DELETE FROM traces WHERE id <= (SELECT max(id) FROM traces) - ?1",
         [signed(MAX_RECORDS)?],
@@ -30,17 +40,19 @@ impl Catalog {
         records: Vec<u32>,
     ) -> Result<(), CatalogError> {
         self.run("keep what was read of a layer", move |t| {
-            let mut insert = t.prepare(
-                "INSERT OR IGNORE INTO traces (layer, record, place)
-                 SELECT git_commit, ?2,
+            let last = "SELECT git_commit,
                      (SELECT coalesce(max(place), 0) FROM traces WHERE layer = git_commit)
                  FROM trees
-                 WHERE id = (SELECT min(tree) FROM tree_segments WHERE segment = ?1)",
-            )?;
-            for record in records {
-                insert.execute(params![signed(segment.0)?, record])?;
-            }
-            keep_the_newest(t)
+                 WHERE id = (SELECT min(tree) FROM tree_segments WHERE segment = ?1)";
+            let last = t
+                .query_row(last, [signed(segment.0)?], |row| {
+                    Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, u32>(1)?))
+                })
+                .optional()?;
+            // it has been removed
+            let Some((layer, place)) = last else { return Ok(()) };
+            let records = records.into_iter().map(|record| (record, place));
+            insert(t, &layer, records)
         })
         .await
     }
@@ -58,12 +70,7 @@ impl Catalog {
             if t.query_row(known, [layer], |row| row.get(0))? {
                 return Ok(());
             }
-            let insert = "INSERT OR IGNORE INTO traces (layer, record, place) VALUES (?1, ?2, ?3)";
-            let mut insert = t.prepare(insert)?;
-            for (record, place) in records {
-                insert.execute(params![layer, record, place])?;
-            }
-            keep_the_newest(t)
+            insert(t, layer, records)
         })
         .await
     }

@@ -8,6 +8,7 @@
 
 pub mod image;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -77,6 +78,12 @@ impl Run {
     #[must_use]
     pub fn one(record: u32) -> Self {
         Self { first: record, count: 1 }
+    }
+
+    /// All of them; what would be beyond the last number there is is left out.
+    #[must_use]
+    pub fn range(self) -> Range<u32> {
+        self.first..self.first.saturating_add(self.count)
     }
 
     /// Takes the record in if it is the next.

@@ -63,11 +63,6 @@ pub fn is_sound(runs: &[Traced]) -> bool {
         && runs.iter().all(|traced| is_run(traced.run))
 }
 
-/// The chunks of runs, in order.
-pub fn chunks(runs: impl IntoIterator<Item = Run>) -> impl Iterator<Item = u32> {
-    runs.into_iter().flat_map(|run| run.first..run.first.saturating_add(run.count))
-}
-
 #[must_use]
 pub fn write(traced: &[Traced]) -> Vec<u8> {
     let runs = traced.iter().map(|traced| (traced.run.first, traced.run.count)).collect();
@@ -103,7 +98,7 @@ mod tests {
     }
 
     fn chunks_of(traced: &[Traced]) -> Vec<u32> {
-        chunks(traced.iter().map(|traced| traced.run)).collect()
+        traced.iter().flat_map(|traced| traced.run.range()).collect()
     }
 
     #[test]

@@ -26,9 +26,10 @@ use super::{catalog, known_origin};
 use crate::admin::ApiError;
 use crate::catalog::{Pool, Tree};
 use crate::ids::{PoolId, SegmentId};
+use crate::queue::wire::Run;
 use crate::range::ByteRange;
+use crate::source::oci::digest;
 use crate::source::oci::fetch::CHUNK;
-use crate::source::oci::{digest, trace};
 use filler::{End, Fill, Filler, New, Next, Registry};
 
 /// How long a start is recorded, at least (`worker/trace.rs`).
@@ -60,7 +61,7 @@ fn describe(
     let Fill { layer, pool, traced, trouble } = fill;
     let (present, size) = store.present_bytes(pool, segment)?;
     let (mut traced_bytes, mut replayed_bytes) = (0, 0);
-    for record in trace::chunks(traced) {
+    for record in traced.into_iter().flat_map(Run::range) {
         let piece = ByteRange::new(u64::from(record) * CHUNK, CHUNK).clamp(size);
         traced_bytes += piece.len();
         if !piece.is_empty() && (present == size || store.is_present(pool, segment, piece)?) {

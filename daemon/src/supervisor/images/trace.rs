@@ -13,16 +13,16 @@ use crate::catalog::{Place, Tree};
 use crate::ids::SegmentId;
 use crate::object::ObjectId;
 use crate::range::ByteRange;
+use crate::source::oci::digest;
 use crate::source::oci::fetch::CHUNK;
 use crate::source::oci::trace::Traced;
-use crate::source::oci::{digest, trace};
 
 impl Supervisor {
     pub(super) fn traces(&self) -> bool {
         self.config.images.trace.unwrap_or(true)
     }
 
-    /// Readers wanted these records of a layer's segment.
+    /// Readers wanted these chunks of a layer's segment.
     pub(in super::super) async fn add_to_trace(&self, segment: SegmentId, records: Vec<u32>) {
         if self.traces()
             && let Err(error) = self.catalog.add_to_trace(segment, records).await
@@ -31,7 +31,7 @@ impl Supervisor {
         }
     }
 
-    /// What readers of these layers wanted at an earlier time: records of the layers' segments, in order.
+    /// What readers of these layers wanted at an earlier time: chunks of the layers' segments, in order.
     pub(super) async fn traced(&self, trees: &[&Tree]) -> Vec<(Place, SegmentId, u32)> {
         if !self.traces() {
             return Vec::new();
@@ -51,9 +51,9 @@ impl Supervisor {
     pub(super) async fn learn_trace(&self, tree: &Tree, runs: &[Traced]) {
         let Some(segment) = tree.segments.first() else { return };
         let Ok((_, size)) = self.store.present_bytes(tree.pool, *segment) else { return };
-        let records = runs.iter().flat_map(|Traced { run, place }| {
-            trace::chunks([*run]).map(move |chunk| (chunk, *place))
-        });
+        let records = runs
+            .iter()
+            .flat_map(|Traced { run, place }| run.range().map(move |chunk| (chunk, *place)));
         let records = records.filter(|(chunk, _)| u64::from(*chunk) * CHUNK < size).collect();
         if self.traces()
             && let Err(error) = self.catalog.learn_trace(tree.commit, records).await

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -34,19 +35,16 @@ use crate::worker::trace::Trace;
 /// So many bytes of an existence pack are made beyond those that are asked for, of the same object.
 const COMPOSED_AHEAD: u64 = 1 << 20;
 
-/// The records of a layer's segment that have a byte in these runs of chunks.
-fn records(extents: &Extents, runs: &[Run]) -> Vec<std::ops::Range<u32>> {
+/// The records of a layer's segment that have a byte in a run of chunks.
+fn records(extents: &Extents, run: Run) -> Range<u32> {
     let number = |record: usize| u32::try_from(record).unwrap_or(u32::MAX);
-    let records = |run: &Run| {
-        let [first, count] = [run.first, run.count].map(|n| u64::from(n) * CHUNK);
-        let place = ByteRange::new(first, count).clamp(extents.size());
-        if place.is_empty() {
-            return 0..0;
-        }
-        let records = extents.overlapping(place);
-        number(records.start)..number(records.end)
-    };
-    runs.iter().map(records).collect()
+    let [first, count] = [run.first, run.count].map(|n| u64::from(n) * CHUNK);
+    let place = ByteRange::new(first, count).clamp(extents.size());
+    if place.is_empty() {
+        return 0..0;
+    }
+    let records = extents.overlapping(place);
+    number(records.start)..number(records.end)
 }
 
 /// What all pools use.
@@ -305,12 +303,9 @@ impl<F: Fetch> PoolState<F> {
         let records: Vec<_> = match self.access {
             Some(_) => {
                 let extents = self.pool.extents(segment).map_err(|error| chain(&error))?;
-                records(&extents, runs)
+                runs.iter().map(|run| records(&extents, *run)).collect()
             }
-            None => {
-                let records = |run: &Run| run.first..run.first.saturating_add(run.count);
-                runs.iter().map(records).collect()
-            }
+            None => runs.iter().map(|run| run.range()).collect(),
         };
         let objects = records.into_iter().filter_map(|records| {
             let first = self.pool.number(segment, records.start).ok()?;
@@ -633,7 +628,7 @@ mod tests {
             let mut file = Vec::new();
             writer.write(&mut file, size).unwrap();
             let extents = Extents::read(&file[..]).unwrap();
-            let of = |first, count| records(&extents, &[Run { first, count }]).remove(0);
+            let of = |first, count| records(&extents, Run { first, count });
             let records_of_all = u32::try_from(size.div_ceil(length)).unwrap();
             assert_eq!(of(0, 11), 0..records_of_all);
             assert_eq!(of(0, u32::MAX), 0..records_of_all);

@@ -551,7 +551,7 @@ proptest! {
         let mut ended = HashSet::new();
         while let Some(Next { pieces, .. }) = filler.next(now) {
             for piece in &pieces {
-                let records = piece.runs.iter().flat_map(|run| run.first..run.first + run.count);
+                let records = piece.runs.iter().flat_map(|run| run.range());
                 asked.extend(records.map(|record| (piece.segment, record)));
             }
             prop_assert!(pieces.iter().all(|piece| Some(piece.segment) != gone));
