@@ -2,7 +2,7 @@
 """Makes container images and pushes them to a registry: make.py URL REPOSITORY TAG KIND [--keep DIR]
 
 KIND is `odd` (several layers with all that a tar archive can hold), `plain` (one small layer), `index` (the same for
-several platforms), `docker` (with Docker's media types), `big` (BYTES of noise in two layers), `app` (a shell below that),
+several platforms), `docker` (with Docker's media types), `big` (BYTES of noise in two layers), `app` (a shell below that), `pause` (that shell's layer, which waits),
 `implicit` (a layer with directories that only the layer below says something about), `foreign`, `schema1`,
 `wrong-diff` (a configuration that names another archive), `wrong-layer` (a manifest that names another blob).
 `odd-estargz`, `odd-chunked`, `odd-soci`, `big-estargz`: with layers that have an index (see `indexed.py`); `first-estargz`: a layer of which a quarter is to be fetched first; `other-toc`: eStargz, but the
@@ -345,6 +345,8 @@ def main():
         layers = [(archive(noise(1, size)), "gzip"), (archive(noise(2, size)), "gzip")]
     if kind == "app":
         layers.insert(0, (archive(base), "gzip"))
+    if kind == "pause":
+        layers = [(archive(base), "gzip")]
     if kind == "many":
         layers = many(int(os.environ["LAYERS"]))
     if kind == "archives":
@@ -375,6 +377,9 @@ def main():
     def wrong_diff(manifest, config):
         config["rootfs"]["diff_ids"][-1] = digest(victim if kind in ("impostor", "unprovable") else b"something else")
 
+    def waiting(manifest, config):
+        config["config"]["Cmd"] = ["/bin/busybox", "sleep", "36000"]
+
     def foreign(manifest, config):
         manifest["layers"][0]["mediaType"] = DOCKER + "image.rootfs.foreign.diff.tar.gzip"
         manifest["layers"][0]["urls"] = ["http://example.org/layer"]
@@ -390,6 +395,8 @@ def main():
         pushed = push(to, tag, layers, architecture="s390x")
     elif kind in ("wrong-diff", "unproved", "impostor", "unprovable", "app-unproved"):
         pushed = push(to, tag, layers, change=wrong_diff)
+    elif kind == "pause":
+        pushed = push(to, tag, layers, change=waiting)
     elif kind == "foreign":
         pushed = push(to, tag, layers, change=foreign)
     else:

@@ -14,11 +14,13 @@ use hydrant_daemon::queue::wire::image::Platform;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use prost::Message;
 
-use crate::grpc;
 use crate::process::{Leashed, Run, alive, last_lines, leash, require, until};
 use crate::snapshots::{Mounted, Snapshots};
+
+mod cri;
+
+pub use cri::Pod;
 
 /// A directory with other versions of the programs, if they are wanted.
 const PROGRAMS: &str = "HYDRANT_TEST_CONTAINERD";
@@ -35,9 +37,10 @@ const VIEW: &str = "view";
 const ENDS_LATER: [&str; 5] =
     ["/bin/busybox", "sh", "-c", "\"$@\"; code=$?; /bin/busybox sleep 0.2; exit $code", "sh"];
 
-/// containerd, started anew when it ends.
+/// containerd, started anew when it ends. With libraries of its own where the machine's are too old for its programs.
 const INIT: &str = r#"
 mount -t tmpfs -o mode=755 tmpfs /run
+[ -z "$2" ] || runc --version >/dev/null 2>&1 || mount -t overlay -o "ro,lowerdir=$2:/usr/lib" libraries /usr/lib
 while :; do
   containerd -c "$1/config.toml" >>"$1/log" 2>&1 </dev/null &
   wait $! || :
@@ -48,8 +51,8 @@ done
 /// A running containerd. It, its containers and its mounts are gone when this is dropped.
 #[derive(Debug)]
 pub struct Containerd {
-    /// Of its version.
-    pub major: u32,
+    /// Its version: 1.7 is (1, 7).
+    pub version: (u32, u32),
     /// It knows that owners are mapped for it.
     remaps: bool,
     directory: PathBuf,
@@ -59,25 +62,6 @@ pub struct Containerd {
     cgroup: String,
     /// Where its programs are looked for.
     path: String,
-}
-
-/// `runtime.v1.PullImageRequest` of the container runtime interface, as far as it is used.
-#[derive(Clone, PartialEq, Message)]
-struct PullImageRequest {
-    #[prost(message, optional, tag = "1")]
-    image: Option<ImageSpec>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ImageSpec {
-    #[prost(string, tag = "1")]
-    image: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PullImageResponse {
-    #[prost(string, tag = "1")]
-    image_ref: String,
 }
 
 /// Lets mounts below the state directory be seen in namespaces that are made later. To be called before the daemon is started.
@@ -90,10 +74,16 @@ pub fn share_mounts(state: &Path) -> Result<()> {
 
 impl Containerd {
     /// Starts containerd in `directory` with the snapshotter `hydrant` on that socket. `remaps`: it is told that for user
-    /// namespaces it need not change any owners.
-    pub fn start(directory: &Path, snapshotter: &Path, remaps: bool) -> Result<Self> {
+    /// namespaces it need not change any owners. `pause`: the image of what runs in every pod.
+    pub fn start(
+        directory: &Path,
+        snapshotter: &Path,
+        remaps: bool,
+        pause: Option<&str>,
+    ) -> Result<Self> {
         let programs = std::env::var_os(PROGRAMS).map(PathBuf::from);
-        Self::start_with(programs.as_deref(), directory, &[("hydrant", snapshotter)], remaps)
+        let snapshotters = [("hydrant", snapshotter)];
+        Self::start_with(programs.as_deref(), directory, &snapshotters, remaps, pause)
     }
 
     /// The same with the programs in that directory, and any snapshotters, by their names and sockets.
@@ -102,15 +92,20 @@ impl Containerd {
         directory: &Path,
         snapshotters: &[(&str, &Path)],
         remaps: bool,
+        pause: Option<&str>,
     ) -> Result<Self> {
         require(&[("nsenter", "util-linux"), ("unshare", "util-linux"), ("runc", "runc")])?;
         if programs.is_none() {
             require(&[("containerd", "containerd"), ("ctr", "containerd")])?;
         }
-        fs_err::create_dir_all(directory.join("cni"))?;
+        let networks = directory.join("cni");
+        fs_err::create_dir_all(&networks)?;
+        if pause.is_some() {
+            cri::configure_network(&networks)?;
+        }
         let path = path(programs);
-        let major = major_version(&path)?;
-        let configuration = configuration(major, directory, snapshotters, remaps);
+        let version = version(&path)?;
+        let configuration = configuration(version, directory, snapshotters, remaps, pause);
         fs_err::write(directory.join("config.toml"), configuration)?;
         sweep();
         let number = std::os::unix::fs::MetadataExt::ino(&fs_err::metadata(directory)?);
@@ -118,6 +113,7 @@ impl Containerd {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--propagation", "slave"]);
         command.args(["--mount-proc", "sh", "-euc", INIT, "sh"]).arg(directory);
+        command.arg(programs.and_then(libraries).unwrap_or_default());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.env("PATH", &path);
         let process = leash(command)?;
@@ -129,7 +125,7 @@ impl Containerd {
         })?;
         let init = Pid::from_raw(init);
         let directory = directory.to_owned();
-        let containerd = Self { major, remaps, directory, init, process, cgroup, path };
+        let containerd = Self { version, remaps, directory, init, process, cgroup, path };
         containerd.wait_until_it_answers()?;
         Ok(containerd)
     }
@@ -227,7 +223,7 @@ impl Containerd {
         // the images of tests have files of gid 3,000,000
         let map = format!("0:{}:4000000", outside.unwrap_or_default());
         let mut users = vec!["--uidmap", &map, "--gidmap", &map, "--remap-labels"];
-        if !self.remaps && self.major < 2 {
+        if !self.remaps && self.version < (2, 0) {
             users.pop(); // with that, nobody changes the owners
         }
         if outside.is_none() {
@@ -253,17 +249,6 @@ impl Containerd {
     fn collect_garbage(&self, namespace: &str) -> Result<()> {
         self.check(namespace, &["leases", "create", "--id", "garbage"])?;
         self.check(namespace, &["leases", "delete", "--sync", "garbage"]).map(drop)
-    }
-
-    /// Has the image pulled as kubelets do, for the namespace `k8s.io`.
-    pub fn pull_by_cri(&self, image: &str) -> Result<()> {
-        let image = Some(ImageSpec { image: image.to_owned() });
-        let method = "/runtime.v1.ImageService/PullImage";
-        let answers: Vec<PullImageResponse> =
-            grpc::call(&self.address(), method, "k8s.io", &PullImageRequest { image })
-                .with_context(|| self.log_tail())?;
-        ensure!(answers.len() == 1, "{} answers", answers.len());
-        Ok(())
     }
 
     /// Removes all images by all their names, and at once what only they had.
@@ -395,24 +380,33 @@ fn path(programs: Option<&Path>) -> String {
     }
 }
 
-/// Of the program: 1 or 2.
-fn major_version(path: &str) -> Result<u32> {
+/// Where the C library that programs want lies beside them, if it does.
+fn libraries(programs: &Path) -> Option<PathBuf> {
+    let libraries = programs.parent()?.join("lib");
+    let mut machines = fs_err::read_dir(&libraries).ok()?.flatten();
+    machines.any(|machine| machine.path().join("libc.so.6").exists()).then_some(libraries)
+}
+
+fn version(path: &str) -> Result<(u32, u32)> {
     let said = Run::shell("containerd --version", &[]).env("PATH", path).check()?.text();
     let version = said.split_whitespace().nth(2).context("containerd has no version")?;
-    Ok(version.trim_start_matches('v').split('.').next().unwrap_or_default().parse()?)
+    let mut numbers = version.trim_start_matches('v').split('.');
+    let mut next = || numbers.next().context("half a version")?.parse().context(said.clone());
+    Ok((next()?, next()?))
 }
 
 /// The first of the snapshotters is that of the container runtime interface.
 fn configuration(
-    major: u32,
+    version: (u32, u32),
     directory: &Path,
     snapshotters: &[(&str, &Path)],
     remaps: bool,
+    pause: Option<&str>,
 ) -> String {
     let directory = directory.display();
-    let version = if major >= 2 { 3 } else { 2 };
+    let format = if version >= (2, 0) { 3 } else { 2 };
     let mut text = format!(
-        r#"version = {version}
+        r#"version = {format}
 root = "{directory}/root"
 state = "{directory}/state"
 disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
@@ -433,7 +427,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
         if remaps {
             text += "  capabilities = [\"remap-ids\"]\n";
         }
-        if major >= 2 {
+        if version >= (2, 0) {
             text += &format!(
                 r#"[proxy_plugins.{name}.exports]
   enable_remote_snapshot_annotations = "true"
@@ -443,7 +437,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
     }
     let names = || snapshotters.iter().map(|(name, _)| *name).chain(["overlayfs"]);
     let cri = names().next().unwrap_or_default();
-    text += &if major >= 2 {
+    text += &if version >= (2, 0) {
         format!(
             r#"[plugins."io.containerd.cri.v1.images"]
   snapshotter = "{cri}"
@@ -464,7 +458,26 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 "#
         )
     };
-    for name in names().filter(|_| major >= 2) {
+    if let Some(image) = pause {
+        // this root may have no right to have a pod's own process killed last
+        text += &if version >= (2, 0) {
+            format!(
+                r#"[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "{image}"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+"#
+            )
+        } else {
+            format!(
+                r#"[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{image}"
+  restrict_oom_score_adj = true
+"#
+            )
+        };
+    }
+    for name in names().filter(|_| version >= (2, 0)) {
         text += &format!(
             r#"[[plugins."io.containerd.transfer.v1.local".unpack_config]]
   platform = "linux/{}"

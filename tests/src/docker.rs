@@ -19,11 +19,26 @@ pub struct Docker<'a> {
 
 impl<'a> Docker<'a> {
     pub fn start(containerd: &'a Containerd) -> Result<Self> {
+        Self::start_with(containerd, "")
+    }
+
+    /// With containers in user namespaces: root there is this user elsewhere.
+    pub fn start_remapped(containerd: &'a Containerd, outside: u32) -> Result<Self> {
+        // in containerd's own namespace of mounts; images of tests have files of gid 3,000,000
+        let give = format!(
+            "echo daemon:{outside}:4000000 >/run/ids
+             for file in /etc/subuid /etc/subgid; do mount --bind /run/ids $file; done"
+        );
+        containerd.inside(&["sh", "-euc", &give]).check()?;
+        Self::start_with(containerd, r#""userns-remap": "daemon","#)
+    }
+
+    fn start_with(containerd: &'a Containerd, configuration: &str) -> Result<Self> {
         let directory = containerd.directory().join("docker");
         fs_err::create_dir_all(&directory)?;
         let here = directory.display();
         let configuration = format!(
-            r#"{{
+            r#"{{ {configuration}
   "features": {{"containerd-snapshotter": true}}, "storage-driver": "hydrant",
   "containerd": "{}", "hosts": ["unix://{here}/s"],
   "data-root": "{here}/data", "exec-root": "{here}/run", "pidfile": "{here}/pid",

@@ -38,8 +38,9 @@ impl Host {
         world.daemon.configure(&(guest::configuration() + &lazy + "[images]\n" + images))?;
         world.daemon.start()?;
         let snapshots = Snapshots::of(&world.daemon.directories().run);
-        let containerd = Containerd::start(&world.path("containerd"), snapshots.socket(), true)
-            .with_context(|| world.daemon.log_tail(40))?;
+        let containerd =
+            Containerd::start(&world.path("containerd"), snapshots.socket(), true, None)
+                .with_context(|| world.daemon.log_tail(40))?;
         Ok(Self { containerd, snapshots, world, trusted, registry })
     }
 

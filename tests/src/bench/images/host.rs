@@ -51,7 +51,7 @@ impl Host {
         let sockets: Vec<_> =
             socket.iter().map(|socket| (system.snapshotter.name(), socket.as_path())).collect();
         let programs = site.programs.as_deref();
-        let containerd = Containerd::start_with(programs, &directory, &sockets, false)?;
+        let containerd = Containerd::start_with(programs, &directory, &sockets, false, None)?;
         host.peer = match system.snapshotter {
             Snapshotter::Overlayfs | Snapshotter::Hydrant => None,
             Snapshotter::Soci => {
@@ -63,7 +63,7 @@ impl Host {
                 Some(Peer::Stargz(Stargz::start(programs, &containerd)?))
             }
         };
-        ensure!(containerd.major >= 2, "this needs containerd 2");
+        ensure!(containerd.version >= (2, 0), "this needs containerd 2");
         containerd.inside(&["runc", "--version"]).check()?;
         host.containerd = Some(containerd);
         Ok(host)
