@@ -129,21 +129,16 @@ async fn pull(
     };
     anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
     let registry = Arc::new(Registry::new(&repository, limits, &credentials)?);
-    let mut failures = 0;
-    let (resolved, pins) = loop {
-        match registry.resolve(&reference, &platform).await {
-            Ok(resolved) => break resolved,
-            Err(FetchError::Retry { message, after }) if failures + 1 < ATTEMPTS => {
-                tracing::debug!(message, "can't resolve the image yet");
-                let wait = after.unwrap_or(FIRST_WAIT * 2u32.pow(failures));
-                failures += 1;
-                tokio::time::sleep(wait.min(Duration::from_secs(30))).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    };
+    let (notes, mut noted) = mpsc::unbounded_channel();
+    let signed = |image| Signed::begin(image, &registry, trust.clone(), notes.clone());
+    // what may be the manifest's digest is not waited for before what is beside it is looked for
+    let named = digest::parse(&reference).map(signed);
+    let found = retried(async || registry.find(&reference, &platform).await).await?;
+    let named = named.filter(|named| named.image() == found.digest);
+    let signed = named.unwrap_or_else(|| signed(found.digest));
+    let resolve = retried(async || registry.resolve(&found, &reference, &platform).await);
+    let (resolved, pins) = resolve.await?;
     let layers = resolved.layers.clone();
-    let signed = Arc::new(Signed::new(resolved.manifest, trust, Arc::clone(supervisor)));
     supervisor.tell(&FromPuller::Resolved(Box::new(resolved))).await?;
 
     let slots = Arc::new(Semaphore::new(LAYERS));
@@ -153,6 +148,11 @@ async fn pull(
     let mut told = 0;
     loop {
         tokio::select! {
+            // what was said of a layer before the layer
+            biased;
+            Some(message) = noted.recv() => {
+                supervisor.tell(&FromPuller::Note { message }).await?;
+            }
             order = messages.recv() => {
                 // the supervisor hangs up when it has all layers
                 let Some((message, fds)) = order else { return Ok(()) };
@@ -168,7 +168,7 @@ async fn pull(
                     let whole = async {
                         let pin = match pin {
                             Some(pin) => Some(pin),
-                            None => signed.pin(&registry, &layer).await,
+                            None => signed.pin(&layer).await,
                         };
                         if let Some(pin) = pin {
                             let made = pinned::make(&registry, &layer, &pin, &files, &received);
@@ -179,7 +179,7 @@ async fn pull(
                         let shown = fetch(&registry, layer, files, &received).await;
                         anyhow::Ok((shown.with_context(failed)?, None, None))
                     };
-                    let (trace, whole) = tokio::join!(signed.trace(&registry, &layer), whole);
+                    let (trace, whole) = tokio::join!(signed.trace(&layer), whole);
                     let (shown, format, first) = whole?;
                     if let Some(runs) = trace.or(first) {
                         supervisor.tell(&FromPuller::Trace { number, runs }).await?;
@@ -198,6 +198,22 @@ async fn pull(
                     supervisor.tell(&FromPuller::Progress { received: now }).await?;
                 }
             }
+        }
+    }
+}
+
+/// Asks for a document until it comes or there is no hope.
+async fn retried<T>(ask: impl AsyncFn() -> Result<T, FetchError>) -> Result<T, FetchError> {
+    let mut failures = 0;
+    loop {
+        match ask().await {
+            Err(FetchError::Retry { message, after }) if failures + 1 < ATTEMPTS => {
+                tracing::debug!(message, "can't resolve the image yet");
+                let wait = after.unwrap_or(FIRST_WAIT * 2u32.pow(failures));
+                failures += 1;
+                tokio::time::sleep(wait.min(Duration::from_secs(30))).await;
+            }
+            done => return done,
         }
     }
 }

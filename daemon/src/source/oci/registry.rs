@@ -14,7 +14,7 @@ pub use self::auth::IDENTITY_TOKEN;
 pub use self::choices::{Choices, Need};
 pub use self::host::Host;
 use super::digest;
-use super::document::{Document, DocumentError, MAX_DOCUMENT, layers, read, ztocs};
+use super::document::{Document, DocumentError, MAX_DOCUMENT, Manifest, layers, read, ztocs};
 use crate::layer::pinned::Pin;
 use crate::object::ObjectId;
 use crate::queue::wire::Limits;
@@ -35,6 +35,15 @@ pub struct Registry {
     /// As people name it.
     registry: String,
     name: String,
+}
+
+/// The manifest of an image for one platform.
+#[derive(Debug)]
+pub struct Found {
+    /// What the image's name leads to: this manifest, or an index in which it is.
+    first: ObjectId,
+    pub digest: ObjectId,
+    manifest: Manifest,
 }
 
 pub(super) fn refused(message: impl Into<String>) -> FetchError {
@@ -75,38 +84,39 @@ impl Registry {
         Choices::new(&self.registry, &self.hosts, need)
     }
 
-    /// Finds an image: its manifest for a platform, what that names, and which indexes of its layers it pins.
-    /// Everything is checked against its digest but the answer to a tag, of which nothing is known before.
+    /// Finds the manifest of an image for a platform. It is checked against its digest, but for the answer to a tag, of which
+    /// nothing is known before.
+    pub async fn find(&self, reference: &str, platform: &Platform) -> Result<Found, FetchError> {
+        let not_ours = |e| self.cant_be_used(reference, &e);
+        let (first, kind, bytes) = self.manifest(reference, digest::parse(reference)).await?;
+        match read(&bytes, &kind, platform).map_err(not_ours)? {
+            Document::Manifest(manifest) => Ok(Found { first, digest: first, manifest }),
+            Document::Index(found) => {
+                let (digest, wanted) = (found.digest, digest::text(&found.digest));
+                let (_, kind, bytes) = self.manifest(&wanted, Some(digest)).await?;
+                match read(&bytes, &kind, platform).map_err(not_ours)? {
+                    Document::Manifest(manifest) => Ok(Found { first, digest, manifest }),
+                    Document::Index(_) => Err(refused("its index leads to another index")),
+                }
+            }
+        }
+    }
+
+    /// What the manifest names, all of it checked against its digest, and which indexes of the layers the image pins.
     pub async fn resolve(
         &self,
+        found: &Found,
         reference: &str,
         platform: &Platform,
     ) -> Result<(Resolved, Vec<Option<Pin>>), FetchError> {
-        let not_ours =
-            |e: DocumentError| refused(format!("{}:{reference} can't be used: {e}", self.name));
-        let (first, kind, bytes) = self.manifest(reference, digest::parse(reference)).await?;
-        let mut digest = first;
-        let document = read(&bytes, &kind, platform).map_err(not_ours)?;
-        let manifest = match document {
-            Document::Manifest(manifest) => manifest,
-            Document::Index(found) => {
-                let wanted = digest::text(&found.digest);
-                let (_, kind, bytes) = self.manifest(&wanted, Some(found.digest)).await?;
-                digest = found.digest;
-                match read(&bytes, &kind, platform).map_err(not_ours)? {
-                    Document::Manifest(manifest) => manifest,
-                    Document::Index(_) => {
-                        return Err(refused("its index leads to another index"));
-                    }
-                }
-            }
-        };
+        let Found { first, digest, manifest } = found;
         if manifest.config.size > MAX_DOCUMENT as u64 {
             return Err(refused("its configuration is too long"));
         }
         let config = self.configuration(&manifest.config.digest).await?;
-        let layers = layers(&manifest, &config, platform).map_err(not_ours)?;
-        let (config, mut pins) = (manifest.config.digest, manifest.pins);
+        let layers = layers(manifest, &config, platform);
+        let layers = layers.map_err(|e| self.cant_be_used(reference, &e))?;
+        let mut pins = manifest.pins.clone();
         if let Some(index) = manifest.soci {
             // nobody waits long for what one can do without
             let text = digest::text(&index);
@@ -122,7 +132,12 @@ impl Registry {
                 Err(_) => tracing::warn!("the image's SOCI index does not come, and is not used"),
             }
         }
-        Ok((Resolved { manifest: digest, digest: first, config, layers }, pins))
+        let config = manifest.config.digest;
+        Ok((Resolved { manifest: *digest, digest: *first, config, layers }, pins))
+    }
+
+    fn cant_be_used(&self, reference: &str, why: &DocumentError) -> FetchError {
+        refused(format!("{}:{reference} can't be used: {why}", self.name))
     }
 
     /// A manifest or index: its digest, its type and the bytes.

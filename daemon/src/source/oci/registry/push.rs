@@ -1,8 +1,11 @@
 //! Putting artifacts into a repository (the distribution specification, "push" and "referrers").
 
+use std::future::ready;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::{Either, select};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, LOCATION};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 
@@ -89,10 +92,16 @@ impl Host {
     async fn referrers(&self, image: &ObjectId, what: What) -> Result<Vec<ObjectId>, FetchError> {
         let mut url = self.url("referrers", &digest::text(image))?;
         url.query_pairs_mut().append_pair("artifactType", what.artifact_type());
-        // a registry without a list of them does not know what is asked for
-        let list = match self.document(url).await {
+        // asked for side by side, a registry without such a list does not cost a round trip more
+        let (list, tagged) = (pin!(self.document(url)), pin!(self.tagged_list(image)));
+        let (list, tagged) = match select(list, tagged).await {
+            Either::Left((list, tagged)) => (list, Either::Left(tagged)),
+            Either::Right((tagged, list)) => (list.await, Either::Right(ready(tagged))),
+        };
+        let list = match list {
             Ok(Some(list)) => Some(list),
-            Ok(None) | Err(FetchError::Refused { .. }) => self.tagged_list(image).await?,
+            // that one does not know what it was asked for
+            Ok(None) | Err(FetchError::Refused { .. }) => tagged.await?,
             Err(error) => return Err(error),
         };
         Ok(list.map(|list| listed(&list, what)).unwrap_or_default())
