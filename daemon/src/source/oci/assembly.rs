@@ -78,10 +78,23 @@ impl Assembly {
         let complete: Vec<_> = self.open.extract_if(.., |open| open.missing == 0).collect();
         let chunks: Vec<_> = complete.into_iter().map(|open| self.put_together(open)).collect();
         if !chunks.is_empty() {
-            let Self { open, pieces } = self;
-            pieces.retain(|number, _| open.iter().any(|open| open.spans.contains(number)));
+            self.forget(|_| false);
         }
         chunks
+    }
+
+    /// The first of these spans that a chunk needs which is not complete.
+    #[must_use]
+    pub fn first_needed(&self, spans: Range<usize>) -> Option<usize> {
+        let open = self.open.iter().map(|open| open.spans.start.max(spans.start)..open.spans.end);
+        open.filter(|needed| needed.start < needed.end.min(spans.end)).map(|of| of.start).min()
+    }
+
+    /// These chunks are not wanted any more.
+    pub fn forget(&mut self, keys: impl Fn(&ObjectId) -> bool) {
+        let Self { open, pieces } = self;
+        open.retain(|open| !keys(&open.key));
+        pieces.retain(|number, _| open.iter().any(|open| open.spans.contains(number)));
     }
 
     fn put_together(&self, chunk: Open) -> Complete {
@@ -124,6 +137,23 @@ mod tests {
             let place = ByteRange::between(from as u64, to as u64);
             (chunk_key(from as u64, &[]), place, first..end)
         }))
+    }
+
+    #[test]
+    fn what_is_not_wanted_any_more_is_not_needed() {
+        let key = |number: u64| chunk_key(number, b"");
+        let place = |number: u64| ByteRange::new(number * 10, 10);
+        let wanted = [(0, 3..5), (1, 4..7), (2, 9..10)];
+        let wanted = wanted.map(|(number, spans)| (key(number), place(number), spans));
+        let mut assembly = Assembly::new(wanted);
+        assert_eq!(assembly.first_needed(0..20), Some(3));
+        assert_eq!(assembly.first_needed(4..20), Some(4));
+        assert_eq!(assembly.first_needed(7..9), None);
+        assembly.take(4, piece(&[0; 100], 5, 15));
+        assembly.forget(|chunk| *chunk == key(0));
+        assert_eq!((assembly.first_needed(0..20), assembly.pieces.len()), (Some(4), 1));
+        assembly.forget(|chunk| *chunk == key(1));
+        assert_eq!((assembly.first_needed(0..20), assembly.pieces.len()), (Some(9), 0));
     }
 
     proptest! {

@@ -246,11 +246,11 @@ impl Table {
 }
 
 impl Claim<'_> {
-    /// The compressed bytes of a span have come. They are kept if it was claimed.
-    pub fn deliver(&mut self, number: usize, bytes: &[u8]) {
+    /// The compressed bytes of a span have come. They are kept if it was claimed, and should not be a part of all that has
+    /// come with them.
+    pub fn deliver(&mut self, number: usize, bytes: impl Into<Bytes>) {
         let Some((need, sender)) = self.open.remove(&number) else { return };
-        // not a part of all that has come with them
-        let bytes = Bytes::copy_from_slice(bytes);
+        let bytes = bytes.into();
         let mut table = self.spans.table();
         table.coming.remove(&number);
         table.keep(Instant::now(), need, bytes.clone());

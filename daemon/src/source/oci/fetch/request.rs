@@ -1,15 +1,17 @@
 //! One request for chunks of a layer: which spans it needs, whence they come, and what becomes of those that are wrong.
 
+use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::{Access, LayerSource, Wanted, chunk_key, place_key};
-use crate::layer::span::{MAX_IN_MEMORY, Span};
+use crate::layer::span::MAX_IN_MEMORY;
 use crate::object::ObjectId;
 use crate::range::ByteRange;
 use crate::source::oci::assembly::{Assembly, Complete, Piece};
-use crate::source::oci::registry::{self, refused, wrong};
+use crate::source::oci::registry::{self, Host, refused, wrong};
 use crate::source::oci::spans::{Claim, Need};
 use crate::source::{Content, FetchError, Sink};
 
@@ -101,47 +103,76 @@ impl<'a> Request<'a> {
         mut needs: Vec<Need>,
         mut claim: Option<Claim<'_>>,
     ) -> Result<(), FetchError> {
-        let LayerSource { registry, layer, .. } = self.source;
+        let LayerSource { registry, .. } = self.source;
         needs.sort_unstable_by_key(|need| need.number);
         for run in self.access.runs(&needs) {
             let needs = &needs[run];
             let (Some(first), Some(last)) = (needs.first(), needs.last()) else { continue };
-            let spans = &self.access.index.spans()[first.number..=last.number];
+            let numbers = first.number..last.number + 1;
+            let spans = &self.access.index.spans()[numbers.clone()];
             if spans.iter().any(|span| span.uncompressed.len() > MAX_IN_MEMORY) {
                 return Err(refused("the layer is compressed in one piece; pull the image anew"));
             }
-            let from = spans.first().map_or(0, |span| span.compressed.offset());
-            let to = spans.last().map_or(0, |span| span.compressed.end());
-            let blob = ByteRange::between(from, to);
             let mut choices = registry.choices(registry::Need::Content);
-            let (came, decoded) = loop {
+            // what has come of it need not come again; but a chunk is of one host
+            let mut open = self.assembly.clone();
+            while let Some(next) = open.first_needed(numbers.clone()) {
                 let host = choices.ask()?;
-                let received = |bytes| self.sink.received(bytes);
-                let failure = match host.range(&layer.digest, layer.size, blob, received).await {
-                    Ok(bytes) => {
-                        let bytes = Bytes::from(bytes);
-                        let piece = |span: &Span| {
-                            let start = (span.compressed.offset() - from) as usize;
-                            let end = start + span.compressed.len() as usize;
-                            bytes.get(start..end).map(|piece| bytes.slice_ref(piece))
-                        };
-                        let pieces = spans.iter().map(|span| piece(span).unwrap_or_default());
-                        let came: Vec<_> = (first.number..).zip(pieces).collect();
-                        let (assembly, spans) = (self.assembly.clone(), came.clone());
-                        match decode(self.access, layer.diff_id, assembly, spans, false).await {
-                            Ok(decoded) => break (came, decoded),
-                            Err(error) => error,
-                        }
+                let came = self.stream(host, next..numbers.end, claim.as_mut(), &mut open).await;
+                match came {
+                    Ok(()) => break,
+                    Err(error @ FetchError::Sink(_)) => return Err(error),
+                    Err(error) => {
+                        self.assembly = open.clone();
+                        choices.failed(error)?;
                     }
-                    Err(error) => error,
-                };
-                choices.failed(failure)?;
-            };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches spans of one host, and hands each chunk over as soon as it is there: who waits for the first of them need not
+    /// wait for the last. They are not `open` any more then.
+    async fn stream(
+        &mut self,
+        host: &Host,
+        numbers: Range<usize>,
+        mut claim: Option<&mut Claim<'_>>,
+        open: &mut Assembly,
+    ) -> Result<(), FetchError> {
+        let layer = self.source.layer;
+        let access = Arc::clone(self.access);
+        let spans = &access.index.spans()[numbers.clone()];
+        let from = spans.first().map_or(0, |span| span.compressed.offset());
+        let to = spans.last().map_or(0, |span| span.compressed.end());
+        let mut part = host.part(&layer.digest, layer.size, ByteRange::between(from, to)).await?;
+        let mut left = numbers.zip(spans).peekable();
+        let mut bytes = Vec::with_capacity((to - from) as usize);
+        while let Some(piece) = part.next().await? {
+            self.sink.received(piece.len() as u64);
+            bytes.extend_from_slice(&piece);
+            let have = from + bytes.len() as u64;
+            let mut came = Vec::new();
+            while let Some((number, span)) = left.next_if(|(_, of)| of.compressed.end() <= have) {
+                let start = (span.compressed.offset() - from) as usize;
+                let end = start + span.compressed.len() as usize;
+                // neighbours may share a byte
+                came.push((number, Bytes::copy_from_slice(&bytes[start..end])));
+            }
+            if came.is_empty() {
+                continue;
+            }
+            let (assembly, compressed) = (self.assembly.clone(), came.clone());
+            let decoded = decode(self.access, layer.diff_id, assembly, compressed, false).await?;
             if let Some(claim) = &mut claim {
-                came.iter().for_each(|(number, bytes)| claim.deliver(*number, bytes));
+                came.into_iter().for_each(|(number, bytes)| claim.deliver(number, bytes));
                 self.source.spans.tidy_later();
             }
-            drop(came);
+            let complete = decoded.complete.iter().map(|chunk| chunk.key);
+            let doubtful = decoded.doubtful.iter().map(|(key, _)| *key);
+            let ended: HashSet<_> = complete.chain(doubtful).collect();
+            open.forget(|key| ended.contains(key));
             self.hand_over(decoded)?;
         }
         Ok(())

@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, Response, StatusCode};
 use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 use tokio::sync::Semaphore;
 
 use super::*;
@@ -31,6 +32,9 @@ struct Shared {
     seen: Mutex<Vec<ByteRange>>,
     /// Requests are answered only with a permit.
     held: AtomicBool,
+    /// So many bytes of an answer come without one; what is behind them never, if it `breaks` there.
+    stops_after: AtomicUsize,
+    breaks: AtomicBool,
     permits: Semaphore,
 }
 
@@ -48,6 +52,8 @@ impl Server {
             blob,
             seen: Mutex::default(),
             held: AtomicBool::new(false),
+            stops_after: AtomicUsize::new(usize::MAX),
+            breaks: AtomicBool::new(false),
             permits: Semaphore::new(0),
         });
         let app = axum::Router::new().fallback(answer).with_state(Arc::clone(&shared));
@@ -83,11 +89,22 @@ async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respon
     if shared.held.load(Ordering::Relaxed) {
         shared.permits.acquire().await.unwrap().forget();
     }
+    let stop = to.min(from.saturating_add(shared.stops_after.load(Ordering::Relaxed)));
+    let [start, rest] = [from..stop, stop..to].map(|range| shared.blob[range].to_vec());
     let response = Response::builder().status(StatusCode::PARTIAL_CONTENT);
-    response
-        .header("content-range", format!("bytes {range}/{}", shared.blob.len()))
-        .body(Body::from(shared.blob[from..to].to_vec()))
-        .unwrap()
+    let response = response.header("content-range", format!("bytes {range}/{}", shared.blob.len()));
+    let rest = async move {
+        if rest.is_empty() {
+            return Ok(rest);
+        }
+        if shared.breaks.load(Ordering::Relaxed) {
+            return Err(std::io::Error::other("broken"));
+        }
+        shared.permits.acquire().await.unwrap().forget();
+        Ok(rest)
+    };
+    let body = stream::iter([Ok(start)]).chain(stream::once(rest));
+    response.header("content-length", to - from).body(Body::from_stream(body)).unwrap()
 }
 
 /// Chunks by their places.
@@ -99,6 +116,21 @@ impl Sink for Chunks {
         let Content::Memory(content) = content else { panic!("in memory") };
         assert!(self.0.insert(key, content).is_none(), "once");
         Ok(())
+    }
+
+    fn spool(&mut self) -> std::io::Result<File> {
+        Err(std::io::Error::other("there is none"))
+    }
+
+    fn received(&mut self, _: u64) {}
+}
+
+/// Tells of chunks as they come.
+struct Told(tokio::sync::mpsc::UnboundedSender<ObjectId>);
+
+impl Sink for Told {
+    fn object(&mut self, key: ObjectId, _: Content) -> std::io::Result<()> {
+        self.0.send(key).map_err(std::io::Error::other)
     }
 
     fn spool(&mut self) -> std::io::Result<File> {
@@ -171,7 +203,7 @@ impl LayerSource {
     /// Half of this span has been fetched, with these compressed bytes.
     fn keep(&self, number: usize, bytes: &[u8]) {
         let len = self.span(number).uncompressed.len();
-        self.spans.claim(&[Need { number, asked: len / 2, len }]).deliver(number, bytes);
+        self.spans.claim(&[Need { number, asked: len / 2, len }]).deliver(number, bytes.to_vec());
     }
 }
 
@@ -214,6 +246,54 @@ async fn what_a_neighbour_is_fetching_is_not_fetched_again() {
     server.release();
     assert!(second.await.unwrap()[0] == chunk(&segment, 1));
     assert_eq!(server.seen(), [source.span(0).compressed, source.span(1).compressed]);
+}
+
+#[tokio::test]
+async fn who_waits_for_the_first_chunk_does_not_wait_for_the_last() {
+    let (server, source, keys, _) = eight_chunks().await;
+    // one byte is missing
+    let stop = source.span(3).compressed.end() - 1;
+    server.shared.stops_after.store(stop as usize, Ordering::Relaxed);
+    let (told, mut came) = tokio::sync::mpsc::unbounded_channel();
+    let mut sink = Told(told);
+    let fetch = source.fetch(&keys, &mut sink);
+    tokio::pin!(fetch);
+    let end = source.span(3).uncompressed.offset();
+    let mut seen = 0;
+    for key in keys.iter().zip(1u64..).filter(|(_, number)| number * CHUNK <= end).map(|of| of.0) {
+        tokio::select! {
+            _ = &mut fetch => panic!("not all has come"),
+            next = came.recv() => assert_eq!(next.as_ref(), Some(key)),
+        }
+        seen += 1;
+    }
+    assert!((2..7).contains(&seen) && came.try_recv().is_err(), "{seen}");
+    server.release();
+    fetch.await.unwrap();
+    while came.try_recv().is_ok() {
+        seen += 1;
+    }
+    assert_eq!(seen, keys.len());
+}
+
+/// Another host goes on with the chunk that was not complete.
+#[tokio::test]
+async fn what_has_come_of_an_answer_that_breaks_off_does_not_come_again() {
+    let (good, source, _, segment) = eight_chunks().await;
+    let index = source.access.get().unwrap().index.clone();
+    let broken = Server::new(good.shared.blob.clone()).await;
+    let at = source.span(3).compressed.end();
+    broken.shared.stops_after.store(at as usize + 10, Ordering::Relaxed);
+    broken.shared.breaks.store(true, Ordering::Relaxed);
+    let (source, keys) = layer(index, &segment, &[&broken, &good]);
+    let came = source.chunks(&keys).await.unwrap();
+    assert!(came.iter().enumerate().all(|(number, came)| came == chunk(&segment, number)));
+    assert_eq!(broken.seen().len(), 1);
+    let last = source.span(3).uncompressed;
+    // in it ends the last chunk that the first host gave
+    assert!(!last.end().is_multiple_of(CHUNK));
+    let from = source.span(3).compressed.offset();
+    assert_eq!(good.seen(), [ByteRange::between(from, good.shared.blob.len() as u64)]);
 }
 
 #[tokio::test]

@@ -175,6 +175,19 @@ impl Host {
         Ok(response)
     }
 
+    /// Begins to read a part of a blob, whose length is `size`.
+    pub async fn part(
+        &self,
+        blob: &ObjectId,
+        size: u64,
+        range: ByteRange,
+    ) -> Result<Part<'_>, FetchError> {
+        let url = self.url("blobs", &digest::text(blob))?;
+        let (url, response) = self.get(url, "*/*", Some(range)).await?;
+        check_range(&url, &response, range, size)?;
+        Ok(Part { host: self, response, left: range.len() })
+    }
+
     /// Reads a part of a blob, whose length is `size`.
     pub async fn range(
         &self,
@@ -183,19 +196,11 @@ impl Host {
         range: ByteRange,
         mut received: impl FnMut(u64),
     ) -> Result<Vec<u8>, FetchError> {
-        let url = self.url("blobs", &digest::text(blob))?;
-        let (url, mut response) = self.get(url, "*/*", Some(range)).await?;
-        check_range(&url, &response, range, size)?;
+        let mut part = self.part(blob, size, range).await?;
         let mut bytes = Vec::with_capacity(usize::try_from(range.len()).unwrap_or_default());
-        while let Some(piece) = self.piece(&mut response).await? {
+        while let Some(piece) = part.next().await? {
             received(piece.len() as u64);
             bytes.extend_from_slice(&piece);
-            if bytes.len() as u64 > range.len() {
-                return Err(wrong(format!("{} sends more than was asked for", shown(&url))));
-            }
-        }
-        if bytes.len() as u64 != range.len() {
-            return Err(retry(format!("the answer of {} was cut short", shown(&url))));
         }
         Ok(bytes)
     }
@@ -319,6 +324,34 @@ impl Host {
             Ok(Err(e)) => Err(broken(&format!("can't reach {}", shown(url)), &e)),
             Err(_) => Err(self.stalled()),
         }
+    }
+}
+
+/// A part of a blob, as it comes.
+#[derive(Debug)]
+pub struct Part<'a> {
+    host: &'a Host,
+    response: Response,
+    /// Bytes that have not come.
+    left: u64,
+}
+
+impl Part<'_> {
+    /// The next bytes; `None` once all have come.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        let piece = self.host.piece(&mut self.response).await?;
+        let at = || shown(self.response.url());
+        match &piece {
+            Some(piece) => match self.left.checked_sub(piece.len() as u64) {
+                Some(left) => self.left = left,
+                None => return Err(wrong(format!("{} sends more than was asked for", at()))),
+            },
+            None if self.left > 0 => {
+                return Err(retry(format!("the answer of {} was cut short", at())));
+            }
+            None => {}
+        }
+        Ok(piece)
     }
 }
 

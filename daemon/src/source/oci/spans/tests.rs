@@ -23,7 +23,7 @@ fn numbers(found: &Found<'_>) -> (Vec<usize>, Vec<usize>, Vec<usize>) {
 impl Spans {
     /// Somebody has fetched this, and asked for half of it.
     fn deliver(&self, number: usize, bytes: &[u8]) {
-        self.claim(&[half(number)]).deliver(number, bytes);
+        self.claim(&[half(number)]).deliver(number, bytes.to_vec());
     }
 }
 
@@ -36,7 +36,7 @@ fn what_others_need_too_is_fetched_once() {
     let second = spans.find([whole(1), half(2), whole(3)]);
     assert_eq!(numbers(&second), (vec![], vec![2], vec![1, 3]));
     for number in 0..3 {
-        first.claim.deliver(number, b"bytes");
+        first.claim.deliver(number, &b"bytes"[..]);
     }
     let third = spans.find([half(0), whole(1), half(2)]);
     assert_eq!(numbers(&third), (vec![0, 2], vec![], vec![1]));
@@ -53,7 +53,7 @@ async fn who_waits_gets_what_has_come() {
     let waits = spans.wait(spans.find([half(0)]).coming);
     tokio::pin!(waits);
     assert!((&mut waits).now_or_never().is_none());
-    first.claim.deliver(0, b"bytes");
+    first.claim.deliver(0, &b"bytes"[..]);
     let (here, absent) = waits.await;
     assert_eq!((here, absent), (vec![(0, Bytes::from_static(b"bytes"))], vec![]));
     // both halves are done with
@@ -81,7 +81,7 @@ async fn nobody_hangs_on_a_slow_request() {
     let spans = Spans::default();
     let mut slow = spans.find([half(0), half(1), half(2)]);
     let coming = spans.find([half(0), half(1), half(2)]).coming;
-    slow.claim.deliver(1, b"bytes");
+    slow.claim.deliver(1, &b"bytes"[..]);
     let begun = Instant::now();
     let (here, absent) = spans.wait(coming).await;
     assert_eq!((here.len(), absent), (1, vec![half(0), half(2)]));
@@ -89,7 +89,7 @@ async fn nobody_hangs_on_a_slow_request() {
     assert!(begun.elapsed() < 20 * PATIENCE, "once for all of them");
     // the claim is still the slow one's
     assert!(spans.claim(&[half(0)]).open.is_empty());
-    slow.claim.deliver(0, b"bytes");
+    slow.claim.deliver(0, &b"bytes"[..]);
     assert_eq!(numbers(&spans.find([half(0)])).0, [0]);
 }
 
@@ -215,7 +215,7 @@ proptest! {
                     let at = number % running.len();
                     let open = running[at].claim.open.keys().copied().min();
                     if let Some(number) = open {
-                        running[at].claim.deliver(number, &vec![1; len]);
+                        running[at].claim.deliver(number, vec![1; len]);
                     }
                 }
                 _ if !running.is_empty() => drop(running.swap_remove(number % running.len())),
