@@ -129,14 +129,14 @@ async fn pull(
     };
     anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
     let registry = Arc::new(Registry::new(&repository, limits, &credentials)?);
-    let (notes, mut noted) = mpsc::unbounded_channel();
-    let signed = |image| Signed::begin(image, &registry, trust.clone(), notes.clone());
+    let look_beside =
+        |image| Signed::begin(image, &registry, trust.clone(), Arc::clone(supervisor));
     // what may be the manifest's digest is not waited for before what is beside it is looked for
-    let named = digest::parse(&reference).map(signed);
-    let found = retried(async || registry.find(&reference, &platform).await).await?;
-    let named = named.filter(|named| named.image() == found.digest);
-    let signed = named.unwrap_or_else(|| signed(found.digest));
-    let resolve = retried(async || registry.resolve(&found, &reference, &platform).await);
+    let named = digest::parse(&reference).map(look_beside);
+    let found = retried(|| registry.find(&reference, &platform)).await?;
+    let named = named.filter(|named| named.image() == found.image);
+    let signed = named.unwrap_or_else(|| look_beside(found.image));
+    let resolve = retried(|| registry.resolve(&found, &reference, &platform));
     let (resolved, pins) = resolve.await?;
     let layers = resolved.layers.clone();
     supervisor.tell(&FromPuller::Resolved(Box::new(resolved))).await?;
@@ -148,11 +148,6 @@ async fn pull(
     let mut told = 0;
     loop {
         tokio::select! {
-            // what was said of a layer before the layer
-            biased;
-            Some(message) = noted.recv() => {
-                supervisor.tell(&FromPuller::Note { message }).await?;
-            }
             order = messages.recv() => {
                 // the supervisor hangs up when it has all layers
                 let Some((message, fds)) = order else { return Ok(()) };
@@ -203,12 +198,14 @@ async fn pull(
 }
 
 /// Asks for a document until it comes or there is no hope.
-async fn retried<T>(ask: impl AsyncFn() -> Result<T, FetchError>) -> Result<T, FetchError> {
+async fn retried<T, A: Future<Output = Result<T, FetchError>>>(
+    ask: impl Fn() -> A,
+) -> Result<T, FetchError> {
     let mut failures = 0;
     loop {
         match ask().await {
             Err(FetchError::Retry { message, after }) if failures + 1 < ATTEMPTS => {
-                tracing::debug!(message, "can't resolve the image yet");
+                tracing::debug!(message, "can't get a document yet");
                 let wait = after.unwrap_or(FIRST_WAIT * 2u32.pow(failures));
                 failures += 1;
                 tokio::time::sleep(wait.min(Duration::from_secs(30))).await;

@@ -1,16 +1,16 @@
 //! Indexes and traces of layers that somebody has signed and put beside the image.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
-use tokio::sync::mpsc::UnboundedSender;
 
 use super::pinned::SMALLEST;
+use super::{Supervisor, retried};
 use crate::layer::digest::Digest;
 use crate::layer::pinned::Pin;
 use crate::object::ObjectId;
-use crate::queue::wire::image::Layer;
+use crate::queue::wire::image::{FromPuller, Layer};
 use crate::source::oci::artifact::{self, Part, What};
 use crate::source::oci::keys::PublicKey;
 use crate::source::oci::registry::{INDEX_PATIENCE, Registry};
@@ -21,29 +21,36 @@ pub struct Signed {
     image: ObjectId,
     registry: Arc<Registry>,
     keys: Vec<PublicKey>,
-    /// For people.
-    notes: UnboundedSender<String>,
-    indexes: OnceCell<Vec<Part>>,
-    traces: OnceCell<Vec<Part>>,
+    supervisor: Arc<Supervisor>,
+    indexes: OnceCell<Beside>,
+    traces: OnceCell<Beside>,
     /// Traces are wanted, and as far as they were, they have come in time.
     wants_traces: AtomicBool,
 }
 
+/// What was found.
+#[derive(Default)]
+struct Beside {
+    parts: Vec<Part>,
+    /// What is to be said of that as soon as it is wanted.
+    notes: Mutex<Vec<String>>,
+}
+
 impl Signed {
-    /// Of what these keys have signed; with `true`, traces too. They are looked for from now on. `notes` takes what people should
-    /// know of that.
+    /// Of what these keys have signed; with `true`, traces too. They are looked for from now on.
     pub fn begin(
         image: ObjectId,
         registry: &Arc<Registry>,
         (keys, traces): (Vec<PublicKey>, bool),
-        notes: UnboundedSender<String>,
+        supervisor: Arc<Supervisor>,
     ) -> Arc<Self> {
         let (indexes, wants_traces) = (OnceCell::new(), AtomicBool::new(traces));
         let (registry, traces) = (Arc::clone(registry), OnceCell::new());
-        let signed = Arc::new(Self { image, registry, keys, notes, indexes, traces, wants_traces });
+        let signed =
+            Arc::new(Self { image, registry, keys, supervisor, indexes, traces, wants_traces });
         let looking = Arc::clone(&signed);
         tokio::spawn(async move {
-            tokio::join!(looking.parts(What::Index), looking.parts(What::Trace));
+            tokio::join!(looking.beside(What::Index), looking.beside(What::Trace));
         });
         signed
     }
@@ -85,59 +92,64 @@ impl Signed {
         if let Err(why) = &found {
             // nobody waits for the other layers' as well
             if self.wants_traces.swap(false, Ordering::Relaxed) {
-                self.say(format!("no more traces of the image are used: of one, {why}"));
+                self.say(format!("no more traces of the image are used: of one, {why}")).await;
             }
         }
         found.ok()
     }
 
     async fn part(&self, layer: &Layer, what: What) -> Option<Part> {
-        let parts = self.parts(what).await;
+        let Beside { parts, notes } = self.beside(what).await;
+        let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
+        for note in notes {
+            self.say(note).await;
+        }
         parts.iter().find(|part| part.what == what && part.layer == layer.digest).copied()
     }
 
-    async fn parts(&self, what: What) -> &[Part] {
-        let parts = match what {
+    async fn beside(&self, what: What) -> &Beside {
+        let beside = match what {
             What::Index => &self.indexes,
             What::Trace => &self.traces,
         };
-        parts.get_or_init(|| self.find(what)).await
+        beside.get_or_init(|| self.look(what)).await
     }
 
-    async fn find(&self, what: What) -> Vec<Part> {
+    async fn look(&self, what: What) -> Beside {
         let wanted = what == What::Index || self.wants_traces.load(Ordering::Relaxed);
         if self.keys.is_empty() || !wanted {
-            return Vec::new();
+            return Beside::default();
         }
-        // nobody waits long for what one can do without
-        let found = self.registry.artifacts(&self.image, what);
         let (a, name) = match what {
             What::Index => ("an", what.name()),
             What::Trace => ("a", what.name()),
         };
+        let only = |note| Beside { parts: Vec::new(), notes: Mutex::new(vec![note]) };
+        // nobody waits long for what one can do without
+        let found = retried(|| self.registry.artifacts(&self.image, what));
         let found = match tokio::time::timeout(INDEX_PATIENCE, found).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => {
-                self.say(format!("no signed {name} of the image is used: {error}"));
-                return Vec::new();
+                return only(format!("no signed {name} of the image is used: {error}"));
             }
             Err(_) => {
-                self.say(format!("no signed {name} of the image comes, and none is used"));
-                return Vec::new();
+                return only(format!("no signed {name} of the image comes, and none is used"));
             }
         };
+        let mut notes = Vec::new();
         for manifest in found {
             match artifact::read(&manifest, what, &self.image, &self.keys) {
-                Ok(parts) => return parts,
-                Err(why) => self.say(format!("{a} {name} of the image is not used: {why}")),
+                Ok(parts) => return Beside { parts, notes: Mutex::new(notes) },
+                Err(why) => notes.push(format!("{a} {name} of the image is not used: {why}")),
             }
         }
-        Vec::new()
+        Beside { parts: Vec::new(), notes: Mutex::new(notes) }
     }
 
-    fn say(&self, message: String) {
+    async fn say(&self, message: String) {
         tracing::warn!(message);
-        // nobody listens any more when all layers are there
-        let _ = self.notes.send(message);
+        if let Err(error) = self.supervisor.tell(&FromPuller::Note { message }).await {
+            tracing::debug!("{error:#}");
+        }
     }
 }

@@ -78,7 +78,8 @@ impl Assembly {
         let complete: Vec<_> = self.open.extract_if(.., |open| open.missing == 0).collect();
         let chunks: Vec<_> = complete.into_iter().map(|open| self.put_together(open)).collect();
         if !chunks.is_empty() {
-            self.forget(|_| false);
+            let Self { open, pieces } = self;
+            pieces.retain(|number, _| open.iter().any(|open| open.spans.contains(number)));
         }
         chunks
     }
@@ -90,11 +91,15 @@ impl Assembly {
         open.filter(|needed| needed.start < needed.end.min(spans.end)).map(|of| of.start).min()
     }
 
-    /// These chunks are not wanted any more.
-    pub fn forget(&mut self, keys: impl Fn(&ObjectId) -> bool) {
-        let Self { open, pieces } = self;
-        open.retain(|open| !keys(&open.key));
-        pieces.retain(|number, _| open.iter().any(|open| open.spans.contains(number)));
+    /// These spans have not come after all: what was taken of them is to come again.
+    pub fn give_back(&mut self, spans: Range<usize>) {
+        while let Some((number, _)) = self.pieces.range(spans.clone()).next() {
+            let number = *number;
+            self.pieces.remove(&number);
+            for open in self.open.iter_mut().filter(|open| open.spans.contains(&number)) {
+                open.missing += 1;
+            }
+        }
     }
 
     fn put_together(&self, chunk: Open) -> Complete {
@@ -140,20 +145,35 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_wanted_any_more_is_not_needed() {
-        let key = |number: u64| chunk_key(number, b"");
-        let place = |number: u64| ByteRange::new(number * 10, 10);
-        let wanted = [(0, 3..5), (1, 4..7), (2, 9..10)];
-        let wanted = wanted.map(|(number, spans)| (key(number), place(number), spans));
-        let mut assembly = Assembly::new(wanted);
-        assert_eq!(assembly.first_needed(0..20), Some(3));
-        assert_eq!(assembly.first_needed(4..20), Some(4));
-        assert_eq!(assembly.first_needed(7..9), None);
-        assembly.take(4, piece(&[0; 100], 5, 15));
-        assembly.forget(|chunk| *chunk == key(0));
-        assert_eq!((assembly.first_needed(0..20), assembly.pieces.len()), (Some(4), 1));
-        assembly.forget(|chunk| *chunk == key(1));
-        assert_eq!((assembly.first_needed(0..20), assembly.pieces.len()), (Some(9), 0));
+    fn what_is_given_back_is_needed_again() {
+        let content: Vec<u8> = (0..40).collect();
+        let chunk = |place: Range<usize>| {
+            let content = content[place.clone()].to_vec();
+            let place = ByteRange::between(place.start as u64, place.end as u64);
+            (chunk_key(place.offset(), &content), place)
+        };
+        // each span has five bytes
+        let ((first, place), (second, next), (third, last)) =
+            (chunk(0..8), chunk(8..14), chunk(30..40));
+        let mut assembly =
+            Assembly::new([(first, place, 0..2), (second, next, 1..3), (third, last, 6..8)]);
+        let take = |assembly: &mut Assembly, number: usize| {
+            let complete = assembly.take(number, piece(&content, 5 * number, 5 * number + 5));
+            let right = |chunk: &Complete| chunk_key(chunk.place.offset(), &chunk.content);
+            assert!(complete.iter().all(|chunk| right(chunk) == chunk.key));
+            complete.into_iter().map(|chunk| chunk.key).collect::<Vec<_>>()
+        };
+        assert_eq!((assembly.first_needed(0..9), assembly.first_needed(3..9)), (Some(0), Some(6)));
+        assert_eq!(assembly.first_needed(3..6), None);
+        assert_eq!(take(&mut assembly, 0), []);
+        assembly.give_back(1..9);
+        assert_eq!(take(&mut assembly, 1), [first]);
+        assert_eq!(assembly.first_needed(0..9), Some(1));
+        assembly.give_back(1..9);
+        assert_eq!(take(&mut assembly, 2), []);
+        assert_eq!(take(&mut assembly, 1), [second]);
+        assert_eq!(assembly.first_needed(0..9), Some(6));
+        assert!(assembly.pieces.is_empty());
     }
 
     proptest! {

@@ -42,7 +42,8 @@ pub struct Registry {
 pub struct Found {
     /// What the image's name leads to: this manifest, or an index in which it is.
     first: ObjectId,
-    pub digest: ObjectId,
+    /// The digest of the manifest.
+    pub image: ObjectId,
     manifest: Manifest,
 }
 
@@ -90,12 +91,12 @@ impl Registry {
         let not_ours = |e| self.cant_be_used(reference, &e);
         let (first, kind, bytes) = self.manifest(reference, digest::parse(reference)).await?;
         match read(&bytes, &kind, platform).map_err(not_ours)? {
-            Document::Manifest(manifest) => Ok(Found { first, digest: first, manifest }),
+            Document::Manifest(manifest) => Ok(Found { first, image: first, manifest }),
             Document::Index(found) => {
-                let (digest, wanted) = (found.digest, digest::text(&found.digest));
-                let (_, kind, bytes) = self.manifest(&wanted, Some(digest)).await?;
+                let (image, wanted) = (found.digest, digest::text(&found.digest));
+                let (_, kind, bytes) = self.manifest(&wanted, Some(image)).await?;
                 match read(&bytes, &kind, platform).map_err(not_ours)? {
-                    Document::Manifest(manifest) => Ok(Found { first, digest, manifest }),
+                    Document::Manifest(manifest) => Ok(Found { first, image, manifest }),
                     Document::Index(_) => Err(refused("its index leads to another index")),
                 }
             }
@@ -109,7 +110,7 @@ impl Registry {
         reference: &str,
         platform: &Platform,
     ) -> Result<(Resolved, Vec<Option<Pin>>), FetchError> {
-        let Found { first, digest, manifest } = found;
+        let Found { first, image, manifest } = found;
         if manifest.config.size > MAX_DOCUMENT as u64 {
             return Err(refused("its configuration is too long"));
         }
@@ -133,7 +134,7 @@ impl Registry {
             }
         }
         let config = manifest.config.digest;
-        Ok((Resolved { manifest: *digest, digest: *first, config, layers }, pins))
+        Ok((Resolved { manifest: *image, digest: *first, config, layers }, pins))
     }
 
     fn cant_be_used(&self, reference: &str, why: &DocumentError) -> FetchError {

@@ -1,6 +1,5 @@
 //! One request for chunks of a layer: which spans it needs, whence they come, and what becomes of those that are wrong.
 
-use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -114,38 +113,33 @@ impl<'a> Request<'a> {
                 return Err(refused("the layer is compressed in one piece; pull the image anew"));
             }
             let mut choices = registry.choices(registry::Need::Content);
-            // what has come of it need not come again; but a chunk is of one host
-            let mut open = self.assembly.clone();
-            while let Some(next) = open.first_needed(numbers.clone()) {
-                let host = choices.ask()?;
-                let came = self.stream(host, next..numbers.end, claim.as_mut(), &mut open).await;
-                match came {
-                    Ok(()) => break,
-                    Err(error @ FetchError::Sink(_)) => return Err(error),
-                    Err(error) => {
-                        self.assembly = open.clone();
-                        choices.failed(error)?;
-                    }
+            // what has come of the chunks before need not come again
+            while let Some(next) = self.assembly.first_needed(numbers.clone()) {
+                let came = self.stream(choices.ask()?, next..numbers.end, claim.as_mut()).await;
+                let Err(error) = came else { break };
+                // a chunk is put together of what one host has sent
+                self.assembly.give_back(numbers.clone());
+                if matches!(error, FetchError::Wrong { .. }) {
+                    numbers.clone().for_each(|number| self.source.spans.forget(number));
                 }
+                choices.failed(error)?;
             }
         }
         Ok(())
     }
 
     /// Fetches spans of one host, and hands each chunk over as soon as it is there: who waits for the first of them need not
-    /// wait for the last. They are not `open` any more then.
+    /// wait for the last.
     async fn stream(
         &mut self,
         host: &Host,
         numbers: Range<usize>,
         mut claim: Option<&mut Claim<'_>>,
-        open: &mut Assembly,
     ) -> Result<(), FetchError> {
-        let layer = self.source.layer;
-        let access = Arc::clone(self.access);
+        let (layer, access) = (self.source.layer, self.access);
         let spans = &access.index.spans()[numbers.clone()];
         let from = spans.first().map_or(0, |span| span.compressed.offset());
-        let to = spans.last().map_or(0, |span| span.compressed.end());
+        let to = spans.iter().map(|span| span.compressed.end()).max().unwrap_or(from);
         let mut part = host.part(&layer.digest, layer.size, ByteRange::between(from, to)).await?;
         let mut left = numbers.zip(spans).peekable();
         let mut bytes = Vec::with_capacity((to - from) as usize);
@@ -164,15 +158,11 @@ impl<'a> Request<'a> {
                 continue;
             }
             let (assembly, compressed) = (self.assembly.clone(), came.clone());
-            let decoded = decode(self.access, layer.diff_id, assembly, compressed, false).await?;
+            let decoded = decode(access, layer.diff_id, assembly, compressed, false).await?;
             if let Some(claim) = &mut claim {
                 came.into_iter().for_each(|(number, bytes)| claim.deliver(number, bytes));
                 self.source.spans.tidy_later();
             }
-            let complete = decoded.complete.iter().map(|chunk| chunk.key);
-            let doubtful = decoded.doubtful.iter().map(|(key, _)| *key);
-            let ended: HashSet<_> = complete.chain(doubtful).collect();
-            open.forget(|key| ended.contains(key));
             self.hand_over(decoded)?;
         }
         Ok(())
