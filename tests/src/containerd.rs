@@ -246,7 +246,7 @@ impl Containerd {
     }
 
     /// By itself, containerd does it after a hundred changes.
-    fn collect_garbage(&self, namespace: &str) -> Result<()> {
+    pub fn collect_garbage(&self, namespace: &str) -> Result<()> {
         self.check(namespace, &["leases", "create", "--id", "garbage"])?;
         self.check(namespace, &["leases", "delete", "--sync", "garbage"]).map(drop)
     }

@@ -472,6 +472,7 @@ fn root_pods() -> Result<()> {
     ordinary.remove()?;
     // with its container
     users.remove()?;
+    host.containerd.collect_garbage(CRI)?;
     host.wait_for("the pods have left nothing", |host| {
         Ok(host.count("mapped")? == 0 && host.count("snapshots")? == 0)
     })?;
