@@ -29,9 +29,9 @@ pub trait Shelf {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Those that are not there and come, too, when these are asked for, with their sizes.
-    fn along(&mut self, objects: &[ObjectNo]) -> Vec<(ObjectNo, u64)> {
-        let _ = objects;
+    /// Those that are not there and come, too, when these are asked for, with their sizes: see [`schedule::Along`].
+    fn along(&mut self, objects: &[ObjectNo], behind: u64) -> Vec<(ObjectNo, u64)> {
+        let _ = (objects, behind);
         Vec::new()
     }
 }
@@ -229,7 +229,11 @@ impl Engine {
     pub fn poll(&mut self, now: Now, shelf: &mut impl Shelf) -> Vec<Effect> {
         loop {
             self.feed(now, shelf);
-            let effects = self.schedule.poll_along(now, &mut |objects| shelf.along(objects));
+            let reads_ahead = self.read_ahead.is_enabled();
+            let mut along = |objects: &[ObjectNo], behind| {
+                shelf.along(objects, if reads_ahead { behind } else { 0 })
+            };
+            let effects = self.schedule.poll_along(now, &mut along);
             let mut parts_ended = false;
             for effect in effects {
                 parts_ended |= self.apply(effect);

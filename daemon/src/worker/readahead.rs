@@ -121,6 +121,11 @@ impl ReadAhead {
         Self { enabled, ..Self::default() }
     }
 
+    #[must_use]
+    pub fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
     /// A reader looks at an object. `absent`: it is not there yet.
     pub fn access(
         &mut self,

@@ -27,10 +27,14 @@ impl<F: Fetch> Shelf for Layered<'_, F> {
         Shelf::is_present(self.pool, no)
     }
 
-    fn along(&mut self, objects: &[ObjectNo]) -> Vec<(ObjectNo, u64)> {
+    fn along(&mut self, objects: &[ObjectNo], behind: u64) -> Vec<(ObjectNo, u64)> {
         let mut found = Vec::new();
-        for run in objects.chunk_by(|a, b| a.0.checked_add(1) == Some(b.0)) {
-            match self.along_run(run) {
+        let mut runs = objects.chunk_by(|a, b| a.0.checked_add(1) == Some(b.0)).peekable();
+        let mut is_first = true;
+        while let Some(run) = runs.next() {
+            // where many places are waited for, nothing more is to come between them
+            let is_only = std::mem::take(&mut is_first) && runs.peek().is_none();
+            match self.along_run(run, if is_only { behind } else { 0 }) {
                 Ok(others) => found.extend(others),
                 Err(error) => tracing::debug!(%error, "can't look at a segment"),
             }
@@ -42,8 +46,12 @@ impl<F: Fetch> Shelf for Layered<'_, F> {
 }
 
 impl<F: Fetch> Layered<'_, F> {
-    /// Those that are decoded whole with neighbouring ones.
-    fn along_run(&mut self, run: &[ObjectNo]) -> Result<Vec<(ObjectNo, u64)>, PoolError> {
+    /// Those that are decoded whole with the run and with so many bytes behind it.
+    fn along_run(
+        &mut self,
+        run: &[ObjectNo],
+        behind: u64,
+    ) -> Result<Vec<(ObjectNo, u64)>, PoolError> {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(Vec::new()) };
         let (Some(start), Some(end)) = (self.pool.object(*first)?, self.pool.object(*last)?) else {
             return Ok(Vec::new());
@@ -51,7 +59,8 @@ impl<F: Fetch> Layered<'_, F> {
         let Some(segment) = self.pool.segment_of(*first).map(|segment| segment.id) else {
             return Ok(Vec::new());
         };
-        let asked = ByteRange::between(start.range.offset(), end.range.end());
+        let size = self.pool.extents(segment)?.size();
+        let asked = ByteRange::between(start.range.offset(), end.range.end() + behind).clamp(size);
         let Some(decoded) = self.source.decoded_with(asked) else { return Ok(Vec::new()) };
         let extents = self.pool.extents(segment)?;
         let mut others = Vec::new();

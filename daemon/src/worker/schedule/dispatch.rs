@@ -1,7 +1,7 @@
 //! Which objects go into the next requests.
 
 use super::{
-    AHEAD_BATCH, AHEAD_REQUESTS, Along, DEMAND_BATCH, Effect, Lane, Now, Object, Request,
+    AHEAD_BATCH, AHEAD_REQUESTS, Along, BEHIND, DEMAND_BATCH, Effect, Lane, Now, Object, Request,
     RequestId, SMALL_BATCH, SMALL_REQUESTS, Schedule, State, TROUBLED, Waiter,
 };
 use crate::worker::ObjectNo;
@@ -208,7 +208,9 @@ impl Schedule {
         self.next_request += 1;
         let request = RequestId(self.next_request);
         let asked = objects.len();
-        let others = along(&objects);
+        let alone = |no: &ObjectNo| self.objects.get(no).is_some_and(|object| object.alone);
+        let is_plain = lane == Lane::Demand && !objects.iter().any(alone);
+        let others = along(&objects, if is_plain { BEHIND } else { 0 });
         objects.extend(others.into_iter().filter_map(|(no, size)| self.join(no, size)));
         let mut size = 0;
         for no in &objects {

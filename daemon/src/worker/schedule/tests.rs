@@ -31,7 +31,7 @@ fn retry(reason: &str) -> Outcome {
 }
 
 /// Objects come in fours.
-fn in_fours(objects: &[ObjectNo]) -> Vec<(ObjectNo, u64)> {
+fn in_fours(objects: &[ObjectNo], _: u64) -> Vec<(ObjectNo, u64)> {
     let four = |no: &ObjectNo| small(no.0 / 4 * 4..no.0 / 4 * 4 + 4);
     objects.iter().flat_map(four).filter(|(no, _)| !objects.contains(no)).collect()
 }
@@ -62,6 +62,28 @@ fn what_comes_along_is_not_asked_for_again() {
     assert_eq!(sent(&effects).len(), 1, "{effects:?}");
     assert_eq!(numbers(&sent(&effects)[0].2), [7]);
     assert!(!s.has(ObjectNo(4)) && !s.has(ObjectNo(9)) && s.has(ObjectNo(7)));
+}
+
+/// It is for readers who go on, and not where one of many objects is wrong.
+#[test]
+fn what_is_behind_comes_for_readers_only() {
+    let mut s = schedule();
+    s.demand(Now::ZERO, event(1), &small(5..6));
+    s.ahead(&small(20..30));
+    s.demand(Now::ZERO, Waiter::Prefetch(1), &small(40..50));
+    let mut asked = Vec::new();
+    let mut along = |objects: &[ObjectNo], behind| {
+        asked.push((objects[0].0, behind));
+        if behind > 0 { small(6..8) } else { Vec::new() }
+    };
+    let effects = s.poll_along(Now::ZERO, &mut along);
+    let sent = sent(&effects);
+    let demanded = sent.iter().find(|(_, lane, _)| *lane == Lane::Demand).unwrap();
+    assert_eq!(demanded.2.iter().map(|no| no.0).collect::<Vec<_>>(), [5, 6, 7]);
+    s.finished(MS, demanded.0, &Outcome::Wrong { reason: "wrong".into() });
+    s.poll_along(100 * MS, &mut along);
+    s.poll_along(10_000 * MS, &mut along);
+    assert_eq!(asked, [(5, BEHIND), (20, 0), (40, 0), (5, 0)]);
 }
 
 #[test]

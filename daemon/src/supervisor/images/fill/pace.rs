@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-/// Pieces of one registry under way while readers wait. With a single one the line would be idle between two of them.
-pub const LEAST: usize = 2;
+/// Pieces of one registry under way while readers wait. A worker makes small requests of them, one after the other: with fewer pieces
+/// the line would be idle between two of them.
+pub const LEAST: usize = 4;
 /// The same when nobody has waited for a while.
 pub const MOST: usize = 12;
 /// Bytes of one registry's segments under way of what was read before. With more of them, what is needed first would share the
@@ -105,14 +106,14 @@ mod tests {
     fn it_goes_up_step_by_step_when_it_is_quiet() {
         let at = [0, 299, 300, 399, 400, 500, 600, 699, 700, 100_000];
         let limits = at.map(|quiet| limit(ms(quiet)));
-        assert_eq!(limits, [2, 2, 4, 4, 6, 8, 10, 10, 12, 12]);
+        assert_eq!(limits, [4, 4, 6, 6, 8, 10, 12, 12, 12, 12]);
         assert_eq!(limit(Duration::MAX), MOST);
-        for quiet in (0..700).map(ms) {
+        for quiet in (0..600).map(ms) {
             let more = until_more(quiet).unwrap();
             assert!(limit(quiet + more) > limit(quiet), "{quiet:?}");
             assert_eq!(limit(quiet + more - ms(1)), limit(quiet), "{quiet:?}");
         }
-        assert_eq!(until_more(ms(700)), None);
+        assert_eq!(until_more(ms(600)), None);
         assert_eq!(until_more(Duration::MAX), None);
     }
 
