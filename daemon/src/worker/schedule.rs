@@ -16,8 +16,8 @@
 //!   at the event's deadline with the last reason. The deadline counts from the last bytes that
 //!   came for it, up to [`LONGEST_WAIT`]: a large object on a slow line is no fault.
 //! - An object that nobody waits for is not tried twice.
-//! - What has to be decoded with what is asked for is not thrown away: it is asked for as well. What is right behind the one place that a
-//!   reader waits for comes after it in the same answer, so that reading on does not cost a round trip each time.
+//! - What has to be decoded with what is asked for is not thrown away: it is asked for as well. What is right behind the place that a
+//!   single reader waits for comes after it in the same answer, so that reading on does not cost a round trip each time.
 
 mod dispatch;
 mod endings;
@@ -50,6 +50,9 @@ const AHEAD_REQUESTS: usize = 3;
 /// How many bytes behind what a reader waits for come after it: compressed, about what a line of 25 ms and 25 MB/s carries in a
 /// round trip. With less there are more round trips, with more the next reader waits behind it.
 const BEHIND: u64 = 2 << 20;
+/// Bytes of content that a prefetch asks for in one request, if it has as many and no readers come: less would cost more in round
+/// trips than it gains.
+const LEAST_SHARE: u64 = 2 << 20;
 /// The most objects and bytes of content in one request of a prefetch while readers come.
 const SMALL_BATCH: (usize, u64) = (1000, 512 << 10);
 /// Requests of a prefetch at the same time while readers come: one is on its way when the other ends.

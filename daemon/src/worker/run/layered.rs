@@ -29,12 +29,11 @@ impl<F: Fetch> Shelf for Layered<'_, F> {
 
     fn along(&mut self, objects: &[ObjectNo], behind: u64) -> Vec<(ObjectNo, u64)> {
         let mut found = Vec::new();
-        let mut runs = objects.chunk_by(|a, b| a.0.checked_add(1) == Some(b.0)).peekable();
-        let mut is_first = true;
-        while let Some(run) = runs.next() {
-            // where many places are waited for, nothing more is to come between them
-            let is_only = std::mem::take(&mut is_first) && runs.peek().is_none();
-            match self.along_run(run, if is_only { behind } else { 0 }) {
+        let runs: Vec<_> = objects.chunk_by(|a, b| a.0.checked_add(1) == Some(b.0)).collect();
+        // between several places nothing more is to come
+        let behind = if runs.len() == 1 { behind } else { 0 };
+        for run in runs {
+            match self.along_run(run, behind) {
                 Ok(others) => found.extend(others),
                 Err(error) => tracing::debug!(%error, "can't look at a segment"),
             }
@@ -60,8 +59,15 @@ impl<F: Fetch> Layered<'_, F> {
             return Ok(Vec::new());
         };
         let size = self.pool.extents(segment)?.size();
-        let asked = ByteRange::between(start.range.offset(), end.range.end() + behind).clamp(size);
-        let Some(decoded) = self.source.decoded_with(asked) else { return Ok(Vec::new()) };
+        let asked = |end| ByteRange::between(start.range.offset(), end).clamp(size);
+        let Some(mut decoded) = self.source.decoded_with(asked(end.range.end())) else {
+            return Ok(Vec::new());
+        };
+        // nobody waits for a long span of which hardly anything was wanted
+        let further = self.source.decoded_with(asked(end.range.end() + behind));
+        if let Some(further) = further.filter(|of| of.len() <= decoded.len() + 2 * behind) {
+            decoded = further;
+        }
         let extents = self.pool.extents(segment)?;
         let mut others = Vec::new();
         for record in extents.overlapping(decoded) {

@@ -1,8 +1,8 @@
 //! Which objects go into the next requests.
 
 use super::{
-    AHEAD_BATCH, AHEAD_REQUESTS, Along, BEHIND, DEMAND_BATCH, Effect, Lane, Now, Object, Request,
-    RequestId, SMALL_BATCH, SMALL_REQUESTS, Schedule, State, TROUBLED, Waiter,
+    AHEAD_BATCH, AHEAD_REQUESTS, Along, BEHIND, DEMAND_BATCH, Effect, LEAST_SHARE, Lane, Now,
+    Object, Request, RequestId, SMALL_BATCH, SMALL_REQUESTS, Schedule, State, TROUBLED, Waiter,
 };
 use crate::worker::ObjectNo;
 
@@ -162,9 +162,8 @@ impl Schedule {
         if free == 0 {
             return taken;
         }
-        // A share that is smaller than that would cost more in round trips than it gains.
         let queued = self.prefetch_bytes(batch.1 * free as u64);
-        let most = (queued / free as u64).clamp(SMALL_BATCH.1, batch.1);
+        let most = (queued / free as u64).clamp(LEAST_SHARE.min(batch.1), batch.1);
         while let Some(no) = self.prefetch.front().copied() {
             let stale = !self.is_queued(no, Lane::Prefetch);
             if stale || !self.has_waiters(no) {
@@ -208,9 +207,7 @@ impl Schedule {
         self.next_request += 1;
         let request = RequestId(self.next_request);
         let asked = objects.len();
-        let alone = |no: &ObjectNo| self.objects.get(no).is_some_and(|object| object.alone);
-        let is_plain = lane == Lane::Demand && !objects.iter().any(alone);
-        let others = along(&objects, if is_plain { BEHIND } else { 0 });
+        let others = along(&objects, self.behind(lane, &objects));
         objects.extend(others.into_iter().filter_map(|(no, size)| self.join(no, size)));
         let mut size = 0;
         for no in &objects {
@@ -223,6 +220,14 @@ impl Schedule {
             Request { lane, objects: objects.clone(), asked, started: now, size, received: 0 };
         self.requests.insert(request, running);
         self.effects.push(Effect::Send { request, lane, objects });
+    }
+
+    /// How many bytes behind these objects are to come with them: some if a single reader waits, and nothing was wrong with them.
+    fn behind(&self, lane: Lane, objects: &[ObjectNo]) -> u64 {
+        let alone = |no: &ObjectNo| self.objects.get(no).is_some_and(|object| object.alone);
+        let events = self.waits.keys().filter(|waiter| matches!(waiter, Waiter::Event(_)));
+        let is_single = lane == Lane::Demand && events.take(2).count() == 1;
+        if is_single && !objects.iter().any(alone) { BEHIND } else { 0 }
     }
 
     /// Takes an object into a request that brings it anyway, unless it is in another one, or has gone wrong.

@@ -113,10 +113,10 @@ fn a_layer_begins_when_it_may() {
     let expected = Next { pieces: Vec::new(), wake: Some(ms(100)) };
     assert_eq!(filler.next(secs(1)), Some(expected));
     let Next { pieces, wake } = filler.next(ms(1100)).unwrap();
-    assert_eq!(places(&pieces), [(2, 0), (2, 4)]);
+    assert_eq!(places(&pieces), [(2, 0), (2, 4), (2, 8), (2, 12)]);
     // until there may be more at once
     assert_eq!(wake, Some(ms(200)));
-    assert_eq!(next(&mut filler, secs(60)).len(), 8);
+    assert_eq!(next(&mut filler, secs(60)).len(), 6);
     assert_eq!(filler.next(secs(60)).unwrap().wake, Some(secs(60)));
 }
 
@@ -126,17 +126,20 @@ fn readers_have_the_line() {
     add(&mut filler, secs(1), layer(1));
     add(&mut filler, secs(1), layer(2));
     add(&mut filler, secs(1), at(3, "elsewhere"));
-    // two of each registry
+    // four of each registry
     let begun = next(&mut filler, secs(1));
-    assert_eq!(places(&begun), [(1, 0), (1, 4), (3, 0), (3, 4)]);
+    let first = |segment| [0, 4, 8, 12].map(|place| (segment, place));
+    assert_eq!(places(&begun), [first(1), first(3)].concat());
     assert!(next(&mut filler, ms(1200)).is_empty());
     assert_eq!(next(&mut filler, ms(1300)).len(), 4);
     filler.demanded(Demanded { last: Some(ms(1350)), reads: Vec::new() });
     assert!(next(&mut filler, ms(1400)).is_empty());
     // what is under way counts, to the last
-    begun.iter().for_each(|piece| filler.ended(ms(1400), piece, End::Came));
+    begun[..2].iter().for_each(|piece| filler.ended(ms(1400), piece, End::Came));
     assert!(next(&mut filler, ms(1400)).is_empty());
-    assert_eq!(next(&mut filler, secs(9)).len(), 10 + 6);
+    begun[2..].iter().for_each(|piece| filler.ended(ms(1400), piece, End::Came));
+    assert_eq!(next(&mut filler, ms(1400)).len(), 2 + 2);
+    assert_eq!(next(&mut filler, secs(9)).len(), 8 + 2);
 }
 
 /// It is not only the first mount that has a moment of quiet.
@@ -159,7 +162,7 @@ fn a_long_wait_is_no_quiet() {
         filler.demanded(Demanded { last: Some(secs(now)), reads: Vec::new() });
         assert!(filler.next(secs(now)).unwrap().pieces.len() <= pace::LEAST);
     }
-    assert_eq!(next(&mut filler, secs(61)).len(), 8);
+    assert_eq!(next(&mut filler, secs(61)).len(), 6);
 }
 
 #[test]
@@ -181,7 +184,10 @@ fn readers_are_followed_from_layer_to_layer() {
     step(&mut filler, 1, 0);
     step(&mut filler, 2, 38 * MIB);
     step(&mut filler, 3, 0);
-    let expected = [(2, 16), (2, 20), (1, 0), (1, 4), (2, 36), (2, 0), (2, 4), (2, 8)];
+    let behind = |segment, from: u32| [0, 4, 8, 12].map(|more| (segment, from + more));
+    let [mut expected, first] = [behind(2, 16), behind(1, 0)].map(Vec::from);
+    expected.extend(first);
+    expected.extend([(2, 36), (2, 0), (2, 4), (2, 8), (2, 12), (2, 32), (1, 16), (1, 20)]);
     assert_eq!(pieces, expected);
 }
 
@@ -200,7 +206,7 @@ fn what_was_read_at_the_last_start_goes_first() {
     let begun = next(&mut filler, secs(1));
     assert_eq!(places(&begun), [(1, 0), (3, 10), (1, 20)]);
     assert!(begun.iter().all(Piece::is_replayed));
-    assert_eq!(places(&next(&mut filler, ms(1100))), [(2, 0), (2, 4)]);
+    assert_eq!(places(&next(&mut filler, ms(1100))), [(2, 0), (2, 4), (2, 8), (2, 12)]);
     // in any order
     filler.ended(ms(1200), &begun[2], End::Came);
     filler.ended(ms(1200), &begun[1], End::Came);
@@ -210,7 +216,7 @@ fn what_was_read_at_the_last_start_goes_first() {
     filler.ended(ms(1200), &begun[0], failed());
     assert!(trouble(&filler, 1).is_some());
     let rest = next(&mut filler, ms(1200));
-    assert_eq!(places(&rest), [(1, 0), (1, 4)]);
+    assert_eq!(places(&rest), [(1, 0), (1, 4), (1, 8), (1, 12)]);
     assert!(!rest.iter().any(Piece::is_replayed));
     assert_eq!(state(&filler, 1), Some("filling"));
 }
@@ -334,7 +340,9 @@ fn evicted_and_mounted_again() {
     // before the last of what was under way has ended
     add(&mut filler, secs(2), layer(1));
     assert_eq!((state(&filler, 1), trouble(&filler, 1)), (Some("waiting"), None));
-    filler.ended(secs(2), &old[1], failed());
+    for piece in &old[1..] {
+        filler.ended(secs(2), piece, failed());
+    }
     filler.ended(secs(2), &old_replay[0], failed());
     assert_eq!((state(&filler, 1), trouble(&filler, 1)), (Some("waiting"), None));
     // nor its replay
@@ -360,8 +368,10 @@ fn a_known_segment_is_replaced() {
     assert!(next(&mut filler, ms(1900)).is_empty());
     add(&mut filler, ms(1900), layer(1));
     let new = next(&mut filler, ms(1900));
-    assert_eq!(places(&new), [(1, 0)], "no back-off is left, and one is still under way");
-    filler.ended(secs(2), &old[1], End::Gone);
+    assert_eq!(places(&new), [(1, 0)], "no back-off is left, and three are still under way");
+    for piece in &old[1..] {
+        filler.ended(secs(2), piece, End::Gone);
+    }
     assert_eq!(state(&filler, 1), Some("filling"));
     filler.ended(secs(2), &new[0], End::Came);
     assert_eq!(drain(&mut filler, secs(2)).len(), 9);
@@ -464,7 +474,7 @@ fn what_hangs_is_not_waited_for() {
     add(&mut filler, ms(0), at(3, "other"));
     replay(&mut filler, ms(0), &at(3, "other"), &[(0, 1)]);
     let replayed = next(&mut filler, ms(0));
-    assert_eq!(places(&replayed), [(3, 0), (1, 0), (1, 4)]);
+    assert_eq!(places(&replayed), [(3, 0), (1, 0), (1, 4), (1, 8), (1, 12)]);
     let now = secs(10);
     let mut hanging = replayed[1..].to_vec();
     hanging.extend(next(&mut filler, now));
