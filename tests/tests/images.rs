@@ -227,6 +227,30 @@ fn root_evicted_layers_come_back_in_parts() -> Result<()> {
     })
 }
 
+/// What is behind the file that is read comes with it, unless there is to be no read-ahead.
+#[test]
+#[ignore = "needs root"]
+fn root_what_is_behind_comes_along() -> Result<()> {
+    for (name, configuration, expected) in [
+        ("images-behind", "", 3 << 20..10 << 20),
+        ("images-exact", "read_ahead = false\n", 1 << 20..5 << 19),
+    ] {
+        let images = Images::with(name, configuration)?;
+        let proxy = Proxy::start(images.registry.port(), Quality::default())?;
+        let (tree, files) = images.lazy(&proxy)?;
+        let (file, truth) = &files[2];
+        expect_right(Kind::Read, file, truth)?;
+        let mut present = 0;
+        until("what comes along is here", Duration::from_secs(60), || {
+            present = images.world.daemon.mount_of(&tree).ok()?.present_bytes;
+            (present >= expected.start).then_some(())
+        })
+        .with_context(|| images.world.daemon.log_tail(40))?;
+        ensure!(present < expected.end, "{name}: {present} bytes are here");
+    }
+    Ok(())
+}
+
 /// With a full disk, readers of layers get an error whose reason is told, never wrong bytes. It goes on when there is
 /// room.
 #[test]

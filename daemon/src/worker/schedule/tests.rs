@@ -85,9 +85,7 @@ fn what_is_behind_comes_for_a_single_reader() {
     s.poll_along(10_000 * MS, &mut along);
     s.demand(10_001 * MS, event(2), &small(60..61));
     s.poll_along(10_001 * MS, &mut along);
-    let others = if asked.len() == 5 { asked.pop() } else { None };
-    assert_eq!(others, Some((60, 0)), "two wait");
-    assert_eq!(asked, [(5, BEHIND), (20, 0), (40, 0), (5, 0)]);
+    assert_eq!(asked, [(5, BEHIND), (20, 0), (40, 0), (5, 0), (60, 0)], "at last two wait");
 }
 
 #[test]
