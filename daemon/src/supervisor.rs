@@ -90,6 +90,8 @@ pub struct Supervisor {
     recorded_next: Mutex<HashSet<ObjectId>>,
     /// Layers of which something comes by itself.
     fills: Arc<images::Fills>,
+    /// Layers of whose indexes a part has yet to come.
+    windows: images::Windows,
     end: watch::Sender<Option<manager::End>>,
     /// No other supervisor on this machine has, had or will have it until the next boot.
     instance: u64,

@@ -17,7 +17,7 @@ use crate::object::{HashKind, ObjectId};
 use crate::range::ByteRange;
 use crate::segment::SegmentKind;
 use crate::segment::extents::ExtentsWriter;
-use crate::source::oci::fetch::{CHUNK, MAX_INDEX, chunk_key, place_key};
+use crate::source::oci::fetch::{CHUNK, chunk_key, place_key};
 
 /// So many chunks are one directory to read-ahead: who reads two of them is likely to read the others.
 const NEIGHBOURS: u64 = 32;
@@ -120,10 +120,8 @@ pub fn check(job: &SegmentJob, manifest: &Path, made: &mut Made) -> Result<u64, 
 
 fn read_index(access: &Path) -> Result<Index, BuildError> {
     let file = fs_err::File::open(access).map_err(BuildError::io("read the layer's index"))?;
-    let mut bytes = Vec::new();
-    let read = file.take(MAX_INDEX).read_to_end(&mut bytes);
-    read.map_err(BuildError::io("read the layer's index"))?;
-    Index::parse(&bytes).map_err(|error| BuildError::Tree(error.to_string()))
+    let read = Index::read(file).map_err(BuildError::io("read the layer's index"))?;
+    read.map_err(|error| BuildError::Tree(error.to_string()))
 }
 
 /// Proves that a segment that was filled by a pinned index is the layer's archive. Gives what else it is.

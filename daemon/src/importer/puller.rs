@@ -4,13 +4,14 @@
 //! asked for: compressed bytes in; out go the archive into the layer's segment, a manifest of its tree
 //! for the builder, and the index that lets a worker fetch parts of the layer later.
 //!
-//! A layer whose index the image pins is not streamed (`pinned`). What its archive says is read once all of it is here
+//! A layer whose index the image pins is not streamed (`pinned`). The windows of an index of ours follow later (`windows`). What its archive says is read once all of it is here
 //! (`reread`).
 
 mod pinned;
 mod publish;
 mod reread;
 mod signed;
+mod windows;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -110,6 +111,13 @@ async fn pull(
             anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
             let registry = Registry::new(&repository, limits, &credentials)?;
             return publish::publish(supervisor, messages, &registry, &image, what, push).await;
+        }
+        Some((ToPuller::Windows { version, repository, limits, blob, len }, fds)) => {
+            anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
+            let registry = Registry::new(&repository, limits, &credentials)?;
+            let file = fds.into_iter().next().context("the supervisor sent no file")?;
+            windows::fetch(&registry, blob, len, file).await?;
+            return supervisor.tell(&FromPuller::Windows).await;
         }
         Some((ToPuller::Reread { version }, fds)) => {
             anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));

@@ -9,20 +9,24 @@
 //! | 4 | number of spans |
 //! | 8, 8 | the layer's length uncompressed, compressed |
 //! | 32, 32 | SHA-256 of the compressed layer, of the uncompressed one (`diff_id`) |
+//! | 32, 8 | SHA-256 and length of all windows |
 //! | 4 | CRC-32 of all before and of the records |
 //! | 76 each | the records |
-//! | | the windows, each a zstd frame of its own, in the order of their spans |
+//! | | the windows, each a zstd frame of its own, in the order of their spans; unless they have yet to come |
 //!
 //! A record: the span's length in the segment (8), start and length in the compressed layer (8, 8), codec (1: 0 identity,
 //! 1 gzip, 2 deflate, 3 zstd), bits (1), length of the window (2), length and CRC-32 of its frame (4, 4), SHA-256 (32),
 //! what that is of (8): `u64::MAX` all of the span's bytes in the segment, `u64::MAX - 1` its compressed bytes, else so
 //! many bytes at its start ([`Proof`]).
 //!
-//! Head and records are some 80 bytes for each 512 KiB of a layer; the windows, up to 32 KiB each before they are compressed
-//! and zeros where nothing refers to them (`window.rs`), can be fetched one by one ([`Index::window_at`]), and are not needed
-//! where the span before is present. A window that is wrong makes a span that its digest refuses.
+//! Head and records are some 80 bytes for each 512 KiB of a layer. The windows, up to 32 KiB each before they are compressed
+//! and zeros where nothing refers to them (`window.rs`), are most of an index. So at a registry they are a [blob](WindowsBlob) of their
+//! own, of which those that are needed can be fetched ([`Index::frames_at`]). A window that is wrong makes a span that its digest
+//! refuses.
+//!
+//! Version 2 has nothing about the windows in its head, and has always all of them.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::ops::Range;
 
 use thiserror::Error;
@@ -33,11 +37,13 @@ use super::span::{Codec, Proof, Span, TRAILER};
 use crate::range::ByteRange;
 use crate::sys::inflate::WINDOW;
 
-/// The version of the format; another one is refused.
-pub const VERSION: u32 = 2;
+/// The version of the format; another one is refused, but for the one before.
+pub const VERSION: u32 = 3;
+const OLDEST: u32 = 2;
 const MAGIC: &[u8; 8] = b"hydrspan";
-/// The length of what comes before the records.
-pub const HEAD_LEN: usize = 104;
+/// The length of what comes before the records, in bytes.
+pub const HEAD_LEN: usize = 144;
+const OLDEST_HEAD_LEN: usize = 104;
 const RECORD_LEN: usize = 76;
 const WHOLE: u64 = u64::MAX;
 const COMPRESSED: u64 = u64::MAX - 1;
@@ -71,6 +77,31 @@ struct Frame {
     crc: u32,
 }
 
+/// All windows of an index one after the other, as a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowsBlob {
+    pub digest: Digest,
+    /// In bytes.
+    pub len: u64,
+}
+
+/// What the start of an index's file says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    compression: Compression,
+    /// As [`Index::is_pinned`].
+    pub pinned: bool,
+    count: usize,
+    /// Bytes before the records.
+    len: usize,
+    uncompressed_len: u64,
+    compressed_len: u64,
+    digest: Digest,
+    diff_id: Digest,
+    /// The windows that the file may have at its end. `None`: not said, and it has them.
+    pub windows: Option<WindowsBlob>,
+}
+
 /// The spans of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Index {
@@ -85,6 +116,9 @@ pub struct Index {
     frames: Vec<Frame>,
     /// All windows, or none.
     windows: Vec<u8>,
+    windows_blob: Option<WindowsBlob>,
+    /// Where the windows are in its file.
+    windows_at: u64,
 }
 
 impl Index {
@@ -105,11 +139,6 @@ impl Index {
     pub fn into_pinned(mut self) -> Self {
         self.pinned = true;
         self
-    }
-
-    /// Whether a file whose first [`HEAD_LEN`] bytes these are has a pinned index.
-    pub fn is_pinned_by(start: &[u8]) -> Result<bool, IndexError> {
-        Fields { rest: start }.head().map(|(_, _, pinned)| pinned)
     }
 
     /// The length of the segment in bytes.
@@ -155,32 +184,61 @@ impl Index {
         first..end
     }
 
-    /// Where in the index's file the window of a span is; `None` where none is needed.
+    /// Where among all windows the frames of the windows of these spans are, one after the other. Nowhere, with no bytes, if none of
+    /// them needs one.
     #[must_use]
-    pub fn window_at(&self, span: usize) -> Option<ByteRange> {
-        let frame = self.frames.get(span).filter(|frame| frame.len > 0)?;
-        Some(ByteRange::new(self.head_len() as u64 + frame.start, u64::from(frame.len)))
+    pub fn frames_at(&self, spans: Range<usize>) -> ByteRange {
+        let frames = self.frames.get(spans).unwrap_or_default();
+        let ends = frames.first().zip(frames.last());
+        ends.map_or(ByteRange::new(0, 0), |(first, last)| {
+            ByteRange::between(first.start, last.end())
+        })
+    }
+
+    /// Where the windows are in the file, in bytes from its start.
+    #[must_use]
+    pub fn windows_at(&self) -> u64 {
+        self.windows_at
+    }
+
+    /// What the windows are, if there are any and the file says so.
+    #[must_use]
+    pub fn windows_blob(&self) -> Option<WindowsBlob> {
+        self.windows_blob.filter(|blob| blob.len > 0)
+    }
+
+    /// The windows that were read with the index: all or none.
+    #[must_use]
+    pub fn windows(&self) -> &[u8] {
+        &self.windows
     }
 
     /// The window of a span, out of the windows that were read with the index: what is before it, or zeros where nothing refers to
     /// that. Empty where none is needed.
     pub fn window(&self, span: usize) -> Result<Vec<u8>, IndexError> {
-        let Some(frame) = self.frames.get(span) else { return Err(IndexError::NoWindow(span)) };
-        if frame.len == 0 {
-            return Ok(Vec::new());
+        let at = self.frames_at(span..span.saturating_add(1));
+        if at.is_empty() {
+            return self.unpack_window(span, &[]);
         }
-        let start = usize::try_from(frame.start).unwrap_or(usize::MAX);
-        let bytes = self.windows.get(start..start.saturating_add(frame.len as usize));
-        self.unpack_window(span, bytes.ok_or(IndexError::NoWindow(span))?)
+        let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+        let frame = self.windows.get(place(at.offset())..place(at.end()));
+        self.unpack_window(span, frame.ok_or(IndexError::NoWindow(span))?)
     }
 
-    /// The window of a span, out of the bytes of the file that [`window_at`](Self::window_at) names.
+    /// Whether this is the frame of a span's window; of no bytes, where none is needed.
+    #[must_use]
+    pub fn is_frame(&self, span: usize, bytes: &[u8]) -> bool {
+        let known = self.frames.get(span).copied().unwrap_or_default();
+        let is_right = || known.len == 0 || crc32fast::hash(bytes) == known.crc;
+        bytes.len() == known.len as usize && is_right()
+    }
+
+    /// The window of a span, out of its frame ([`frames_at`](Self::frames_at)).
     pub fn unpack_window(&self, span: usize, frame: &[u8]) -> Result<Vec<u8>, IndexError> {
-        let (known, of) = self.frames.get(span).zip(self.spans.get(span)).unzip();
-        let (known, of) = (known.copied().unwrap_or_default(), of.map_or(0, Span::window_len));
-        if frame.len() != known.len as usize || crc32fast::hash(frame) != known.crc {
+        if !self.is_frame(span, frame) {
             return Err(IndexError::Damaged("a window's checksum is wrong"));
         }
+        let of = self.spans.get(span).map_or(0, Span::window_len);
         if of == 0 {
             return Ok(Vec::new());
         }
@@ -192,26 +250,15 @@ impl Index {
         }
     }
 
-    /// Lets go of the windows, which are most of an index.
-    pub fn forget_windows(&mut self) {
-        self.windows = Vec::new();
-    }
-
-    /// The length of the file's part without the windows in bytes.
-    #[must_use]
-    pub fn head_len(&self) -> usize {
-        HEAD_LEN + self.spans.len() * RECORD_LEN
-    }
-
-    /// The length of the part without the windows in bytes, by the first [`HEAD_LEN`] bytes of the file.
-    pub fn head_len_of(start: &[u8]) -> Result<usize, IndexError> {
-        let mut fields = Fields { rest: start };
-        fields.head().map(|(count, ..)| HEAD_LEN + count * RECORD_LEN)
-    }
-
-    /// Writes the file. The windows have to be there.
+    /// Writes the file, with the windows that there are.
     pub fn write(&self, mut out: impl Write) -> io::Result<()> {
-        let mut head = Vec::with_capacity(self.head_len());
+        self.write_head(&mut out)?;
+        out.write_all(&self.windows)
+    }
+
+    /// Writes the file without the windows.
+    pub fn write_head(&self, mut out: impl Write) -> io::Result<()> {
+        let mut head = Vec::with_capacity(HEAD_LEN);
         head.extend_from_slice(MAGIC);
         head.extend_from_slice(&VERSION.to_le_bytes());
         head.extend_from_slice(&[self.compression as u8, u8::from(self.pinned), 0, 0]);
@@ -220,6 +267,9 @@ impl Index {
         head.extend_from_slice(&self.compressed_len.to_le_bytes());
         head.extend_from_slice(self.digest.as_bytes());
         head.extend_from_slice(self.diff_id.as_bytes());
+        let blob = self.windows_blob.ok_or_else(|| io::Error::other("its windows are not here"))?;
+        head.extend_from_slice(blob.digest.as_bytes());
+        head.extend_from_slice(&blob.len.to_le_bytes());
         let mut records = Vec::with_capacity(self.spans.len() * RECORD_LEN);
         for (span, frame) in self.spans.iter().zip(&self.frames) {
             let (codec, bits, window) = match span.codec {
@@ -245,27 +295,41 @@ impl Index {
         }
         head.extend_from_slice(&checksum(&head, &records).to_le_bytes());
         out.write_all(&head)?;
-        out.write_all(&records)?;
-        out.write_all(&self.windows)
+        out.write_all(&records)
+    }
+
+    /// Reads the part of a file that is before the windows, from its start.
+    pub fn read(mut file: impl Read) -> io::Result<Result<Self, IndexError>> {
+        let mut bytes = Vec::with_capacity(HEAD_LEN);
+        file.by_ref().take(HEAD_LEN as u64).read_to_end(&mut bytes)?;
+        let len = match Head::parse(&bytes) {
+            Ok(head) => head.windows_at(),
+            Err(error) => return Ok(Err(error)),
+        };
+        file.take(len.saturating_sub(bytes.len() as u64)).read_to_end(&mut bytes)?;
+        // one of the oldest version may be shorter than the head of this one
+        bytes.truncate(usize::try_from(len).unwrap_or(usize::MAX));
+        Ok(Self::parse(&bytes))
     }
 
     /// Reads an index: the whole file, or the part without the windows.
     pub fn parse(bytes: &[u8]) -> Result<Self, IndexError> {
         let damaged = |what| Err(IndexError::Damaged(what));
         let mut fields = Fields { rest: bytes };
-        let (count, compression, pinned) = fields.head()?;
-        let (uncompressed_len, compressed_len) = (fields.u64()?, fields.u64()?);
-        let (digest, diff_id) = (fields.digest()?, fields.digest()?);
+        let head = fields.head()?;
+        let Head { compression, pinned, uncompressed_len, compressed_len, digest, diff_id, .. } =
+            head;
         let crc = fields.u32()?;
-        let records = fields.take(count * RECORD_LEN)?;
-        if checksum(&bytes[..HEAD_LEN - 4], records) != crc {
+        let records = fields.take(head.count * RECORD_LEN)?;
+        if checksum(&bytes[..head.len - 4], records) != crc {
             return damaged("its checksum is wrong");
         }
         if uncompressed_len > MAX_LAYER {
             return damaged("the layer can't be so large");
         }
         let windows = fields.rest;
-        let (mut spans, mut frames) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let (mut spans, mut frames) =
+            (Vec::with_capacity(head.count), Vec::with_capacity(head.count));
         let (mut at, mut start) = (0u64, 0u64);
         let mut before = ByteRange::new(0, 0);
         for record in records.chunks_exact(RECORD_LEN) {
@@ -312,10 +376,15 @@ impl Index {
         if at != uncompressed_len {
             return damaged("its spans are not the layer");
         }
+        if head.windows.is_some_and(|blob| blob.len != start) {
+            return damaged("its windows are those of another");
+        }
         if !windows.is_empty() && windows.len() as u64 != start {
             return damaged("it is cut short");
         }
         let windows = windows.to_vec();
+        let here = || windows.len() as u64 == start;
+        let windows_blob = head.windows.or_else(|| here().then(|| WindowsBlob::of(&windows)));
         Ok(Self {
             compression,
             pinned,
@@ -326,7 +395,35 @@ impl Index {
             spans,
             frames,
             windows,
+            windows_blob,
+            windows_at: head.windows_at(),
         })
+    }
+}
+
+impl WindowsBlob {
+    fn of(windows: &[u8]) -> Self {
+        Self { digest: Digest::of(windows), len: windows.len() as u64 }
+    }
+}
+
+impl Head {
+    /// Reads it out of the start of a file, of [`HEAD_LEN`] bytes if it has as many.
+    pub fn parse(start: &[u8]) -> Result<Self, IndexError> {
+        Fields { rest: start }.head()
+    }
+
+    /// Where the windows are in the file, in bytes from its start.
+    #[must_use]
+    pub fn windows_at(&self) -> u64 {
+        (self.len + self.count * RECORD_LEN) as u64
+    }
+}
+
+impl Frame {
+    /// Where the next one is.
+    fn end(&self) -> u64 {
+        self.start + u64::from(self.len)
     }
 }
 
@@ -366,22 +463,17 @@ impl<'a> Fields<'a> {
         Ok(Digest::from_bytes(self.array()?))
     }
 
-    /// The number of spans, the compression and whether it is pinned, from the start of the file.
-    fn head(&mut self) -> Result<(usize, Compression, bool), IndexError> {
+    /// All that comes before the checksum.
+    fn head(&mut self) -> Result<Head, IndexError> {
         if self.take(8)? != MAGIC {
             return Err(IndexError::Damaged("it is none"));
         }
         let version = self.u32()?;
-        if version != VERSION {
+        if !(OLDEST..=VERSION).contains(&version) {
             return Err(IndexError::Version(version));
         }
-        let [compression, pinned, 0, 0] = self.array()? else {
+        let [compression, pinned @ 0..=1, 0, 0] = self.array()? else {
             return Err(IndexError::Damaged("its head is wrong"));
-        };
-        let pinned = match pinned {
-            0 => false,
-            1 => true,
-            _ => return Err(IndexError::Damaged("its head is wrong")),
         };
         let compression = match compression {
             0 => Compression::None,
@@ -393,7 +485,23 @@ impl<'a> Fields<'a> {
         if count > MAX_SPANS {
             return Err(IndexError::TooManySpans);
         }
-        Ok((count, compression, pinned))
+        let (uncompressed_len, compressed_len) = (self.u64()?, self.u64()?);
+        let (digest, diff_id) = (self.digest()?, self.digest()?);
+        let (len, windows) = match version {
+            OLDEST => (OLDEST_HEAD_LEN, None),
+            _ => (HEAD_LEN, Some(WindowsBlob { digest: self.digest()?, len: self.u64()? })),
+        };
+        Ok(Head {
+            compression,
+            pinned: pinned == 1,
+            count,
+            len,
+            uncompressed_len,
+            compressed_len,
+            digest,
+            diff_id,
+            windows,
+        })
     }
 }
 
@@ -536,6 +644,7 @@ impl Maker {
         diff_id: Digest,
     ) -> Index {
         let uncompressed_len = self.spans.last().map_or(0, |span| span.uncompressed.end());
+        let windows_at = HEAD_LEN + self.spans.len() * RECORD_LEN;
         Index {
             compression,
             pinned,
@@ -545,7 +654,9 @@ impl Maker {
             diff_id,
             spans: self.spans,
             frames: self.frames,
+            windows_blob: Some(WindowsBlob::of(&self.windows)),
             windows: self.windows,
+            windows_at: windows_at as u64,
         }
     }
 }

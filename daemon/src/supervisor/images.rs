@@ -13,6 +13,7 @@ mod publish;
 mod puller;
 mod refuted;
 mod trace;
+mod windows;
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ pub use credentials::RegistryAccess;
 pub(super) use fill::{Fills, Wanted};
 pub(super) use prove::prove;
 pub(super) use refuted::refusal;
+pub(super) use windows::Windows;
 
 use self::puller::{Puller, Step, Trust};
 use super::clone::Cloning;
@@ -73,10 +75,14 @@ pub(super) fn is_known(tree: &Tree) -> bool {
     tree.revision.is_empty() || tree.proved
 }
 
+/// Whether it was pulled by an index that somebody has signed.
+fn is_signed(tree: &Tree) -> bool {
+    tree.revision == PinnedFormat::Signed.name()
+}
+
 /// Or, as long as nothing else has been found, somebody has signed that it is. Where no key is believed any more, nobody has.
 pub(super) fn is_vouched_for(tree: &Tree, keys: &[PublicKey]) -> bool {
-    let signed = tree.revision == PinnedFormat::Signed.name() && tree.refuted.is_none();
-    is_known(tree) || signed && !keys.is_empty()
+    is_known(tree) || is_signed(tree) && tree.refuted.is_none() && !keys.is_empty()
 }
 
 fn known_origin(pool: &Pool) -> Result<KnownOrigin, ApiError> {
@@ -423,7 +429,8 @@ impl<'s> Pull<'s, '_> {
                 |pool| async move { supervisor.catalog.tree_of_pool(pool).await.map_err(catalog) };
             let mut tree = of_pool(pool.id).await?;
             if let Some(found) = &tree
-                && !self.is_proved(found, &resolved.manifest).await?
+                && !(self.is_proved(found, &resolved.manifest).await?
+                    && self.can_serve(&pool, layer))
             {
                 (pool, cloning) = self.pool(layer, Some(&resolved.manifest)).await?;
                 tree = of_pool(pool.id).await?;
@@ -486,6 +493,8 @@ impl<'s> Pull<'s, '_> {
         let held = self.held;
         let image = NewImage { reference, digest, manifest, config, layers, held };
         let image = supervisor.catalog.insert_image(image).await.map_err(catalog)?;
+        let trees = known.values().filter_map(|(_, _, tree)| tree.as_ref());
+        trees.for_each(|tree| supervisor.want_windows(tree));
         let in_use = known.into_values().map(|(_, cloning, _)| cloning).collect();
         Ok(Pulled { image, received: total, _in_use: in_use })
     }
@@ -500,6 +509,18 @@ impl<'s> Pull<'s, '_> {
         let images = supervisor.catalog.images().await.map_err(catalog)?;
         let is_of = |image: &Image| image.layers.iter().any(|(layer, _)| *layer == tree.id);
         Ok(images.iter().any(|image| image.manifest == *manifest && is_of(image)))
+    }
+
+    /// Whether what this pool fetches can be had for this image. Not so if a part of its index is at another repository, and can't be
+    /// had there ([`pool`](Self::pool)).
+    fn can_serve(&self, pool: &Pool, layer: &Layer) -> bool {
+        known_origin(pool)
+            .is_ok_and(|known| known.layer.digest != layer.digest || self.is_of_ours(&known))
+    }
+
+    fn is_of_ours(&self, origin: &KnownOrigin) -> bool {
+        let Repository { registry, name, .. } = &self.repository;
+        (&origin.registry, &origin.repository) == (registry, name)
     }
 
     /// The layer's pool, which from now on fetches from this repository. `manifest`: one for images with this
@@ -521,14 +542,18 @@ impl<'s> Pull<'s, '_> {
             url.push('@');
             url.push_str(&digest::text(manifest));
         }
+        let mut environment = self.environment.to_vec();
         let found = supervisor.catalog.find_pool(url.clone(), ROOT.uid, HashKind::Sha256);
         if let Some(found) = found.await.map_err(catalog)?
             && let Ok(known) = known_origin(&found)
-            && known.layer.digest != layer.digest
-            && supervisor.catalog.tree_of_pool(found.id).await.map_err(catalog)?.is_some()
+            && let Some(tree) = supervisor.catalog.tree_of_pool(found.id).await.map_err(catalog)?
         {
             // the same archive, compressed in another way: its access index is of the blob that it was made with
-            origin = known;
+            if known.layer.digest != layer.digest {
+                origin = known;
+            } else if !self.is_of_ours(&known) && !supervisor.completes_index(&tree, &found).await {
+                (origin, environment) = (known, found.environment);
+            }
         }
         let pool = NewPool {
             url,
@@ -536,7 +561,7 @@ impl<'s> Pull<'s, '_> {
             hash: HashKind::Sha256,
             origin: serde_json::to_value(&origin)
                 .map_err(|error| internal("can't keep the origin", &error))?,
-            environment: self.environment.to_vec(),
+            environment,
         };
         let pool = supervisor.catalog.pool_for(pool).await.map_err(catalog)?;
         let cloning = Cloning::begin(supervisor, pool.id);

@@ -137,6 +137,7 @@ pub async fn run(
         useless_pulls: Mutex::default(),
         recorded_next: Mutex::default(),
         fills: Arc::default(),
+        windows: Default::default(),
         live: Arc::default(),
         histories: Mutex::default(),
         cloning: Arc::default(),
@@ -151,6 +152,7 @@ pub async fn run(
         supervisor.collect_garbage().await;
     }
     supervisor.restore().await;
+    supervisor.fetch_windows_behind();
     let (listener, file) = (socket.copy()?, socket.take_file());
     let (shut, mut shutting) = watch::channel(false);
     let mut also_shutting = shut.subscribe();

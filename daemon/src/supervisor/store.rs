@@ -269,6 +269,11 @@ impl Store {
         Ok([open("data")?, open("access")?])
     }
 
+    /// A layer's access index, for reading and writing.
+    pub fn open_index(&self, pool: PoolId, segment: SegmentId) -> io::Result<File> {
+        self.open_private(pool, segment, "access", OFlag::O_RDWR)
+    }
+
     /// Marks a segment: from here on its readers wait for what is not there.
     pub fn mark(&self, group: &Group, pool: PoolId, segment: SegmentId) -> io::Result<SegmentFile> {
         let file = self.open_private(pool, segment, "data", OFlag::O_RDONLY)?;

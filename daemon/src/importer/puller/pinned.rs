@@ -31,6 +31,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const OWN_PATIENCE: Duration = Duration::from_secs(10);
 const OWN_PACE: u64 = 256 << 10;
 
+/// How long what an image can do without is waited for.
+pub(super) fn patience(len: u64) -> Duration {
+    OWN_PATIENCE + Duration::from_secs(len / OWN_PACE)
+}
+
 /// An index that was read.
 struct Read {
     index: Index,
@@ -91,7 +96,7 @@ pub async fn make(
     let mut attempt = 1;
     // what the image does not speak of it can do without
     let (attempts, patience) = match pin {
-        Pin::Own { size, .. } => (1, OWN_PATIENCE + Duration::from_secs(size / OWN_PACE)),
+        Pin::Own { size, .. } => (1, patience(*size)),
         _ => (ATTEMPTS, Duration::MAX),
     };
     let (read, format) = loop {

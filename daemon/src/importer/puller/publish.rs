@@ -12,7 +12,7 @@ use crate::layer::index::Index;
 use crate::layer::pinned::own;
 use crate::object::ObjectId;
 use crate::queue::wire::image::{FromPuller, ToPuller};
-use crate::source::oci::artifact::{self, Part, What};
+use crate::source::oci::artifact::{self, Kind, Part, What};
 use crate::source::oci::digest;
 use crate::source::oci::fetch::MAX_INDEX;
 use crate::source::oci::registry::Registry;
@@ -38,17 +38,20 @@ pub async fn publish(
         match messages.recv().await {
             Some((ToPuller::Part { layer }, fds)) => {
                 let made = tokio::task::spawn_blocking(move || make(what, fds)).await;
-                let Some(bytes) = made.context("a thread ended")?? else {
-                    supervisor.tell(&FromPuller::Part { blob: None }).await?;
-                    continue;
-                };
-                let (blob, size) = (digest::sha256(&bytes), bytes.len() as u64);
-                if push {
+                let made = made.context("a thread ended")??;
+                let mut of_layer = Vec::with_capacity(made.len());
+                if push && !made.is_empty() {
                     supervisor.tell(&FromPuller::Ready).await?;
-                    registry.push_blob(&blob, bytes.into()).await?;
                 }
-                parts.push(Part { what, layer, blob, size });
-                supervisor.tell(&FromPuller::Part { blob: Some((blob, size)) }).await?;
+                for (kind, bytes) in made {
+                    let (blob, size) = (digest::sha256(&bytes), bytes.len() as u64);
+                    if push {
+                        registry.push_blob(&blob, bytes.into()).await?;
+                    }
+                    of_layer.push(Part { kind, layer, blob, size });
+                }
+                parts.extend_from_slice(&of_layer);
+                supervisor.tell(&FromPuller::Parts { parts: of_layer }).await?;
             }
             Some((ToPuller::Sign { signature }, _)) => {
                 let described = described.as_ref().context("it is not to be put anywhere")?;
@@ -62,8 +65,8 @@ pub async fn publish(
     }
 }
 
-/// The blob of a part. `None`: there is no use in it.
-fn make(what: What, fds: Vec<OwnedFd>) -> anyhow::Result<Option<Vec<u8>>> {
+/// The blobs of a layer's parts. None: there is no use in them.
+fn make(what: What, fds: Vec<OwnedFd>) -> anyhow::Result<Vec<(Kind, Vec<u8>)>> {
     let mut files = fds.into_iter().map(File::from);
     let mut next = || files.next().context("the supervisor sent no files");
     let mut bytes = Vec::new();
@@ -74,21 +77,28 @@ fn make(what: What, fds: Vec<OwnedFd>) -> anyhow::Result<Option<Vec<u8>>> {
     match what {
         What::Trace => {
             read(next()?)?;
-            Ok(Some(bytes))
+            Ok(vec![(Kind::Trace, bytes)])
         }
         What::Index => {
             let segment = next()?;
             read(next()?)?;
             let index = Index::parse(&bytes)?;
             if !own::is_of_use(&index) {
-                return Ok(None);
+                return Ok(Vec::new());
             }
             let tree = reread::tree_of(&index, &segment)?;
             let manifest = tree.write(Vec::new(), index.uncompressed_len())?;
-            let blob = own::write(&manifest, &bytes, tree.implicit().len() as u64)?;
-            // nobody takes a longer one
-            let len = blob.len().max(manifest.len()) as u64;
-            Ok((len <= own::MAX_BLOB).then_some(blob))
+            let blob = own::write(&manifest, &index, tree.implicit().len() as u64)?;
+            let windows = index.windows();
+            // nobody takes longer ones
+            if blob.len().max(manifest.len()).max(windows.len()) as u64 > own::MAX_BLOB {
+                return Ok(Vec::new());
+            }
+            let mut made = vec![(Kind::Index, blob)];
+            if !windows.is_empty() {
+                made.push((Kind::Windows, windows.to_vec()));
+            }
+            Ok(made)
         }
     }
 }

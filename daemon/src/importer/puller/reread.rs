@@ -1,7 +1,6 @@
 //! What the archive of a layer says that was filled by an index: the index alone was believed until then.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
@@ -13,7 +12,6 @@ use crate::layer::span::{Proof, TRAILER};
 use crate::layer::tar::{Entry, EntryKind, TarReader};
 use crate::layer::tree::{Tree, TreeBuilder};
 use crate::queue::wire::image::Shown;
-use crate::source::oci::fetch::MAX_INDEX;
 
 /// Bytes that are read at a time.
 const PIECE: usize = 1 << 20;
@@ -29,14 +27,7 @@ struct Part {
 /// Writes the manifest of the segment's archive.
 pub fn read(files: [OwnedFd; LAYER_FDS]) -> anyhow::Result<Shown> {
     let [segment, access, manifest] = files.map(File::from);
-    let mut bytes = Vec::new();
-    BufReader::new(access)
-        .take(MAX_INDEX)
-        .read_to_end(&mut bytes)
-        .context("can't read the layer's index")?;
-    let mut index = Index::parse(&bytes)?;
-    drop(bytes);
-    index.forget_windows();
+    let index = Index::read(access).context("can't read the layer's index")??;
     let tree = tree_of(&index, &segment)?;
     write_manifest(&tree, index.uncompressed_len(), manifest)
 }

@@ -11,7 +11,7 @@ use crate::layer::digest::Digest;
 use crate::layer::pinned::Pin;
 use crate::object::ObjectId;
 use crate::queue::wire::image::{FromPuller, Layer};
-use crate::source::oci::artifact::{self, Part, What};
+use crate::source::oci::artifact::{self, Kind, Part, What};
 use crate::source::oci::keys::PublicKey;
 use crate::source::oci::registry::{INDEX_PATIENCE, Registry};
 use crate::source::oci::trace::{self, MAX_TRACE, Traced};
@@ -65,7 +65,7 @@ impl Signed {
         if layer.size < SMALLEST {
             return None;
         }
-        let Part { blob, size, .. } = self.part(layer, What::Index).await?;
+        let Part { blob, size, .. } = self.part(layer, Kind::Index).await?;
         let blob = Digest::from_bytes(blob.as_bytes().try_into().ok()?);
         Some(Pin::Own { blob, size })
     }
@@ -75,7 +75,7 @@ impl Signed {
         if !self.wants_traces.load(Ordering::Relaxed) {
             return None;
         }
-        let Part { blob, size, .. } = self.part(layer, What::Trace).await?;
+        let Part { blob, size, .. } = self.part(layer, Kind::Trace).await?;
         let found = match size > MAX_TRACE {
             true => Err("it is too long".to_owned()),
             false => {
@@ -98,13 +98,13 @@ impl Signed {
         found.ok()
     }
 
-    async fn part(&self, layer: &Layer, what: What) -> Option<Part> {
-        let Beside { parts, notes } = self.beside(what).await;
+    async fn part(&self, layer: &Layer, kind: Kind) -> Option<Part> {
+        let Beside { parts, notes } = self.beside(kind.what()).await;
         let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
         for note in notes {
             self.say(note).await;
         }
-        parts.iter().find(|part| part.what == what && part.layer == layer.digest).copied()
+        parts.iter().find(|part| part.kind == kind && part.layer == layer.digest).copied()
     }
 
     async fn beside(&self, what: What) -> &Beside {

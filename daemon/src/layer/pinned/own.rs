@@ -9,7 +9,7 @@
 //! | 8 | directories of the layer that have no entry of their own |
 //! | 8, 8 | the length of the manifest, and of the zstd frame that holds it |
 //! | | that frame: the [manifest](crate::manifest::layer) of the layer's tree |
-//! | | the [access index](crate::layer::index), to the end |
+//! | | the [access index](crate::layer::index) to the end, without the windows, which are a blob of their own |
 
 use super::{Layer, Unusable};
 use crate::layer::digest::Digest;
@@ -47,9 +47,11 @@ pub fn is_of_use(index: &Index) -> bool {
 }
 
 /// Makes the blob.
-pub fn write(manifest: &[u8], access: &[u8], implicit: u64) -> std::io::Result<Vec<u8>> {
+pub fn write(manifest: &[u8], index: &Index, implicit: u64) -> std::io::Result<Vec<u8>> {
     let frame = zstd::bulk::compress(manifest, LEVEL)?;
-    let mut blob = Vec::with_capacity(HEAD + frame.len() + access.len());
+    let mut blob = Vec::with_capacity(
+        HEAD + frame.len() + usize::try_from(index.windows_at()).unwrap_or_default(),
+    );
     blob.extend_from_slice(MAGIC);
     blob.extend_from_slice(&VERSION.to_le_bytes());
     blob.extend_from_slice(&[0; 4]);
@@ -57,7 +59,7 @@ pub fn write(manifest: &[u8], access: &[u8], implicit: u64) -> std::io::Result<V
         blob.extend_from_slice(&number.to_le_bytes());
     }
     blob.extend_from_slice(&frame);
-    blob.extend_from_slice(access);
+    index.write_head(&mut blob)?;
     Ok(blob)
 }
 
@@ -81,7 +83,15 @@ pub fn read(blob: &[u8], digest: Digest, layer: &Layer) -> Result<Own, Unusable>
     let frame = usize::try_from(frame).ok().and_then(|frame| rest.split_at_checked(frame));
     let (frame, access) = frame.ok_or_else(|| damaged.clone())?;
     let manifest = zstd::bulk::decompress(frame, len).map_err(|_| damaged.clone())?;
-    let index = Index::parse(access)?.into_pinned();
+    let index = Index::parse(access)?;
+    // a span that is not proved by its own bytes would be as good as its window
+    if index.is_pinned() {
+        return Err(Unusable::Format("it was made of another index"));
+    }
+    if index.windows_blob().is_some_and(|blob| blob.len > MAX_BLOB) {
+        return Err(Unusable::Format("its windows are too long"));
+    }
+    let index = index.into_pinned();
     let is_of_it = index.digest() == layer.digest
         && index.diff_id() == layer.diff_id
         && index.compressed_len() == layer.size;
@@ -132,12 +142,10 @@ mod tests {
         let layer = gzip(&archive);
         let (index, found) = index_by(Indexer::new(64 << 10), &layer, 10_000).unwrap();
         assert!(found == archive && is_of_use(&index));
-        let mut access = Vec::new();
-        index.write(&mut access).unwrap();
         let manifest = tree(&archive).unwrap().write(Vec::new(), archive.len() as u64).unwrap();
         let of =
             Layer { digest: index.digest(), size: layer.len() as u64, diff_id: index.diff_id() };
-        (layer, of, write(&manifest, &access, 3).unwrap())
+        (layer, of, write(&manifest, &index, 3).unwrap())
     }
 
     #[test]
@@ -149,7 +157,14 @@ mod tests {
         let len = own.index.uncompressed_len();
         assert!(own.manifest == truth.write(Vec::new(), len).unwrap());
         assert_eq!(own.bytes, truth.summary().bytes);
-        let (segment, _) = filled(&own.index, &layer);
+        // the windows are another blob
+        let (index, _) = index_by(Indexer::new(64 << 10), &layer, 10_000).unwrap();
+        assert!(own.index.windows().is_empty() && !index.windows().is_empty());
+        assert_eq!(own.index.windows_blob(), index.windows_blob());
+        let mut file = Vec::new();
+        own.index.write_head(&mut file).unwrap();
+        file.extend_from_slice(index.windows());
+        let (segment, _) = filled(&Index::parse(&file).unwrap(), &layer);
         assert_eq!(Digest::of(&segment), of.diff_id);
         assert_eq!(read(&blob, Digest::of(b""), &of).unwrap_err(), Unusable::Digest);
         let other = Layer { diff_id: Digest::of(b""), ..of };

@@ -5,6 +5,7 @@ mod property;
 
 use super::*;
 use crate::layer::digest::Hasher;
+use crate::layer::index::Head;
 use crate::layer::span::{Proof, Span};
 use crate::manifest::layer::{Content, Kind, Node, Reader};
 
@@ -71,7 +72,7 @@ fn same(blob: &Blob, pinned: &Pinned) {
     let mut file = Vec::new();
     pinned.index.write(&mut file).unwrap();
     let index = Index::parse(&file).unwrap();
-    assert!(index.is_pinned() && Index::is_pinned_by(&file).unwrap());
+    assert!(index.is_pinned() && Head::parse(&file).unwrap().pinned);
     assert_eq!(index, pinned.index);
     let (segment, found) = filled(&index, &blob.bytes);
     assert_eq!(segment.len() as u64, index.uncompressed_len());

@@ -6,7 +6,7 @@ use fs_err as fs;
 
 use super::support::{index_by, noise, run, scratch};
 use crate::layer::digest::Digest;
-use crate::layer::index::{HEAD_LEN, Index, IndexError};
+use crate::layer::index::{Head, Index, IndexError, VERSION};
 use crate::layer::indexer::{Compression, Indexer, IndexerError};
 use crate::layer::span::{Codec, Decoder, SpanError};
 use crate::range::ByteRange;
@@ -124,15 +124,30 @@ fn every_span_of_every_kind_of_layer() {
             let mut file = Vec::new();
             index.write(&mut file).unwrap();
             assert_eq!(Index::parse(&file).as_ref(), Ok(&index), "{name}");
-            assert_eq!(Index::head_len_of(&file[..HEAD_LEN]), Ok(index.head_len()));
-            let head = Index::parse(&file[..index.head_len()]).unwrap();
-            for n in 0..head.spans().len() {
-                let frame = head
-                    .window_at(n)
-                    .map_or(&[][..], |range| &file[range.offset() as usize..range.end() as usize]);
-                assert_eq!(head.unpack_window(n, frame), index.window(n), "{name}");
-                assert_eq!(head.window(n).is_err(), !frame.is_empty());
+            // without the windows
+            let (head, windows) = file.split_at(index.windows_at() as usize);
+            assert!(windows == index.windows());
+            let known = Head::parse(head).unwrap();
+            assert_eq!(known.windows_at(), head.len() as u64);
+            let blob = known.windows.unwrap();
+            assert_eq!((blob.digest, blob.len), (Digest::of(windows), windows.len() as u64));
+            assert_eq!(index.windows_blob(), (blob.len > 0).then_some(blob));
+            let read = Index::read(&file[..]).unwrap().unwrap();
+            assert_eq!(Index::parse(head).as_ref(), Ok(&read), "{name}");
+            assert!(read.windows().is_empty() && read.spans() == index.spans());
+            let mut again = Vec::new();
+            read.write_head(&mut again).unwrap();
+            assert!(again == head, "{name}");
+            for n in 0..read.spans().len() {
+                let at = read.frames_at(n..n + 1);
+                let frame = &windows[at.offset() as usize..at.end() as usize];
+                assert_eq!(read.unpack_window(n, frame), index.window(n), "{name}");
+                assert_eq!(read.window(n).is_err(), !frame.is_empty());
             }
+            let count = read.spans().len();
+            let all: u64 = (0..count).map(|n| read.frames_at(n..n + 1).len()).sum();
+            assert_eq!((read.frames_at(0..count).len(), all), (blob.len, blob.len));
+            assert!(read.frames_at(0..count + 1).is_empty() && read.frames_at(1..1).is_empty());
         }
     }
 }
@@ -204,6 +219,46 @@ fn a_layer_cut_short_is_refused() {
     let mut file = Vec::new();
     empty.write(&mut file).unwrap();
     assert_eq!(Index::parse(&file), Ok(empty));
+    assert!(Index::read(&file[..]).unwrap().unwrap().windows_blob().is_none());
+}
+
+/// The file as programs wrote it that had nothing about the windows in its head.
+fn as_version_2(file: &[u8], index: &Index) -> Vec<u8> {
+    let records = &file[144..index.windows_at() as usize];
+    let mut head = file[..100].to_vec();
+    head[8] = 2;
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&head);
+    crc.update(records);
+    head.extend_from_slice(&crc.finalize().to_le_bytes());
+    [&head, records, index.windows()].concat()
+}
+
+#[test]
+fn an_index_of_the_version_before() {
+    for (name, layer) in layers() {
+        let (index, _) = index_by(Indexer::new(256 << 10), layer, 1 << 16).unwrap();
+        let mut file = Vec::new();
+        index.write(&mut file).unwrap();
+        let old = as_version_2(&file, &index);
+        let read = Index::parse(&old).unwrap();
+        assert!(read.spans() == index.spans() && read.windows() == index.windows(), "{name}");
+        let windows_at = read.windows_at() as usize;
+        assert!(&old[windows_at..] == index.windows(), "{name}");
+        let mut again = Vec::new();
+        read.write(&mut again).unwrap();
+        assert!(again == file, "{name}: it says what its windows are");
+        let head = Index::read(&old[..]).unwrap().unwrap();
+        assert_eq!(head.windows_at() as usize, windows_at);
+        let needs = !index.windows().is_empty();
+        assert_eq!((head.windows_blob(), head.write_head(Vec::new()).is_err()), (None, needs));
+        assert!(Index::parse(&old[..old.len() - 1]).is_err(), "{name}");
+    }
+    let (empty, _) = index_by(Indexer::default(), b"", 1).unwrap();
+    let mut file = Vec::new();
+    empty.write(&mut file).unwrap();
+    let old = as_version_2(&file, &empty);
+    assert!(old.len() < 144 && Index::read(&old[..]).unwrap() == Index::parse(&old));
 }
 
 #[test]
@@ -261,14 +316,15 @@ fn a_flipped_bit_of_an_index_is_found() {
     let (index, _) = index_by(Indexer::new(512 << 10), gzip, 1 << 16).unwrap();
     let mut file = Vec::new();
     index.write(&mut file).unwrap();
-    for at in 0..index.head_len() {
+    let head_len = index.windows_at() as usize;
+    for at in 0..head_len {
         let mut wrong = file.clone();
         wrong[at] ^= 1 << (at % 8);
         assert!(Index::parse(&wrong).is_err(), "byte {at}");
     }
     let spans = index.spans().len();
     assert!(spans > 5);
-    for at in (index.head_len()..file.len()).step_by(101) {
+    for at in (head_len..file.len()).step_by(101) {
         let mut wrong = file.clone();
         wrong[at] ^= 1 << (at % 8);
         let wrong = Index::parse(&wrong).unwrap();
@@ -278,6 +334,6 @@ fn a_flipped_bit_of_an_index_is_found() {
     let cut = Index::parse(&file[..file.len() - 1]);
     assert_eq!(cut, Err(IndexError::Damaged("it is cut short")));
     let mut newer = file;
-    newer[8] = 3;
-    assert_eq!(Index::parse(&newer), Err(IndexError::Version(3)));
+    newer[8] = VERSION as u8 + 1;
+    assert_eq!(Index::parse(&newer), Err(IndexError::Version(VERSION + 1)));
 }

@@ -134,13 +134,15 @@ proptest! {
         index.write(&mut file).unwrap();
         let same = file.clone();
         mangle(&mut file, &changes, cut % 2 * cut, false);
-        if mend && file.len() >= index.head_len() {
+        let head_len = index.windows_at() as usize;
+        if mend && file.len() >= head_len {
             // somebody's own: the checksum is right
             let mut crc = crc32fast::Hasher::new();
-            crc.update(&file[..100]);
-            crc.update(&file[104..index.head_len()]);
-            file[100..104].copy_from_slice(&crc.finalize().to_le_bytes());
+            crc.update(&file[..140]);
+            crc.update(&file[144..head_len]);
+            file[140..144].copy_from_slice(&crc.finalize().to_le_bytes());
         }
+        let _ = Index::read(&file[..]);
         let Ok(wrong) = Index::parse(&file) else { return Ok(()) };
         prop_assert!(mend || wrong.spans() == index.spans());
         if file == same {

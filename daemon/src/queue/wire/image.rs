@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Credential, HttpTransport, Limits};
 use crate::object::ObjectId;
-use crate::source::oci::artifact::What;
+use crate::source::oci::artifact::{Part, What};
 use crate::source::oci::keys::PublicKey;
 use crate::source::oci::trace::Traced;
 
@@ -158,7 +158,7 @@ pub enum ToPuller {
         push: bool,
     },
     /// A part: the index of a layer, of which the fds are the segment, which is all there, and the access index; or a trace, which
-    /// the fd holds. Answered with [`FromPuller::Part`].
+    /// the fd holds. Answered with [`FromPuller::Parts`].
     Part { layer: ObjectId },
     /// All parts were made, and this is the signature of them: the artifact is to be put into the repository. Answered with
     /// [`FromPuller::Published`].
@@ -167,6 +167,16 @@ pub enum ToPuller {
     /// access index): write the manifest of what its archive says into the third fd. Answered with
     /// [`FromPuller::Layer`], after which the process ends.
     Reread { version: u32 },
+    /// The first message, instead. This blob, which has the windows of an index, is to be fetched into the fd, a file. Answered with
+    /// [`FromPuller::Windows`], after which the process ends.
+    Windows {
+        version: u32,
+        repository: Box<Repository>,
+        limits: Limits,
+        blob: ObjectId,
+        /// In bytes.
+        len: u64,
+    },
     /// Fetch layer `number`, counted from 0, into these fds: the segment, the manifest of its tree,
     /// its access index.
     Layer { number: u32 },
@@ -194,9 +204,9 @@ pub enum FromPuller {
     },
     /// Parts may follow. Or a part is made, and is being pushed.
     Ready,
-    /// The part's blob and its length in bytes; `None`: there is no use in it.
-    Part {
-        blob: Option<(ObjectId, u64)>,
+    /// What was made of the layer; nothing: there is no use in it.
+    Parts {
+        parts: Vec<Part>,
     },
     /// The artifact is in the repository, with this digest.
     Published {
@@ -213,6 +223,8 @@ pub enum FromPuller {
         shown: Shown,
         pinned: Option<PinnedFormat>,
     },
+    /// All windows are in the file.
+    Windows,
     /// What is in the layer can't be told, and never will be.
     Unreadable {
         message: String,

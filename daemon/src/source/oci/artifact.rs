@@ -22,6 +22,7 @@ const INDEXES: &str = "application/vnd.hydrant.index.v1+json";
 const TRACES: &str = "application/vnd.hydrant.trace.v1+json";
 /// The media types of its blobs.
 const INDEX: &str = "application/vnd.hydrant.layer.index.v1";
+const WINDOWS: &str = "application/vnd.hydrant.layer.windows.v1";
 const TRACE: &str = "application/vnd.hydrant.layer.trace.v1+json";
 /// The annotation of the manifest with the signature, and of a blob's descriptor with its layer.
 const SIGNATURE: &str = "io.hydrant.signature";
@@ -29,10 +30,10 @@ const LAYER: &str = "io.hydrant.layer";
 const EMPTY_KIND: &str = "application/vnd.oci.empty.v1+json";
 /// What artifacts have for a configuration.
 pub const EMPTY: &[u8] = b"{}";
-/// The most blobs of an artifact: one for each layer.
-const MAX_PARTS: usize = super::document::MAX_LAYERS;
+/// The most blobs of an artifact: two for each layer.
+const MAX_PARTS: usize = 2 * super::document::MAX_LAYERS;
 
-/// What a blob is, and all blobs of its artifact.
+/// What an artifact has of layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum What {
     Index,
@@ -41,14 +42,7 @@ pub enum What {
 }
 
 impl What {
-    fn media_type(self) -> &'static str {
-        match self {
-            Self::Index => INDEX,
-            Self::Trace => TRACE,
-        }
-    }
-
-    /// What its artifact says that it is.
+    /// What the artifact says that it is.
     #[must_use]
     pub fn artifact_type(self) -> &'static str {
         match self {
@@ -66,10 +60,48 @@ impl What {
     }
 }
 
+/// What a blob of an artifact is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    Index,
+    /// What an index needs and does not have in it ([`Apart`](crate::layer::index::Apart)). It names this blob.
+    Windows,
+    Trace,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Index, Self::Windows, Self::Trace];
+
+    fn media_type(self) -> &'static str {
+        match self {
+            Self::Index => INDEX,
+            Self::Windows => WINDOWS,
+            Self::Trace => TRACE,
+        }
+    }
+
+    /// In whose artifact it is.
+    #[must_use]
+    pub fn what(self) -> What {
+        match self {
+            Self::Index | Self::Windows => What::Index,
+            Self::Trace => What::Trace,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Index => "index",
+            Self::Windows => "windows",
+            Self::Trace => "trace",
+        }
+    }
+}
+
 /// A blob of an artifact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
-    pub what: What,
+    pub kind: Kind,
     /// The digest of the layer's blob.
     pub layer: ObjectId,
     pub blob: ObjectId,
@@ -94,10 +126,10 @@ pub enum Unusable {
 #[must_use]
 pub fn statement(image: &ObjectId, parts: &[Part]) -> Vec<u8> {
     let mut text = format!("hydrant layers 1\nimage {}\n", digest::text(image));
-    for Part { what, layer, blob, size } in parts {
-        let (what, layer, blob) = (what.name(), digest::text(layer), digest::text(blob));
+    for Part { kind, layer, blob, size } in parts {
+        let (kind, layer, blob) = (kind.name(), digest::text(layer), digest::text(blob));
         // a String takes whatever is written
-        let _ = writeln!(text, "{what} {layer} {blob} {size}");
+        let _ = writeln!(text, "{kind} {layer} {blob} {size}");
     }
     text.into_bytes()
 }
@@ -161,7 +193,7 @@ fn descriptor(kind: &str, digest: &ObjectId, size: u64) -> RawDescriptor {
 pub fn manifest(image: &Descriptor, what: What, parts: &[Part], signature: &str) -> Vec<u8> {
     let layers = parts.iter().map(|part| RawDescriptor {
         annotations: Some(BTreeMap::from([(LAYER.into(), digest::text(&part.layer))])),
-        ..descriptor(what.media_type(), &part.blob, part.size)
+        ..descriptor(part.kind.media_type(), &part.blob, part.size)
     });
     let manifest = RawManifest {
         schema_version: 2,
@@ -194,8 +226,11 @@ pub fn read(
     for layer in &manifest.layers {
         let of = layer.annotations.as_ref().and_then(|a| digest::parse(a.get(LAYER)?));
         let parsed = of.zip(digest::parse(&layer.digest));
-        match parsed.filter(|_| layer.media_type == what.media_type()) {
-            Some((of, blob)) => parts.push(Part { what, layer: of, blob, size: layer.size }),
+        let mut kinds = Kind::ALL.into_iter().filter(|kind| kind.what() == what);
+        match parsed.zip(kinds.find(|kind| layer.media_type == kind.media_type())) {
+            Some(((of, blob), kind)) => {
+                parts.push(Part { kind, layer: of, blob, size: layer.size });
+            }
             None => return Err(Unusable::Kind),
         }
     }
@@ -263,8 +298,8 @@ mod tests {
     fn made() -> (Descriptor, Vec<Part>, Signer) {
         let id = |n: u8| digest::sha256(&[n]);
         let image = Descriptor { kind: OCI_MANIFEST.into(), digest: id(0), size: 7 };
-        let part = |what, n| Part { what, layer: id(n), blob: id(n + 1), size: 99 };
-        let parts = vec![part(What::Index, 1), part(What::Index, 3)];
+        let part = |kind, n| Part { kind, layer: id(n), blob: id(n + 1), size: 99 };
+        let parts = vec![part(Kind::Index, 1), part(Kind::Windows, 1), part(Kind::Index, 3)];
         (image, parts, Signer::from_pem(&key(1)).unwrap())
     }
 
@@ -284,7 +319,11 @@ mod tests {
         let traces = manifest(What::Trace, &parts, &signature);
         assert_eq!(read(&traces, &image.digest, &keys).unwrap_err(), Unusable::Kind);
         let traces = super::read(&traces, What::Trace, &image.digest, &keys);
-        assert_eq!(traces.unwrap_err(), Unusable::Signature);
+        assert_eq!(traces.unwrap_err(), Unusable::Kind);
+        // windows, said to be an index
+        let renamed = String::from_utf8(text.clone()).unwrap().replace(WINDOWS, INDEX);
+        let refused = read(renamed.as_bytes(), &image.digest, &keys);
+        assert_eq!(refused.unwrap_err(), Unusable::Signature);
         // of another image, by another key, without a key, without a signature
         let other = Signer::from_pem(&key(2)).unwrap();
         for refused in [

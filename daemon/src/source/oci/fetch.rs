@@ -7,6 +7,7 @@
 //! are of places alone ([`place_key`]): the digests in the index count.
 
 mod request;
+mod windows;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -75,7 +76,10 @@ pub struct LayerSource {
 /// What is known of a layer's segment.
 #[derive(Debug)]
 struct Access {
+    /// Without its windows.
     index: Index,
+    /// They are there, or may come to be.
+    file: Arc<File>,
     chunks: HashMap<ObjectId, ByteRange>,
 }
 
@@ -103,8 +107,7 @@ impl LayerSource {
             let (extents, access) =
                 files.ok_or_else(|| refused("the layer has no access index"))?;
             let digest = self.layer.digest;
-            let read =
-                tokio::task::spawn_blocking(move || Access::read(&extents, &access, &digest));
+            let read = tokio::task::spawn_blocking(move || Access::read(&extents, access, &digest));
             let read = read.await.map_err(|e| refused(e.to_string()))?;
             read.map(Arc::new).map_err(refused)
         };
@@ -113,17 +116,15 @@ impl LayerSource {
 }
 
 impl Access {
-    fn read(extents: &File, access: &File, digest: &ObjectId) -> Result<Self, String> {
+    fn read(extents: &File, access: Arc<File>, digest: &ObjectId) -> Result<Self, String> {
         let failed =
             |error: &dyn std::fmt::Display| format!("can't read the layer's index: {error}");
         let reader =
             |file: &File| Ok::<_, std::io::Error>(BufReader::new(At::new(file.try_clone()?)));
         let extents = reader(extents).map_err(|e| failed(&e))?;
         let extents = Extents::read(extents).map_err(|e| failed(&e))?;
-        let mut bytes = Vec::new();
-        let mut access = reader(access).map_err(|e| failed(&e))?.take(MAX_INDEX);
-        access.read_to_end(&mut bytes).map_err(|e| failed(&e))?;
-        let index = Index::parse(&bytes).map_err(|e| failed(&e))?;
+        let index = reader(&access).and_then(Index::read).map_err(|e| failed(&e))?;
+        let index = index.map_err(|e| failed(&e))?;
         if index.digest().as_bytes() != digest.as_bytes() {
             return Err(failed(&"it is of another blob, of the same content"));
         }
@@ -131,7 +132,7 @@ impl Access {
             return Err(failed(&"it does not fit the segment"));
         }
         let chunks = extents.iter().map(|extent| (extent.key, extent.range)).collect();
-        Ok(Self { index, chunks })
+        Ok(Self { index, file: access, chunks })
     }
 
     /// The spans that make these chunks, which are in order.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 pub use self::auth::IDENTITY_TOKEN;
 pub use self::choices::{Choices, Need};
-pub use self::host::Host;
+pub use self::host::{Host, Part};
 use super::digest;
 use super::document::{Document, DocumentError, MAX_DOCUMENT, Manifest, layers, read, ztocs};
 use crate::layer::pinned::Pin;

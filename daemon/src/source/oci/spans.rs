@@ -27,6 +27,21 @@ pub const KEPT: u64 = 16 << 20;
 /// How long a span is kept. Who needs the rest of it asks soon or, in general, not at all.
 pub const KEEP_FOR: Duration = Duration::from_secs(10);
 
+/// A span as it comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// Its compressed bytes.
+    pub bytes: Bytes,
+    /// The frame of the window that they are decoded with; of no bytes if they need none.
+    pub frame: Bytes,
+}
+
+impl Encoded {
+    fn len(&self) -> u64 {
+        (self.bytes.len() + self.frame.len()) as u64
+    }
+}
+
 /// A span that a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Need {
@@ -48,8 +63,8 @@ impl Need {
 #[derive(Debug, Default)]
 pub struct Spans(Mutex<Table>);
 
-/// The compressed bytes of a span, once they have come. The sender is the claim's.
-type Awaited = watch::Receiver<Option<Bytes>>;
+/// A span, once it has come. The sender is the claim's.
+type Awaited = watch::Receiver<Option<Encoded>>;
 
 #[derive(Debug, Default)]
 struct Table {
@@ -66,7 +81,7 @@ struct Table {
 
 #[derive(Debug)]
 struct Kept {
-    bytes: Bytes,
+    encoded: Encoded,
     age: u64,
     since: Instant,
     /// Bytes of the segment that nobody has asked for.
@@ -76,8 +91,7 @@ struct Kept {
 /// What there is of the spans that a request needs.
 #[derive(Debug)]
 pub struct Found<'a> {
-    /// Their compressed bytes.
-    pub here: Vec<(usize, Bytes)>,
+    pub here: Vec<(usize, Encoded)>,
     pub coming: Vec<Coming>,
     /// These are for the request itself to fetch.
     pub absent: Vec<Need>,
@@ -97,7 +111,7 @@ pub struct Coming {
 #[derive(Debug)]
 pub struct Claim<'a> {
     spans: &'a Spans,
-    open: HashMap<usize, (Need, watch::Sender<Option<Bytes>>)>,
+    open: HashMap<usize, (Need, watch::Sender<Option<Encoded>>)>,
 }
 
 impl Spans {
@@ -123,8 +137,8 @@ impl Spans {
         let mut open = HashMap::new();
         let mut table = self.table();
         for need in needs {
-            if let Some(bytes) = table.used(need) {
-                here.push((need.number, bytes));
+            if let Some(encoded) = table.used(need) {
+                here.push((need.number, encoded));
             } else if let Some(awaited) = table.coming.get(&need.number) {
                 coming.push(Coming { need, awaited: awaited.clone() });
             } else {
@@ -148,7 +162,7 @@ impl Spans {
     }
 
     /// Waits for what others are fetching, for at most [`PATIENCE`] in all. Gives what has come and what has not.
-    pub async fn wait(&self, coming: Vec<Coming>) -> (Vec<(usize, Bytes)>, Vec<Need>) {
+    pub async fn wait(&self, coming: Vec<Coming>) -> (Vec<(usize, Encoded)>, Vec<Need>) {
         let until = Instant::now() + PATIENCE;
         let (mut here, mut absent) = (Vec::new(), Vec::new());
         for Coming { need, mut awaited } in coming {
@@ -156,9 +170,9 @@ impl Spans {
             let come = timeout_at(until, awaited.wait_for(Option::is_some)).await;
             let come = come.ok().and_then(|come| come.ok()?.clone());
             match come {
-                Some(bytes) => {
+                Some(encoded) => {
                     self.table().used(need);
-                    here.push((need.number, bytes));
+                    here.push((need.number, encoded));
                 }
                 None => absent.push(need),
             }
@@ -189,7 +203,7 @@ impl Table {
     fn claim(
         &mut self,
         need: Need,
-        open: &mut HashMap<usize, (Need, watch::Sender<Option<Bytes>>)>,
+        open: &mut HashMap<usize, (Need, watch::Sender<Option<Encoded>>)>,
     ) {
         if need.is_shared() && !self.coming.contains_key(&need.number) {
             let (sender, awaited) = watch::channel(None);
@@ -199,20 +213,20 @@ impl Table {
     }
 
     /// What is kept of a span. It goes once all of it has been asked for.
-    fn used(&mut self, need: Need) -> Option<Bytes> {
+    fn used(&mut self, need: Need) -> Option<Encoded> {
         let kept = self.kept.get_mut(&need.number)?;
         kept.left = kept.left.saturating_sub(need.asked);
-        let (bytes, left) = (kept.bytes.clone(), kept.left);
+        let (encoded, left) = (kept.encoded.clone(), kept.left);
         if left == 0 {
             self.remove(need.number);
         }
-        Some(bytes)
+        Some(encoded)
     }
 
     /// Keeps a span from now on, in place of the oldest ones.
-    fn keep(&mut self, now: Instant, need: Need, bytes: Bytes) {
+    fn keep(&mut self, now: Instant, need: Need, encoded: Encoded) {
         self.remove(need.number);
-        let len = bytes.len() as u64;
+        let len = encoded.len();
         if len > KEPT {
             return;
         }
@@ -225,7 +239,7 @@ impl Table {
         self.bytes += len;
         self.ages.insert(self.next_age, need.number);
         let left = need.len.saturating_sub(need.asked);
-        self.kept.insert(need.number, Kept { bytes, age: self.next_age, since: now, left });
+        self.kept.insert(need.number, Kept { encoded, age: self.next_age, since: now, left });
     }
 
     /// Drops what has been kept for [`KEEP_FOR`] by now.
@@ -240,22 +254,20 @@ impl Table {
     fn remove(&mut self, number: usize) {
         if let Some(kept) = self.kept.remove(&number) {
             self.ages.remove(&kept.age);
-            self.bytes -= kept.bytes.len() as u64;
+            self.bytes -= kept.encoded.len();
         }
     }
 }
 
 impl Claim<'_> {
-    /// The compressed bytes of a span have come. They are kept if it was claimed, and should not be a part of all that has
-    /// come with them.
-    pub fn deliver(&mut self, number: usize, bytes: impl Into<Bytes>) {
+    /// A span has come. It is kept if it was claimed, and should not be a part of all that has come with it.
+    pub fn deliver(&mut self, number: usize, encoded: Encoded) {
         let Some((need, sender)) = self.open.remove(&number) else { return };
-        let bytes = bytes.into();
         let mut table = self.spans.table();
         table.coming.remove(&number);
-        table.keep(Instant::now(), need, bytes.clone());
+        table.keep(Instant::now(), need, encoded.clone());
         drop(table);
-        sender.send_replace(Some(bytes));
+        sender.send_replace(Some(encoded));
     }
 }
 

@@ -18,13 +18,13 @@ use super::puller::Puller;
 use super::{ROOT, access, catalog, hosts, parse, repository};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::catalog::{Image, Tree};
-use crate::source::oci::artifact::{self, Part, What};
+use crate::source::oci::artifact::{self, Kind, Part, What};
 use crate::source::oci::digest;
 use crate::source::oci::keys::Signer;
 use crate::source::oci::trace;
 
 /// A file without a name.
-fn tempfile_of(directory: &Path) -> io::Result<File> {
+pub(super) fn tempfile_of(directory: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.read(true).write(true).mode(0o600).custom_flags(O_TMPFILE).open(directory)
 }
@@ -71,20 +71,21 @@ impl Supervisor {
             What::Trace => self.make_traces(&mut puller, &image).await?,
             What::Index => self.make_parts(&mut puller, &image, progress).await?,
         };
+        let count = parts.iter().filter(|part| part.kind != Kind::Windows).count();
         let message = match signer {
-            None => format!("{} {kind}", parts.len()),
+            None => format!("{count} {kind}"),
             Some(_) if parts.is_empty() => "there is nothing to push".into(),
             Some(signer) => {
                 let signature = artifact::sign(&signer, &image.manifest, &parts);
                 let artifact = digest::text(&puller.sign(signature).await?);
-                info!(image = image.reference, artifact, parts = parts.len(), kind, "pushed");
+                info!(image = image.reference, artifact, count, kind, "pushed");
                 let key = signer.public().text();
-                format!("{} {kind} in {artifact}, signed with the key {key}", parts.len())
+                format!("{count} {kind} in {artifact}, signed with the key {key}")
             }
         };
         puller.end();
         Ok(Summary {
-            files: parts.len() as u64,
+            files: count as u64,
             tree_bytes: parts.iter().map(|part| part.size).sum(),
             elapsed_ms: milliseconds(begun.elapsed()),
             message: Some(message),
@@ -113,9 +114,7 @@ impl Supervisor {
             let mut file = tempfile_of(&self.store.pools_dir()).map_err(failed)?;
             file.write_all(&trace::write(&trace::runs(chunks))).map_err(failed)?;
             file.rewind().map_err(failed)?;
-            if let Some((blob, size)) = puller.part(tree.root, &[file], ()).await? {
-                parts.push(Part { what: What::Trace, layer: tree.root, blob, size });
-            }
+            parts.append(&mut puller.parts(What::Trace, tree.root, &[file], ()).await?);
         }
         if parts.is_empty() {
             let message = format!("nothing is recorded of {}", image.reference);
@@ -150,13 +149,13 @@ impl Supervisor {
                 .store
                 .open_to_reread(pool.id, segment)
                 .map_err(|error| internal("can't open a layer", &error))?;
-            match puller.part(tree.root, &files, not_evicted).await? {
-                Some((blob, len)) => {
-                    progress.note(format!("{layer}: {len} bytes for a layer of {size}"));
-                    parts.push(Part { what: What::Index, layer: tree.root, blob, size: len });
-                }
-                None => progress.note(format!("{layer} can't be fetched in parts")),
-            }
+            let mut made = puller.parts(What::Index, tree.root, &files, not_evicted).await?;
+            let note = match made.iter().map(|part| part.size).sum::<u64>() {
+                0 => format!("{layer} can't be fetched in parts"),
+                len => format!("{layer}: {len} bytes for a layer of {size}"),
+            };
+            progress.note(note);
+            parts.append(&mut made);
         }
         Ok(parts)
     }

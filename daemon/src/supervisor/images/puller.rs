@@ -16,12 +16,13 @@ use super::super::worker::{ENVIRONMENT, Exit, cut, explain, in_group};
 use super::RegistryAccess;
 use super::layer::LayerFiles;
 use crate::admin::ApiError;
+use crate::layer::index::WindowsBlob;
 use crate::object::ObjectId;
 use crate::queue::wire::image::{
     FromPuller, PinnedFormat, Platform, Repository, Resolved, Shown, ToPuller,
 };
 use crate::queue::wire::{self, Limits};
-use crate::source::oci::artifact::What;
+use crate::source::oci::artifact::{Part, What};
 use crate::source::oci::document::MAX_LAYERS;
 use crate::source::oci::keys::PublicKey;
 use crate::source::oci::trace::{self, Traced};
@@ -71,6 +72,14 @@ pub struct Puller {
     access: Option<RegistryAccess>,
     upcalls: u32,
     buffer: Vec<u8>,
+}
+
+/// Whether these are parts of the layer, one of each kind at most.
+fn are_of(parts: &[Part], what: What, layer: ObjectId) -> bool {
+    let is_of =
+        |part: &Part| part.kind.what() == what && part.layer == layer && part.size <= MAX_SHOWN;
+    let once = |part: &Part| parts.iter().filter(|other| other.kind == part.kind).count() == 1;
+    parts.iter().all(|part| is_of(part) && once(part))
 }
 
 fn cant(what: &'static str) -> impl Fn(io::Error) -> ApiError {
@@ -200,6 +209,26 @@ impl Puller {
         }
     }
 
+    /// Has the windows of an index fetched into a file.
+    pub async fn windows(
+        &mut self,
+        repository: Repository,
+        limits: Limits,
+        blob: WindowsBlob,
+        file: &File,
+    ) -> Result<(), ApiError> {
+        let WindowsBlob { digest, len } = blob;
+        let blob = ObjectId::from_bytes(digest.as_bytes())
+            .map_err(|error| internal("can't name a blob", &error))?;
+        let (version, repository) = (wire::VERSION, Box::new(repository));
+        let message = ToPuller::Windows { version, repository, limits, blob, len };
+        self.tell(&message, &[file.as_fd()]).await?;
+        match self.hear().await? {
+            FromPuller::Windows => Ok(()),
+            _ => Err(ApiError::internal("the puller is out of step")),
+        }
+    }
+
     /// Has parts of an artifact made, for the image with this manifest.
     pub async fn publish(
         &mut self,
@@ -218,14 +247,15 @@ impl Puller {
         }
     }
 
-    /// A part of a layer, of these files: the digest of the blob and its length. `None`: there is no use in it. `guard` is
-    /// dropped as soon as the files have been read: then the part is pushed, which may take long.
-    pub async fn part<G>(
+    /// The parts of a layer, of these files, one of each kind. None: there is no use in them. `guard` is dropped as soon as the files have been
+    /// read: then the parts are pushed, which may take long.
+    pub async fn parts<G>(
         &mut self,
+        what: What,
         layer: ObjectId,
         files: &[File],
         guard: G,
-    ) -> Result<Option<(ObjectId, u64)>, ApiError> {
+    ) -> Result<Vec<Part>, ApiError> {
         let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         self.tell(&ToPuller::Part { layer }, &fds).await?;
         let mut heard = self.hear().await?;
@@ -234,7 +264,8 @@ impl Puller {
             heard = self.hear().await?;
         }
         match heard {
-            FromPuller::Part { blob } => Ok(blob.filter(|(_, size)| *size <= MAX_SHOWN)),
+            // they are going to be signed
+            FromPuller::Parts { parts } if are_of(&parts, what, layer) => Ok(parts),
             _ => Err(ApiError::internal("the puller is out of step")),
         }
     }

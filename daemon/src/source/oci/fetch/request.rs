@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::windows::Frames;
 use super::{Access, LayerSource, Wanted, chunk_key, place_key};
 use crate::layer::span::MAX_IN_MEMORY;
 use crate::object::ObjectId;
 use crate::range::ByteRange;
 use crate::source::oci::assembly::{Assembly, Complete, Piece};
-use crate::source::oci::registry::{self, Host, refused, wrong};
-use crate::source::oci::spans::{Claim, Need};
+use crate::source::oci::registry::{self, Part, refused, wrong};
+use crate::source::oci::spans::{Claim, Encoded, Need};
 use crate::source::{Content, FetchError, Sink};
 
 /// One call of [`LayerSource::fetch`](super::LayerSource).
@@ -80,7 +81,7 @@ impl<'a> Request<'a> {
     }
 
     /// Takes spans that were in memory; gives the numbers of those that are wrong.
-    async fn remember(&mut self, spans: Vec<(usize, Bytes)>) -> Result<Vec<usize>, FetchError> {
+    async fn remember(&mut self, spans: Vec<(usize, Encoded)>) -> Result<Vec<usize>, FetchError> {
         if spans.is_empty() {
             return Ok(Vec::new());
         }
@@ -102,7 +103,7 @@ impl<'a> Request<'a> {
         mut needs: Vec<Need>,
         mut claim: Option<Claim<'_>>,
     ) -> Result<(), FetchError> {
-        let LayerSource { registry, .. } = self.source;
+        let LayerSource { registry, layer, .. } = self.source;
         needs.sort_unstable_by_key(|need| need.number);
         for run in self.access.runs(&needs) {
             let needs = &needs[run];
@@ -113,9 +114,25 @@ impl<'a> Request<'a> {
                 return Err(refused("the layer is compressed in one piece; pull the image anew"));
             }
             let mut choices = registry.choices(registry::Need::Content);
+            let mut frames = None;
             // what has come of the chunks before need not come again
             while let Some(next) = self.assembly.first_needed(numbers.clone()) {
-                let came = self.stream(choices.ask()?, next..numbers.end, claim.as_mut()).await;
+                let rest = next..numbers.end;
+                let part = choices.ask()?.part(&layer.digest, layer.size, self.place(rest.clone()));
+                let (part, frames) = match &frames {
+                    Some(frames) => (part.await, frames),
+                    None => {
+                        let found = self.source.frames(self.access, numbers.clone());
+                        let (part, found) = tokio::join!(part, found);
+                        let frames = &*frames.insert(found?);
+                        self.sink.received(frames.received);
+                        (part, frames)
+                    }
+                };
+                let came = match part {
+                    Ok(part) => self.stream(part, rest, frames, claim.as_mut()).await,
+                    Err(error) => Err(error),
+                };
                 let Err(error) = came else { break };
                 // a chunk is put together of what one host has sent
                 self.assembly.give_back(numbers.clone());
@@ -128,21 +145,28 @@ impl<'a> Request<'a> {
         Ok(())
     }
 
-    /// Fetches spans of one host, and hands each chunk over as soon as it is there: who waits for the first of them need not
-    /// wait for the last.
+    /// Where these spans are in the layer's blob.
+    fn place(&self, numbers: Range<usize>) -> ByteRange {
+        let spans = &self.access.index.spans()[numbers];
+        let from = spans.first().map_or(0, |span| span.compressed.offset());
+        let to = spans.iter().map(|span| span.compressed.end()).max().unwrap_or(from);
+        ByteRange::between(from, to)
+    }
+
+    /// Hands each chunk of these spans over as soon as it is there: who waits for the first of them need not wait for the
+    /// last.
     async fn stream(
         &mut self,
-        host: &Host,
+        mut part: Part<'_>,
         numbers: Range<usize>,
+        frames: &Frames,
         mut claim: Option<&mut Claim<'_>>,
     ) -> Result<(), FetchError> {
         let (layer, access) = (self.source.layer, self.access);
-        let spans = &access.index.spans()[numbers.clone()];
-        let from = spans.first().map_or(0, |span| span.compressed.offset());
-        let to = spans.iter().map(|span| span.compressed.end()).max().unwrap_or(from);
-        let mut part = host.part(&layer.digest, layer.size, ByteRange::between(from, to)).await?;
-        let mut left = numbers.zip(spans).peekable();
-        let mut bytes = Vec::with_capacity((to - from) as usize);
+        let range = self.place(numbers.clone());
+        let from = range.offset();
+        let mut left = numbers.clone().zip(&access.index.spans()[numbers]).peekable();
+        let mut bytes = Vec::with_capacity(range.len() as usize);
         while let Some(piece) = part.next().await? {
             self.sink.received(piece.len() as u64);
             bytes.extend_from_slice(&piece);
@@ -152,15 +176,16 @@ impl<'a> Request<'a> {
                 let start = (span.compressed.offset() - from) as usize;
                 let end = start + span.compressed.len() as usize;
                 // neighbours may share a byte
-                came.push((number, Bytes::copy_from_slice(&bytes[start..end])));
+                let bytes = Bytes::copy_from_slice(&bytes[start..end]);
+                came.push((number, Encoded { bytes, frame: frames.of(&access.index, number) }));
             }
             if came.is_empty() {
                 continue;
             }
-            let (assembly, compressed) = (self.assembly.clone(), came.clone());
-            let decoded = decode(access, layer.diff_id, assembly, compressed, false).await?;
+            let (assembly, encoded) = (self.assembly.clone(), came.clone());
+            let decoded = decode(access, layer.diff_id, assembly, encoded, false).await?;
             if let Some(claim) = &mut claim {
-                came.into_iter().for_each(|(number, bytes)| claim.deliver(number, bytes));
+                came.into_iter().for_each(|(number, encoded)| claim.deliver(number, encoded));
                 self.source.spans.tidy_later();
             }
             self.hand_over(decoded)?;
@@ -184,24 +209,23 @@ async fn decode(
     access: &Arc<Access>,
     diff_id: ObjectId,
     mut assembly: Assembly,
-    spans: Vec<(usize, Bytes)>,
+    spans: Vec<(usize, Encoded)>,
     from_memory: bool,
 ) -> Result<Decoded, FetchError> {
     let of = Arc::clone(access);
     let decode = move || {
         let (mut complete, mut doubtful, mut wrong_ones) = (Vec::new(), Vec::new(), Vec::new());
-        for (number, bytes) in spans {
+        for (number, Encoded { bytes, frame }) in spans {
             let span = &of.index.spans()[number];
-            let window = of.index.window(number);
-            let window = window.map_err(|e| refused(e.to_string()))?;
-            match span.decode(&bytes, &window) {
+            let window = of.index.unpack_window(number, &frame).map_err(|e| e.to_string());
+            match window.and_then(|w| span.decode(&bytes, &w).map_err(|e| e.to_string())) {
                 Ok(decoded) => {
                     let (range, bytes) = (span.uncompressed, Bytes::from(decoded));
                     let piece = Piece { range, bytes, from_memory };
                     complete.append(&mut assembly.take(number, piece));
                 }
                 Err(_) if from_memory => wrong_ones.push(number),
-                Err(error) => return Err(wrong(error.to_string())),
+                Err(error) => return Err(wrong(error)),
             }
         }
         let is_right = |chunk: &Complete| {

@@ -1,10 +1,13 @@
+mod windows;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, Response, StatusCode};
+use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
 use tokio::sync::Semaphore;
@@ -19,8 +22,9 @@ use crate::queue::wire::image::{self as wire, Repository};
 use crate::source::Content;
 use crate::source::git::Nobody;
 use crate::source::oci::digest;
+use crate::source::oci::spans::Encoded;
 
-/// A host that has one blob.
+/// A host that has a layer's blob, and perhaps the windows of its index.
 struct Server {
     url: String,
     shared: Arc<Shared>,
@@ -30,6 +34,8 @@ struct Server {
 struct Shared {
     blob: Vec<u8>,
     seen: Mutex<Vec<ByteRange>>,
+    windows: Mutex<Option<Vec<u8>>>,
+    windows_seen: Mutex<Vec<ByteRange>>,
     /// Requests are answered only with a permit.
     held: AtomicBool,
     /// So many bytes of an answer come without one; what is behind them never, if it `breaks` there.
@@ -51,6 +57,8 @@ impl Server {
         let shared = Arc::new(Shared {
             blob,
             seen: Mutex::default(),
+            windows: Mutex::default(),
+            windows_seen: Mutex::default(),
             held: AtomicBool::new(false),
             stops_after: AtomicUsize::new(usize::MAX),
             breaks: AtomicBool::new(false),
@@ -81,18 +89,26 @@ impl Server {
     }
 }
 
-async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response<Body> {
+async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap) -> Response<Body> {
+    let is_layer = uri.path().ends_with(&digest::text(&layer_digest()));
+    let (blob, seen) = match is_layer {
+        true => (Some(shared.blob.clone()), &shared.seen),
+        false => (shared.windows.lock().unwrap().clone(), &shared.windows_seen),
+    };
     let range = headers["range"].to_str().unwrap().strip_prefix("bytes=").unwrap();
     let (from, last) = range.split_once('-').unwrap();
     let (from, to): (usize, usize) = (from.parse().unwrap(), last.parse::<usize>().unwrap() + 1);
-    shared.seen.lock().unwrap().push(ByteRange::between(from as u64, to as u64));
+    seen.lock().unwrap().push(ByteRange::between(from as u64, to as u64));
+    let Some(blob) = blob else {
+        return Response::builder().status(StatusCode::NOT_FOUND).body(Body::empty()).unwrap();
+    };
     if shared.held.load(Ordering::Relaxed) {
         shared.permits.acquire().await.unwrap().forget();
     }
     let stop = to.min(from.saturating_add(shared.stops_after.load(Ordering::Relaxed)));
-    let [start, rest] = [from..stop, stop..to].map(|range| shared.blob[range].to_vec());
+    let [start, rest] = [from..stop, stop..to].map(|range| blob[range].to_vec());
     let response = Response::builder().status(StatusCode::PARTIAL_CONTENT);
-    let response = response.header("content-range", format!("bytes {range}/{}", shared.blob.len()));
+    let response = response.header("content-range", format!("bytes {range}/{}", blob.len()));
     let rest = async move {
         if rest.is_empty() {
             return Ok(rest);
@@ -140,6 +156,10 @@ impl Sink for Told {
     fn received(&mut self, _: u64) {}
 }
 
+fn layer_digest() -> ObjectId {
+    digest::sha256(b"blob")
+}
+
 /// A layer with this index at these hosts, and the keys of its chunks in order.
 fn layer(index: Index, segment: &[u8], hosts: &[&Server]) -> (LayerSource, Vec<ObjectId>) {
     let host = |server: &&Server| wire::Host {
@@ -154,7 +174,7 @@ fn layer(index: Index, segment: &[u8], hosts: &[&Server]) -> (LayerSource, Vec<O
         hosts: hosts.iter().map(host).collect(),
     };
     let layer = Layer {
-        digest: digest::sha256(b"blob"),
+        digest: layer_digest(),
         size: index.compressed_len(),
         codec: wire::Codec::Gzip,
         diff_id: digest::sha256(segment),
@@ -168,7 +188,9 @@ fn layer(index: Index, segment: &[u8], hosts: &[&Server]) -> (LayerSource, Vec<O
     });
     let chunks: Vec<_> = pieces.collect();
     let keys = chunks.iter().map(|(key, _)| *key).collect();
-    let access = Access { index, chunks: chunks.into_iter().collect() };
+    let mut file = tempfile::tempfile().unwrap();
+    index.write(&mut file).unwrap();
+    let access = Access { index, file: Arc::new(file), chunks: chunks.into_iter().collect() };
     source.access = tokio::sync::OnceCell::from(Arc::new(access));
     (source, keys)
 }
@@ -203,7 +225,12 @@ impl LayerSource {
     /// Half of this span has been fetched, with these compressed bytes.
     fn keep(&self, number: usize, bytes: &[u8]) {
         let len = self.span(number).uncompressed.len();
-        self.spans.claim(&[Need { number, asked: len / 2, len }]).deliver(number, bytes.to_vec());
+        let index = &self.access.get().unwrap().index;
+        let at = index.frames_at(number..number + 1);
+        let frame = &index.windows()[at.offset() as usize..at.end() as usize];
+        let [bytes, frame] = [bytes, frame].map(Bytes::copy_from_slice);
+        let encoded = Encoded { bytes, frame };
+        self.spans.claim(&[Need { number, asked: len / 2, len }]).deliver(number, encoded);
     }
 }
 

@@ -12,6 +12,13 @@ fn whole(number: usize) -> Need {
     Need { number, asked: 1000, len: 1000 }
 }
 
+/// Bytes of which the last one is the window's.
+fn encoded(bytes: &[u8]) -> Encoded {
+    let mut bytes = Bytes::copy_from_slice(bytes);
+    let frame = bytes.split_off(bytes.len().saturating_sub(1));
+    Encoded { bytes, frame }
+}
+
 fn numbers(found: &Found<'_>) -> (Vec<usize>, Vec<usize>, Vec<usize>) {
     (
         found.here.iter().map(|(number, _)| *number).collect(),
@@ -23,7 +30,7 @@ fn numbers(found: &Found<'_>) -> (Vec<usize>, Vec<usize>, Vec<usize>) {
 impl Spans {
     /// Somebody has fetched this, and asked for half of it.
     fn deliver(&self, number: usize, bytes: &[u8]) {
-        self.claim(&[half(number)]).deliver(number, bytes.to_vec());
+        self.claim(&[half(number)]).deliver(number, encoded(bytes));
     }
 }
 
@@ -36,11 +43,11 @@ fn what_others_need_too_is_fetched_once() {
     let second = spans.find([whole(1), half(2), whole(3)]);
     assert_eq!(numbers(&second), (vec![], vec![2], vec![1, 3]));
     for number in 0..3 {
-        first.claim.deliver(number, &b"bytes"[..]);
+        first.claim.deliver(number, encoded(b"bytes"));
     }
     let third = spans.find([half(0), whole(1), half(2)]);
     assert_eq!(numbers(&third), (vec![0, 2], vec![], vec![1]));
-    assert_eq!(third.here[0].1, b"bytes"[..]);
+    assert_eq!(third.here[0].1, encoded(b"bytes"));
     // all of them has been asked for
     assert_eq!(numbers(&spans.find([half(0), half(2)])).2, [0, 2]);
     assert_eq!(spans.table().bytes, 0);
@@ -53,9 +60,9 @@ async fn who_waits_gets_what_has_come() {
     let waits = spans.wait(spans.find([half(0)]).coming);
     tokio::pin!(waits);
     assert!((&mut waits).now_or_never().is_none());
-    first.claim.deliver(0, &b"bytes"[..]);
+    first.claim.deliver(0, encoded(b"bytes"));
     let (here, absent) = waits.await;
-    assert_eq!((here, absent), (vec![(0, Bytes::from_static(b"bytes"))], vec![]));
+    assert_eq!((here, absent), (vec![(0, encoded(b"bytes"))], vec![]));
     // both halves are done with
     assert_eq!(spans.table().kept.len(), 0);
     assert_eq!(spans.table().coming.len(), 1);
@@ -81,7 +88,7 @@ async fn nobody_hangs_on_a_slow_request() {
     let spans = Spans::default();
     let mut slow = spans.find([half(0), half(1), half(2)]);
     let coming = spans.find([half(0), half(1), half(2)]).coming;
-    slow.claim.deliver(1, &b"bytes"[..]);
+    slow.claim.deliver(1, encoded(b"bytes"));
     let begun = Instant::now();
     let (here, absent) = spans.wait(coming).await;
     assert_eq!((here.len(), absent), (1, vec![half(0), half(2)]));
@@ -89,7 +96,7 @@ async fn nobody_hangs_on_a_slow_request() {
     assert!(begun.elapsed() < 20 * PATIENCE, "once for all of them");
     // the claim is still the slow one's
     assert!(spans.claim(&[half(0)]).open.is_empty());
-    slow.claim.deliver(0, &b"bytes"[..]);
+    slow.claim.deliver(0, encoded(b"bytes"));
     assert_eq!(numbers(&spans.find([half(0)])).0, [0]);
 }
 
@@ -117,7 +124,7 @@ fn what_is_kept_has_an_end() {
 fn what_is_kept_goes_after_a_while() {
     let spans = Spans::default();
     let (begun, second) = (Instant::now(), Duration::from_secs(1));
-    let bytes = Bytes::from_static(b"bytes");
+    let bytes = encoded(b"bytes");
     let mut table = spans.table();
     table.keep(begun, half(7), bytes.clone());
     table.keep(begun + second, half(3), bytes.clone());
@@ -142,7 +149,7 @@ fn what_is_kept_goes_after_a_while() {
 #[test]
 fn what_has_been_kept_for_too_long_is_not_given() {
     let spans = Spans::default();
-    let bytes = Bytes::from_static(b"bytes");
+    let bytes = encoded(b"bytes");
     let begun = Instant::now().checked_sub(KEEP_FOR).unwrap();
     spans.table().keep(begun, half(0), bytes);
     spans.deliver(1, b"bytes");
@@ -158,7 +165,7 @@ async fn what_is_kept_goes_when_there_are_no_more_requests() {
     assert!(!spans.table().is_tidied, "there is nothing to do");
     // not for much longer
     let begun = Instant::now().checked_sub(KEEP_FOR).unwrap() + Duration::from_millis(300);
-    spans.table().keep(begun, half(0), Bytes::from_static(b"bytes"));
+    spans.table().keep(begun, half(0), encoded(b"bytes"));
     spans.tidy_later();
     assert!(spans.table().is_tidied);
     tidy(Arc::downgrade(&spans), Duration::from_millis(1)).await;
@@ -215,7 +222,7 @@ proptest! {
                     let at = number % running.len();
                     let open = running[at].claim.open.keys().copied().min();
                     if let Some(number) = open {
-                        running[at].claim.deliver(number, vec![1; len]);
+                        running[at].claim.deliver(number, encoded(&vec![1; len]));
                     }
                 }
                 _ if !running.is_empty() => drop(running.swap_remove(number % running.len())),
@@ -224,7 +231,7 @@ proptest! {
             let table = spans.table();
             let open: usize = running.iter().map(|found| found.claim.open.len()).sum();
             prop_assert_eq!(table.coming.len(), open);
-            let bytes: usize = table.kept.values().map(|kept| kept.bytes.len()).sum();
+            let bytes: usize = table.kept.values().map(|kept| kept.encoded.len() as usize).sum();
             prop_assert_eq!(table.bytes, bytes as u64);
             prop_assert!(table.bytes <= KEPT);
             let ages = table.ages.iter().map(|(age, number)| (table.kept[number].age, *age));

@@ -1,0 +1,159 @@
+//! Layers whose index has come without its windows.
+
+use std::os::unix::fs::FileExt;
+
+use super::*;
+
+/// A layer of 12 chunks at as many hosts, all of which have the windows; its keys, and all of the index.
+struct Twelve {
+    servers: Vec<Server>,
+    source: LayerSource,
+    keys: Vec<ObjectId>,
+    segment: Vec<u8>,
+    index: Index,
+}
+
+impl Twelve {
+    async fn new(hosts: usize) -> Self {
+        let segment = noise(12 * CHUNK as usize, 1);
+        let blob = gzip(&segment);
+        let (index, _) = index_by(Indexer::new(CHUNK / 2), &blob, 1 << 16).unwrap();
+        let mut servers = Vec::new();
+        for _ in 0..hosts {
+            let server = Server::new(blob.clone()).await;
+            *server.shared.windows.lock().unwrap() = Some(index.windows().to_vec());
+            servers.push(server);
+        }
+        let mut head = Vec::new();
+        index.write_head(&mut head).unwrap();
+        let without = Index::parse(&head).unwrap();
+        let (source, keys) = layer(without, &segment, &servers.iter().collect::<Vec<_>>());
+        Self { servers, source, keys, segment, index }
+    }
+
+    async fn fetch(&self, number: usize) -> Result<(), FetchError> {
+        let content = self.source.chunks(&self.keys[number..number + 1]).await?;
+        assert!(content[0] == chunk(&self.segment, number), "{number}");
+        Ok(())
+    }
+
+    /// What is asked for with a chunk.
+    fn frames(&self, number: usize) -> ByteRange {
+        let place = ByteRange::new(number as u64 * CHUNK, CHUNK);
+        self.index.frames_at(self.index.spans_for(place))
+    }
+
+    /// Brings the windows where they belong.
+    fn complete(&self) {
+        let file = &self.source.access.get().unwrap().file;
+        file.write_all_at(self.index.windows(), self.index.windows_at()).unwrap();
+    }
+
+    fn damage(&self, server: usize) {
+        for byte in self.servers[server].shared.windows.lock().unwrap().iter_mut().flatten() {
+            *byte ^= 1;
+        }
+    }
+}
+
+impl Server {
+    fn windows_seen(&self) -> Vec<ByteRange> {
+        self.shared.windows_seen.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test]
+async fn the_windows_of_what_is_asked_for_are_fetched() {
+    let layer = Twelve::new(1).await;
+    for number in [5, 2, 9] {
+        layer.fetch(number).await.unwrap();
+    }
+    let seen = layer.servers[0].windows_seen();
+    assert_eq!(seen, [5, 2, 9].map(|number| layer.frames(number)));
+    let len = layer.index.windows_blob().unwrap().len;
+    assert!(seen.iter().map(|range| range.len()).sum::<u64>() < len / 2, "{seen:?} of {len}");
+    // no more, once they are here
+    layer.complete();
+    for number in 0..12 {
+        layer.fetch(number).await.unwrap();
+    }
+    assert_eq!(layer.servers[0].windows_seen(), seen);
+}
+
+/// Each span is half of a chunk or so: some lie across an edge.
+#[tokio::test]
+async fn what_is_kept_of_a_span_has_its_window() {
+    let layer = Twelve::new(1).await;
+    for number in 0..12 {
+        layer.fetch(number).await.unwrap();
+    }
+    let [seen, windows] = [layer.servers[0].seen(), layer.servers[0].windows_seen()];
+    let bytes = |ranges: &[ByteRange]| ranges.iter().map(|range| range.len()).sum::<u64>();
+    // neighbours may share a byte
+    assert!(bytes(&seen) <= layer.servers[0].shared.blob.len() as u64 + 12);
+    assert_eq!(bytes(&windows), layer.index.windows_blob().unwrap().len, "each once");
+}
+
+#[tokio::test]
+async fn windows_are_asked_for_side_by_side_with_the_spans() {
+    let layer = Twelve::new(1).await;
+    let server = &layer.servers[0];
+    server.hold(true);
+    let fetch = layer.fetch(7);
+    tokio::pin!(fetch);
+    let both = async {
+        server.has_seen(1).await;
+        while server.windows_seen().is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        _ = &mut fetch => panic!("nothing has come"),
+        () = both => {}
+    }
+    server.release();
+    server.release();
+    fetch.await.unwrap();
+}
+
+#[tokio::test]
+async fn windows_that_are_wrong_come_from_another_host() {
+    let layer = Twelve::new(2).await;
+    layer.damage(0);
+    layer.fetch(7).await.unwrap();
+    assert_eq!(layer.servers[0].windows_seen(), layer.servers[1].windows_seen());
+    assert_eq!(layer.servers[0].seen().len(), 1);
+    // nowhere else
+    layer.damage(1);
+    let error = layer.fetch(3).await.unwrap_err();
+    assert!(matches!(error, FetchError::Wrong { .. }), "{error}");
+}
+
+/// As a mirror that has images, and nothing that is beside them.
+#[tokio::test]
+async fn a_host_without_windows_may_have_the_layer() {
+    let layer = Twelve::new(2).await;
+    *layer.servers[0].shared.windows.lock().unwrap() = None;
+    for number in [7, 3] {
+        layer.fetch(number).await.unwrap();
+    }
+    assert_eq!(layer.servers[0].seen().len(), 2, "it is not blamed");
+    assert_eq!(layer.servers[1].seen(), []);
+    assert_eq!(layer.servers[1].windows_seen().len(), 2);
+    // somebody has removed them
+    *layer.servers[1].shared.windows.lock().unwrap() = None;
+    let error = layer.fetch(10).await.unwrap_err();
+    assert!(error.to_string().contains("what the layer's index needs"), "{error}");
+    layer.complete();
+    layer.fetch(10).await.unwrap();
+}
+
+#[tokio::test]
+async fn windows_that_are_damaged_here_come_from_the_registry() {
+    let layer = Twelve::new(1).await;
+    layer.complete();
+    let at = layer.index.windows_at() + layer.frames(7).offset();
+    layer.source.access.get().unwrap().file.write_all_at(&[0; 16], at).unwrap();
+    layer.fetch(7).await.unwrap();
+    assert_eq!(layer.servers[0].windows_seen(), [layer.frames(7)]);
+}
