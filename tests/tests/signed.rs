@@ -1,10 +1,12 @@
 //! Indexes that Hydrant makes of ordinary layers, signs, and puts beside the image: with them a first pull is lazy; without a
 //! good signature they are not used.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use hydrant_daemon::layer::index::Head;
 use hydrant_tests::access::Kind;
 use hydrant_tests::guest;
 use hydrant_tests::process::{Run, require, until};
@@ -221,4 +223,142 @@ fn root_a_registry_with_a_list_of_referrers() -> Result<()> {
     let put = log.iter().any(|line| line.starts_with("PUT") && line.contains("/manifests/sha256-"));
     ensure!(!put, "{log:?}");
     Ok(())
+}
+
+/// An access index of a layer, as the daemon keeps it.
+struct Kept {
+    windows: String,
+    /// So many bytes of its windows are here, of so many.
+    here: u64,
+    len: u64,
+}
+
+impl Images {
+    /// Makes an index of the image, and forgets that it was ever here.
+    fn publish(&self) -> Result<()> {
+        let reference = format!("127.0.0.1:{}/big:v1", self.registry.port());
+        self.hydrant(&["image", "pull", &reference])?;
+        self.index(&reference, &self.keys[0])?;
+        self.hydrant(&["image", "rm", &reference]).map(drop)
+    }
+
+    fn kept(&self) -> Result<Vec<Kept>> {
+        let mut kept = Vec::new();
+        let find = "find \"$1\" -name '*.access'";
+        let found = Run::shell(find, &[&self.world.daemon.directories().state]).check()?.text();
+        for path in found.lines() {
+            let bytes = fs_err::read(path)?;
+            let head = Head::parse(&bytes)?;
+            let windows = head.windows.context("it says what its windows are")?;
+            let here = bytes.len() as u64 - head.windows_at();
+            kept.push(Kept { windows: windows.digest.to_string(), here, len: windows.len });
+        }
+        Ok(kept)
+    }
+
+    fn completes(&self, count: usize) -> Result<Vec<Kept>> {
+        let complete = || {
+            let kept = self.kept().ok()?;
+            let all = kept.len() == count && kept.iter().all(|kept| kept.here == kept.len);
+            all.then_some(kept)
+        };
+        let kept = until("all windows are here", PATIENCE, complete);
+        kept.with_context(|| self.world.daemon.log_tail(40))
+    }
+
+    fn expect_right(&self, tree: &Path, name: &str) -> Result<()> {
+        let truth = self.world.path("registry/unpacked/big");
+        let right = expect_right(Kind::Read, &tree.join(name), &truth.join(name));
+        right.with_context(|| self.world.daemon.log_tail(40))
+    }
+}
+
+/// The ranges of the windows that were asked for, in this repository.
+fn asked(front: &Front, repository: &str, kept: &[Kept]) -> Result<Vec<String>> {
+    let log = front.log()?;
+    let is_one = |line: &&String| {
+        let of = |kept: &Kept| format!("/v2/{repository}/blobs/{} ", kept.windows);
+        kept.iter().any(|kept| line.starts_with(&of(kept)))
+    };
+    Ok(log.iter().filter(is_one).cloned().collect())
+}
+
+/// A pull does not wait for the windows of an index. Readers get those that they need, and all of them come behind the pull, also
+/// when the daemon was killed meanwhile: from then on nobody asks for them.
+#[test]
+#[ignore = "needs root"]
+fn root_windows_of_an_index_come_as_they_are_needed() -> Result<()> {
+    let mut images = Images::new("signed-windows")?;
+    let front = Front::open(&images.world.path("front"), images.registry.port())?;
+    images.publish()?;
+    images.registry.unpacked("big")?;
+    let reference = format!("127.0.0.1:{}/big:v1", front.port);
+    images.hydrant(&["image", "pull", &reference])?;
+    let kept = images.kept()?;
+    ensure!(kept.len() == 2 && kept.iter().all(|kept| kept.here == 0 && kept.len > 0));
+    ensure!(asked(&front, "big", &kept)?.is_empty(), "{:?}", front.log()?);
+    let tree = images.world.path("tree");
+    images.hydrant(&["mount", &format!("oci://{reference}"), text(&tree)?])?;
+    images.expect_right(&tree, "d2/f09")?;
+    let seen = asked(&front, "big", &kept)?;
+    ensure!(!seen.is_empty() && seen.iter().all(|line| line.contains("bytes=")), "{seen:?}");
+
+    images.world.daemon.kill();
+    ensure!(images.kept()?.iter().all(|kept| kept.here == 0), "it was too slow for this test");
+    images.world.daemon.start()?;
+    images.completes(2)?;
+    let seen = asked(&front, "big", &kept)?;
+    images.hydrant(&["rm", text(&tree)?])?;
+    images.hydrant(&["image", "evict", &reference])?;
+    images.hydrant(&["mount", &format!("oci://{reference}"), text(&tree)?])?;
+    images.expect_right(&tree, "d2/f09")?;
+    images.expect_right(&tree, "d1/f03")?;
+    let now = asked(&front, "big", &kept)?;
+    ensure!(now == seen, "{now:?}");
+    images.hydrant(&["rm", text(&tree)?]).map(drop)
+}
+
+/// Another repository has the layers, and nothing beside them. Where the windows can be had they come with the pull, and the layers
+/// are shared; otherwise each has its own.
+#[test]
+#[ignore = "needs root"]
+fn root_layers_of_a_repository_without_windows() -> Result<()> {
+    let images = Images::new("signed-shared")?;
+    let front = Front::open(&images.world.path("front"), images.registry.port())?;
+    images.publish()?;
+    images.registry.push("other", "v1", "big")?;
+    images.registry.unpacked("big")?;
+    let [big, other] = ["big", "other"].map(|name| format!("127.0.0.1:{}/{name}:v1", front.port));
+    let tree = images.world.path("tree");
+    let blobs = |repository: &str| -> Result<usize> {
+        let of = format!("/v2/{repository}/blobs/");
+        Ok(front.log()?.iter().filter(|line| line.starts_with(&of)).count())
+    };
+
+    images.hydrant(&["image", "pull", &big])?;
+    ensure!(images.kept()?.iter().all(|kept| kept.here == 0), "it was too slow for this test");
+    images.hydrant(&["image", "pull", &other])?;
+    let kept = images.kept()?;
+    ensure!(kept.len() == 2 && kept.iter().all(|kept| kept.here == kept.len));
+    images.hydrant(&["mount", &format!("oci://{big}"), text(&tree)?])?;
+    let before = [blobs("big")?, blobs("other")?];
+    images.expect_right(&tree, "d2/f09")?;
+    ensure!(blobs("big")? == before[0] && blobs("other")? > before[1], "who has them was last");
+    images.hydrant(&["rm", text(&tree)?])?;
+    images.hydrant(&["image", "rm", &big])?;
+    images.hydrant(&["image", "rm", &other])?;
+
+    images.hydrant(&["image", "pull", &big])?;
+    // both layers may have the same
+    let windows: BTreeSet<_> =
+        kept.iter().map(|kept| kept.windows.replace("sha256:", "")).collect();
+    for digest in windows {
+        let of = "data/docker/registry/v2/repositories/big/_layers/sha256";
+        fs_err::remove_dir_all(images.world.path("registry").join(of).join(digest))?;
+    }
+    images.hydrant(&["image", "pull", &other])?;
+    ensure!(images.kept()?.len() == 4, "they can't share what one of them can't complete");
+    images.hydrant(&["mount", &format!("oci://{other}"), text(&tree)?])?;
+    images.expect_right(&tree, "d2/f09")?;
+    images.hydrant(&["rm", text(&tree)?]).map(drop)
 }
