@@ -5,7 +5,7 @@ Prints its port. Who has no token is sent to its token server (`/token`), which 
 `secret`, or the identity token `refresh`. A token is good for a few requests. Blobs are given by redirects to
 `localhost`, another host to any client, where nobody may show any credential. With `--open` nobody is to show any at all.
 What is asked is written to DIRECTORY/log; whatever is wrong to DIRECTORY/wrong. With a file DIRECTORY/lie, answers to requests
-for a range are not what was asked for.
+for a range are not what was asked for. With a file DIRECTORY/hold, blobs of which it has the digest are not given as a whole.
 """
 import base64, json, os, sys, threading, urllib.parse
 
@@ -72,7 +72,17 @@ class Handler(Passing):
             return self.answer(307, {"Location": f"http://localhost:{port}/store{self.path}"})
         self.forward(self.path)
 
+    def is_held(self):
+        try:
+            with open(f"{DIRECTORY}/hold") as file:
+                held = file.read()
+        except FileNotFoundError:
+            return False
+        return "Range" not in self.headers and self.path.rsplit("/", 1)[1] in held
+
     def forward(self, path):
+        if self.is_held():
+            return self.answer(503)
         status, headers, body = self.ask(UPSTREAM + path)
         if "Range" in self.headers and os.path.exists(f"{DIRECTORY}/lie"):
             body = bytes(byte ^ 0x55 for byte in body)

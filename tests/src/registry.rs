@@ -238,6 +238,11 @@ impl Front {
         Ok(log.lines().map(str::to_owned).collect())
     }
 
+    /// From now on these blobs are not given as a whole.
+    pub fn hold(&self, digests: &[&str]) -> Result<()> {
+        Ok(fs_err::write(self.directory.join("hold"), digests.join("\n"))?)
+    }
+
     /// That nobody has done what should not be done.
     pub fn check(&self) -> Result<()> {
         let wrong = fs_err::read_to_string(self.directory.join("wrong")).unwrap_or_default();

@@ -234,12 +234,15 @@ struct Kept {
 }
 
 impl Images {
-    /// Makes an index of the image, and forgets that it was ever here.
-    fn publish(&self) -> Result<()> {
+    /// Makes an index of the image, and forgets that it was ever here. Gives the digests of the windows; both layers may have the
+    /// same.
+    fn publish(&self) -> Result<BTreeSet<String>> {
         let reference = format!("127.0.0.1:{}/big:v1", self.registry.port());
         self.hydrant(&["image", "pull", &reference])?;
         self.index(&reference, &self.keys[0])?;
-        self.hydrant(&["image", "rm", &reference]).map(drop)
+        let windows = self.kept()?.into_iter().map(|kept| kept.windows).collect();
+        self.hydrant(&["image", "rm", &reference])?;
+        Ok(windows)
     }
 
     fn kept(&self) -> Result<Vec<Kept>> {
@@ -256,14 +259,14 @@ impl Images {
         Ok(kept)
     }
 
-    fn completes(&self, count: usize) -> Result<Vec<Kept>> {
+    fn completes(&self, count: usize) -> Result<()> {
         let complete = || {
             let kept = self.kept().ok()?;
             let all = kept.len() == count && kept.iter().all(|kept| kept.here == kept.len);
-            all.then_some(kept)
+            all.then_some(())
         };
-        let kept = until("all windows are here", PATIENCE, complete);
-        kept.with_context(|| self.world.daemon.log_tail(40))
+        until("all windows are here", PATIENCE, complete)
+            .with_context(|| self.world.daemon.log_tail(40))
     }
 
     fn expect_right(&self, tree: &Path, name: &str) -> Result<()> {
@@ -274,11 +277,11 @@ impl Images {
 }
 
 /// The ranges of the windows that were asked for, in this repository.
-fn asked(front: &Front, repository: &str, kept: &[Kept]) -> Result<Vec<String>> {
+fn asked(front: &Front, repository: &str, windows: &BTreeSet<String>) -> Result<Vec<String>> {
     let log = front.log()?;
     let is_one = |line: &&String| {
-        let of = |kept: &Kept| format!("/v2/{repository}/blobs/{} ", kept.windows);
-        kept.iter().any(|kept| line.starts_with(&of(kept)))
+        let of = |digest: &String| format!("/v2/{repository}/blobs/{digest} ");
+        windows.iter().any(|digest| line.starts_with(&of(digest)))
     };
     Ok(log.iter().filter(is_one).cloned().collect())
 }
@@ -290,30 +293,38 @@ fn asked(front: &Front, repository: &str, kept: &[Kept]) -> Result<Vec<String>> 
 fn root_windows_of_an_index_come_as_they_are_needed() -> Result<()> {
     let mut images = Images::new("signed-windows")?;
     let front = Front::open(&images.world.path("front"), images.registry.port())?;
-    images.publish()?;
+    let windows = images.publish()?;
+    let held: Vec<_> = windows.iter().map(String::as_str).collect();
+    front.hold(&held)?;
     images.registry.unpacked("big")?;
     let reference = format!("127.0.0.1:{}/big:v1", front.port);
     images.hydrant(&["image", "pull", &reference])?;
     let kept = images.kept()?;
     ensure!(kept.len() == 2 && kept.iter().all(|kept| kept.here == 0 && kept.len > 0));
-    ensure!(asked(&front, "big", &kept)?.is_empty(), "{:?}", front.log()?);
+    ensure!(windows.len() <= kept.len());
     let tree = images.world.path("tree");
     images.hydrant(&["mount", &format!("oci://{reference}"), text(&tree)?])?;
     images.expect_right(&tree, "d2/f09")?;
-    let seen = asked(&front, "big", &kept)?;
-    ensure!(!seen.is_empty() && seen.iter().all(|line| line.contains("bytes=")), "{seen:?}");
+    let ranges = || -> Result<Vec<String>> {
+        let asked = asked(&front, "big", &windows)?.into_iter();
+        Ok(asked.filter(|line| line.contains("bytes=")).collect())
+    };
+    ensure!(!ranges()?.is_empty(), "{:?}", front.log()?);
 
     images.world.daemon.kill();
-    ensure!(images.kept()?.iter().all(|kept| kept.here == 0), "it was too slow for this test");
+    ensure!(images.kept()?.iter().all(|kept| kept.here == 0), "they were held");
+    front.hold(&[])?;
     images.world.daemon.start()?;
     images.completes(2)?;
-    let seen = asked(&front, "big", &kept)?;
+    let whole = asked(&front, "big", &windows)?;
+    ensure!(whole.iter().any(|line| !line.contains("bytes=")), "{whole:?}");
+    let seen = ranges()?;
     images.hydrant(&["rm", text(&tree)?])?;
     images.hydrant(&["image", "evict", &reference])?;
     images.hydrant(&["mount", &format!("oci://{reference}"), text(&tree)?])?;
     images.expect_right(&tree, "d2/f09")?;
     images.expect_right(&tree, "d1/f03")?;
-    let now = asked(&front, "big", &kept)?;
+    let now = ranges()?;
     ensure!(now == seen, "{now:?}");
     images.hydrant(&["rm", text(&tree)?]).map(drop)
 }
@@ -325,7 +336,9 @@ fn root_windows_of_an_index_come_as_they_are_needed() -> Result<()> {
 fn root_layers_of_a_repository_without_windows() -> Result<()> {
     let images = Images::new("signed-shared")?;
     let front = Front::open(&images.world.path("front"), images.registry.port())?;
-    images.publish()?;
+    let windows = images.publish()?;
+    let held: Vec<_> = windows.iter().map(String::as_str).collect();
+    front.hold(&held)?;
     images.registry.push("other", "v1", "big")?;
     images.registry.unpacked("big")?;
     let [big, other] = ["big", "other"].map(|name| format!("127.0.0.1:{}/{name}:v1", front.port));
@@ -336,7 +349,8 @@ fn root_layers_of_a_repository_without_windows() -> Result<()> {
     };
 
     images.hydrant(&["image", "pull", &big])?;
-    ensure!(images.kept()?.iter().all(|kept| kept.here == 0), "it was too slow for this test");
+    ensure!(images.kept()?.iter().all(|kept| kept.here == 0));
+    front.hold(&[])?;
     images.hydrant(&["image", "pull", &other])?;
     let kept = images.kept()?;
     ensure!(kept.len() == 2 && kept.iter().all(|kept| kept.here == kept.len));
@@ -348,15 +362,16 @@ fn root_layers_of_a_repository_without_windows() -> Result<()> {
     images.hydrant(&["image", "rm", &big])?;
     images.hydrant(&["image", "rm", &other])?;
 
+    front.hold(&held)?;
     images.hydrant(&["image", "pull", &big])?;
-    // both layers may have the same
-    let windows: BTreeSet<_> =
-        kept.iter().map(|kept| kept.windows.replace("sha256:", "")).collect();
-    for digest in windows {
+    for digest in &windows {
         let of = "data/docker/registry/v2/repositories/big/_layers/sha256";
-        fs_err::remove_dir_all(images.world.path("registry").join(of).join(digest))?;
+        let link = images.world.path("registry").join(of).join(digest.replace("sha256:", ""));
+        fs_err::remove_dir_all(link)?;
     }
-    images.hydrant(&["image", "pull", &other])?;
+    front.hold(&[])?;
+    let said = images.world.daemon.check(&["image", "pull", &other])?.stderr;
+    ensure!(String::from_utf8_lossy(&said).contains("can't be completed"), "{said:?}");
     ensure!(images.kept()?.len() == 4, "they can't share what one of them can't complete");
     images.hydrant(&["mount", &format!("oci://{other}"), text(&tree)?])?;
     images.expect_right(&tree, "d2/f09")?;

@@ -43,7 +43,7 @@ use thiserror::Error;
 
 use super::digest::Digest;
 use super::gunzip::Gunzip;
-use super::index::{Index, IndexError};
+use super::index::{Index, IndexError, WindowsBlob};
 use super::span::{MAX_IN_MEMORY, PIECE};
 use super::tar::TarError;
 use super::tree::{Tree, TreeError};
@@ -78,6 +78,8 @@ pub enum Pin {
     Own {
         blob: Digest,
         size: u64,
+        /// What the index needs, and is beside it.
+        windows: Option<WindowsBlob>,
     },
 }
 

@@ -53,6 +53,9 @@ pub(super) const ROOT: Owner = Owner { uid: 0, gid: 0 };
 /// When somebody else can pull an image as well, its registry has to say so soon what it is.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long a pull waits for what other repositories have of indexes of its layers.
+const INDEX_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How a layer's pool remembers its origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct KnownOrigin {
@@ -132,6 +135,18 @@ struct Pull<'s, 'a> {
     user: Owner,
     environment: &'a [(String, String)],
     progress: &'a ProgressSender,
+    /// So long it waits for parts of indexes that layers of other repositories lack.
+    index_until: tokio::time::Instant,
+}
+
+/// The pool of a layer that is being pulled.
+struct Found<'s> {
+    pool: Pool,
+    cloning: Cloning<'s>,
+    /// If the layer is here.
+    tree: Option<Tree>,
+    /// Why it can't serve this image: a part of its index can't be had.
+    lacks: Option<ApiError>,
 }
 
 /// An image that was just pulled.
@@ -198,7 +213,9 @@ impl Supervisor {
         let hosts = hosts::of(self.host_settings(), reference);
         let hosts = hosts.map_err(|error| internal("can't tell where to ask for it", &error))?;
         let repository = repository(reference, hosts);
-        let pull = Pull { supervisor: self, repository, user, environment, held, progress };
+        let index_until = tokio::time::Instant::now() + INDEX_PATIENCE;
+        let pull =
+            Pull { supervisor: self, repository, user, environment, held, progress, index_until };
         let pulled = pull.run(manifest, reference.to_string()).await;
         // layers of a pull that failed, and of an image whose name this one has now
         self.collect_garbage().await;
@@ -424,16 +441,16 @@ impl<'s> Pull<'s, '_> {
             if known.contains_key(&layer.diff_id) {
                 continue;
             }
-            let (mut pool, mut cloning) = self.pool(layer, None).await?;
-            let of_pool =
-                |pool| async move { supervisor.catalog.tree_of_pool(pool).await.map_err(catalog) };
-            let mut tree = of_pool(pool.id).await?;
-            if let Some(found) = &tree
-                && !(self.is_proved(found, &resolved.manifest).await?
-                    && self.can_serve(&pool, layer))
+            let mut found = self.pool(layer, None).await?;
+            if let Some(tree) = &found.tree
+                && (found.lacks.is_some() || !self.is_proved(tree, &resolved.manifest).await?)
             {
-                (pool, cloning) = self.pool(layer, Some(&resolved.manifest)).await?;
-                tree = of_pool(pool.id).await?;
+                found = self.pool(layer, Some(&resolved.manifest)).await?;
+            }
+            let Found { pool, cloning, tree, lacks } = found;
+            if let Some(error) = lacks {
+                let hint = "remove the images that have this layer, and pull them again";
+                return Err(error.with_hint(hint));
             }
             if tree.is_none() {
                 let files = self.begin_layer(&pool).await?;
@@ -511,13 +528,6 @@ impl<'s> Pull<'s, '_> {
         Ok(images.iter().any(|image| image.manifest == *manifest && is_of(image)))
     }
 
-    /// Whether what this pool fetches can be had for this image. Not so if a part of its index is at another repository, and can't be
-    /// had there ([`pool`](Self::pool)).
-    fn can_serve(&self, pool: &Pool, layer: &Layer) -> bool {
-        known_origin(pool)
-            .is_ok_and(|known| known.layer.digest != layer.digest || self.is_of_ours(&known))
-    }
-
     fn is_of_ours(&self, origin: &KnownOrigin) -> bool {
         let Repository { registry, name, .. } = &self.repository;
         (&origin.registry, &origin.repository) == (registry, name)
@@ -529,7 +539,7 @@ impl<'s> Pull<'s, '_> {
         &self,
         layer: &Layer,
         manifest: Option<&ObjectId>,
-    ) -> Result<(Pool, Cloning<'s>), ApiError> {
+    ) -> Result<Found<'s>, ApiError> {
         let supervisor = self.supervisor;
         let mut origin = KnownOrigin {
             registry: self.repository.registry.clone(),
@@ -544,15 +554,29 @@ impl<'s> Pull<'s, '_> {
         }
         let mut environment = self.environment.to_vec();
         let found = supervisor.catalog.find_pool(url.clone(), ROOT.uid, HashKind::Sha256);
+        let mut lacks = None;
         if let Some(found) = found.await.map_err(catalog)?
             && let Ok(known) = known_origin(&found)
             && let Some(tree) = supervisor.catalog.tree_of_pool(found.id).await.map_err(catalog)?
         {
-            // the same archive, compressed in another way: its access index is of the blob that it was made with
             if known.layer.digest != layer.digest {
+                // the same archive, compressed in another way: its access index is of the blob that it was made with
                 origin = known;
-            } else if !self.is_of_ours(&known) && !supervisor.completes_index(&tree, &found).await {
-                (origin, environment) = (known, found.environment);
+            } else if !self.is_of_ours(&known) || supervisor.index_is_stuck(found.id) {
+                // as long as a part of the index is there, it has to be had from there
+                let complete = supervisor.complete_index(&tree, &found, self.index_until);
+                if let Err(error) = complete.await {
+                    let message = format!(
+                        "the index of layer {} can't be completed from {}/{}: {error}",
+                        digest::text(&layer.digest),
+                        known.registry,
+                        known.repository
+                    );
+                    warn!(message, "note of a pull");
+                    self.progress.note(message.clone());
+                    lacks = Some(ApiError::new(ErrorCode::Origin, message));
+                    (origin, environment) = (known, found.environment);
+                }
             }
         }
         let pool = NewPool {
@@ -573,6 +597,7 @@ impl<'s> Pull<'s, '_> {
             .store
             .make_pool_dir(pool.id)
             .map_err(|error| internal("can't make the layer's directory", &error))?;
-        Ok((pool, cloning))
+        let tree = supervisor.catalog.tree_of_pool(pool.id).await.map_err(catalog)?;
+        Ok(Found { pool, cloning, tree, lacks })
     }
 }

@@ -31,11 +31,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const OWN_PATIENCE: Duration = Duration::from_secs(10);
 const OWN_PACE: u64 = 256 << 10;
 
-/// How long what an image can do without is waited for.
-pub(super) fn patience(len: u64) -> Duration {
-    OWN_PATIENCE + Duration::from_secs(len / OWN_PACE)
-}
-
 /// An index that was read.
 struct Read {
     index: Index,
@@ -96,7 +91,7 @@ pub async fn make(
     let mut attempt = 1;
     // what the image does not speak of it can do without
     let (attempts, patience) = match pin {
-        Pin::Own { size, .. } => (1, patience(*size)),
+        Pin::Own { size, .. } => (1, OWN_PATIENCE + Duration::from_secs(size / OWN_PACE)),
         _ => (ATTEMPTS, Duration::MAX),
     };
     let (read, format) = loop {
@@ -201,12 +196,12 @@ async fn read(
             let read = move || zstd_chunked::read(&bytes, &places, &of);
             Ok((parsed(read).await?, PinnedFormat::ZstdChunked))
         }
-        Pin::Own { blob, size: len } => {
+        Pin::Own { blob, size: len, windows } => {
             if len == 0 || len > own::MAX_BLOB {
                 return Err(Unusable::Format("it has an impossible length").into());
             }
             let bytes = whole(host, blob, len, received).await?;
-            let read = move || own::read(&bytes, blob, &of);
+            let read = move || own::read(&bytes, blob, windows, &of);
             Ok((parsed(read).await?, PinnedFormat::Signed))
         }
         Pin::Soci { ztoc, size: len } => {

@@ -8,7 +8,7 @@ use anyhow::Context;
 use tokio::sync::mpsc;
 
 use super::{Supervisor, reread};
-use crate::layer::index::Index;
+use crate::layer::index::{Head, Index};
 use crate::layer::pinned::own;
 use crate::object::ObjectId;
 use crate::queue::wire::image::{FromPuller, ToPuller};
@@ -82,6 +82,10 @@ fn make(what: What, fds: Vec<OwnedFd>) -> anyhow::Result<Vec<(Kind, Vec<u8>)>> {
         What::Index => {
             let segment = next()?;
             read(next()?)?;
+            // the windows of one that somebody else has made may have yet to come
+            if Head::parse(&bytes)?.pinned {
+                return Ok(Vec::new());
+            }
             let index = Index::parse(&bytes)?;
             if !own::is_of_use(&index) {
                 return Ok(Vec::new());

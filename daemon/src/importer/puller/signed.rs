@@ -8,6 +8,7 @@ use tokio::sync::OnceCell;
 use super::pinned::SMALLEST;
 use super::{Supervisor, retried};
 use crate::layer::digest::Digest;
+use crate::layer::index::WindowsBlob;
 use crate::layer::pinned::Pin;
 use crate::object::ObjectId;
 use crate::queue::wire::image::{FromPuller, Layer};
@@ -65,9 +66,13 @@ impl Signed {
         if layer.size < SMALLEST {
             return None;
         }
+        let digest = |blob: ObjectId| blob.as_bytes().try_into().ok().map(Digest::from_bytes);
         let Part { blob, size, .. } = self.part(layer, Kind::Index).await?;
-        let blob = Digest::from_bytes(blob.as_bytes().try_into().ok()?);
-        Some(Pin::Own { blob, size })
+        let windows = self
+            .part(layer, Kind::Windows)
+            .await
+            .and_then(|part| Some(WindowsBlob { digest: digest(part.blob)?, len: part.size }));
+        Some(Pin::Own { blob: digest(blob)?, size, windows })
     }
 
     /// What is to be fetched first of a layer.

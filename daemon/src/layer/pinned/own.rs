@@ -13,7 +13,7 @@
 
 use super::{Layer, Unusable};
 use crate::layer::digest::Digest;
-use crate::layer::index::Index;
+use crate::layer::index::{Index, WindowsBlob};
 use crate::layer::span::MAX_IN_MEMORY;
 use crate::manifest::layer::{Content, Kind, Node, Reader};
 
@@ -63,8 +63,13 @@ pub fn write(manifest: &[u8], index: &Index, implicit: u64) -> std::io::Result<V
     Ok(blob)
 }
 
-/// Reads a blob, which has to have this digest and to be of this layer.
-pub fn read(blob: &[u8], digest: Digest, layer: &Layer) -> Result<Own, Unusable> {
+/// Reads a blob, which has to have this digest and to be of this layer. `windows`: what is beside it.
+pub fn read(
+    blob: &[u8],
+    digest: Digest,
+    windows: Option<WindowsBlob>,
+    layer: &Layer,
+) -> Result<Own, Unusable> {
     if Digest::of(blob) != digest {
         return Err(Unusable::Digest);
     }
@@ -88,8 +93,13 @@ pub fn read(blob: &[u8], digest: Digest, layer: &Layer) -> Result<Own, Unusable>
     if index.is_pinned() {
         return Err(Unusable::Format("it was made of another index"));
     }
-    if index.windows_blob().is_some_and(|blob| blob.len > MAX_BLOB) {
-        return Err(Unusable::Format("its windows are too long"));
+    if let Some(needed) = index.windows_blob().filter(|_| index.windows().is_empty()) {
+        if windows != Some(needed) {
+            return Err(Unusable::Format("it is without its windows"));
+        }
+        if needed.len > MAX_BLOB {
+            return Err(Unusable::Format("its windows are too long"));
+        }
     }
     let index = index.into_pinned();
     let is_of_it = index.digest() == layer.digest
@@ -136,8 +146,10 @@ mod tests {
     use crate::layer::pinned::tests::{filled, gzip, large_archive};
     use crate::layer::tests::{changes, index_by, mangle, tree};
 
-    /// A gzip layer and the blob of its index.
-    fn made() -> (Vec<u8>, Layer, Vec<u8>) {
+    type Made = (Vec<u8>, Layer, Vec<u8>, Option<WindowsBlob>);
+
+    /// A gzip layer, the blob of its index and what that needs.
+    fn made() -> Made {
         let archive = large_archive();
         let layer = gzip(&archive);
         let (index, found) = index_by(Indexer::new(64 << 10), &layer, 10_000).unwrap();
@@ -145,13 +157,14 @@ mod tests {
         let manifest = tree(&archive).unwrap().write(Vec::new(), archive.len() as u64).unwrap();
         let of =
             Layer { digest: index.digest(), size: layer.len() as u64, diff_id: index.diff_id() };
-        (layer, of, write(&manifest, &index, 3).unwrap())
+        (layer, of, write(&manifest, &index, 3).unwrap(), index.windows_blob())
     }
 
     #[test]
     fn it_says_what_streaming_said() {
-        let (layer, of, blob) = made();
-        let own = read(&blob, Digest::of(&blob), &of).unwrap();
+        let (layer, of, blob, windows) = made();
+        let own = read(&blob, Digest::of(&blob), windows, &of).unwrap();
+        assert!(read(&blob, Digest::of(&blob), None, &of).is_err());
         assert!(own.index.is_pinned() && own.implicit == 3);
         let truth = tree(&large_archive()).unwrap();
         let len = own.index.uncompressed_len();
@@ -166,22 +179,22 @@ mod tests {
         file.extend_from_slice(index.windows());
         let (segment, _) = filled(&Index::parse(&file).unwrap(), &layer);
         assert_eq!(Digest::of(&segment), of.diff_id);
-        assert_eq!(read(&blob, Digest::of(b""), &of).unwrap_err(), Unusable::Digest);
+        assert_eq!(read(&blob, Digest::of(b""), windows, &of).unwrap_err(), Unusable::Digest);
         let other = Layer { diff_id: Digest::of(b""), ..of };
-        assert!(read(&blob, Digest::of(&blob), &other).is_err());
+        assert!(read(&blob, Digest::of(&blob), windows, &other).is_err());
     }
 
-    static MADE: LazyLock<(Vec<u8>, Layer, Vec<u8>)> = LazyLock::new(made);
+    static MADE: LazyLock<Made> = LazyLock::new(made);
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(128))]
         #[test]
         fn what_is_damaged_is_refused_or_sound(changes in changes(), cut in 0usize..4) {
-            let (_, of, blob) = &*MADE;
+            let (_, of, blob, windows) = &*MADE;
             let mut blob = blob.clone();
             mangle(&mut blob, &changes, cut, false);
             // whoever has signed it may be mistaken
-            if let Ok(own) = read(&blob, Digest::of(&blob), of) {
+            if let Ok(own) = read(&blob, Digest::of(&blob), *windows, of) {
                 builder::layer::image(&own.manifest[..])
                     .map_err(|e| TestCaseError::fail(format!("{e}")))?;
                 prop_assert_eq!(own.index.diff_id(), of.diff_id);

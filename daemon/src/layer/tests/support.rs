@@ -181,11 +181,11 @@ pub fn python(dir: &std::path::Path, script: &str, arguments: &[&str]) -> Vec<u8
     run(dir, "python3", &[&["-c", script], arguments].concat())
 }
 
-/// An index of gzip members, as an image brings one along.
-pub fn pinned_index(members: Vec<Span>, blob: &[u8], segment: &[u8]) -> Index {
+/// An index of parts of a gzip blob and their windows, as an image brings one along.
+pub fn pinned_index(parts: Vec<(Span, Vec<u8>)>, blob: &[u8], segment: &[u8]) -> Index {
     let mut maker = Maker::default();
-    for span in members {
-        maker.add(span, &[]).unwrap();
+    for (span, window) in parts {
+        maker.add(span, &window).unwrap();
     }
     let (digest, diff_id) = (Digest::of(blob), Digest::of(segment));
     maker.pinned(Compression::Gzip, blob.len() as u64, digest, diff_id)

@@ -64,7 +64,7 @@ impl What {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     Index,
-    /// What an index needs and does not have in it ([`Apart`](crate::layer::index::Apart)). It names this blob.
+    /// What an index needs and does not have in it ([`Apart`](crate::layer::index::WindowsBlob)). It names this blob.
     Windows,
     Trace,
 }

@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read as _, Seek, SeekFrom, Write as _};
+use std::io::{self, Read as _, Seek, SeekFrom};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hydrant_api::ErrorCode;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -17,12 +18,15 @@ use tracing::{info, warn};
 use super::super::{Supervisor, blocking, internal, lock};
 use super::publish::tempfile_of;
 use super::puller::Puller;
-use super::{catalog, is_signed};
+use super::{catalog, is_signed, is_vouched_for};
 use crate::admin::ApiError;
 use crate::catalog::{Pool, Tree};
 use crate::ids::PoolId;
 use crate::layer::index::{HEAD_LEN, Head, WindowsBlob};
+use crate::layer::pinned::own::MAX_BLOB;
 
+/// However large an index is, it is complete by then, or something is wrong.
+const PATIENCE: Duration = Duration::from_secs(1800);
 /// How long the readers of what was just pulled have the line to themselves.
 const HEAD_START: Duration = Duration::from_secs(5);
 /// What could not be had is tried again after this time, which doubles, and at last this often.
@@ -57,7 +61,12 @@ impl Missing {
         let head = Head::parse(&start).map_err(io::Error::other)?;
         let (at, len) = (head.windows_at(), index.metadata()?.len());
         let blob = head.windows.filter(|blob| len < at.saturating_add(blob.len));
-        Ok(blob.map(|blob| Self { index, at, blob }))
+        match blob {
+            Some(blob) if blob.len > MAX_BLOB => {
+                Err(io::Error::other(format!("it says that it lacks {} bytes", blob.len)))
+            }
+            blob => Ok(blob.map(|blob| Self { index, at, blob })),
+        }
     }
 
     /// The file has its whole length only once all of them are on the disk.
@@ -71,7 +80,7 @@ impl Missing {
         io::copy(&mut windows.take(len.saturating_sub(1)), &mut self.index)?;
         self.index.sync_data()?;
         io::copy(windows, &mut self.index)?;
-        self.index.flush()
+        self.index.sync_data()
     }
 }
 
@@ -83,18 +92,20 @@ impl Supervisor {
         };
         let (store, id) = (Arc::clone(&self.store), pool.id);
         let cant = |what: &'static str| move |error: io::Error| internal(what, &error);
-        let missing = blocking(move || {
-            let missing = store.open_index(id, segment).and_then(Missing::of);
-            missing.map_err(cant("can't read a layer's index"))
+        let missing = blocking(move || match store.open_index(id, segment).and_then(Missing::of) {
+            // it was removed
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            missing => missing.map_err(cant("can't read a layer's index")),
         });
         let Some(missing) = missing.await? else { return Ok(()) };
         let mut file =
             tempfile_of(&self.store.pools_dir()).map_err(cant("can't make a scratch file"))?;
         let (origin, access) = self.layer_origin(pool)?;
         let mut puller = Puller::start(&self.store, &self.cgroups, access)?;
-        let fetched = puller.windows(origin.repository, self.limits(), missing.blob, &file).await;
+        let fetched = puller.windows(origin.repository, self.limits(), missing.blob, &file);
+        let fetched = tokio::time::timeout(PATIENCE, fetched).await;
         puller.end();
-        fetched?;
+        fetched.unwrap_or_else(|_| Err(ApiError::internal("it takes too long")))?;
         let bytes = missing.blob.len;
         let put = move || missing.put(&mut file).map_err(cant("can't complete a layer's index"));
         blocking(put).await?;
@@ -102,20 +113,29 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Whether all of the layer's index is here, now.
-    pub(super) async fn completes_index(&self, tree: &Tree, pool: &Pool) -> bool {
-        let fetched = self.fetch_windows(tree, pool).await;
-        if let Err(error) = &fetched {
-            warn!(layer = %tree.commit, %error, "can't get all of the layer's index");
-        }
-        fetched.is_ok()
+    /// Sees to it that all of the layer's index is here before that time.
+    pub(super) async fn complete_index(
+        &self,
+        tree: &Tree,
+        pool: &Pool,
+        until: Instant,
+    ) -> Result<(), ApiError> {
+        let fetched = tokio::time::timeout_at(until, self.fetch_windows(tree, pool)).await;
+        fetched.unwrap_or_else(|_| {
+            Err(ApiError::new(ErrorCode::Origin, "what its index needs does not come in time"))
+        })
+    }
+
+    /// It could not be had when it was last tried in the background.
+    pub(super) fn index_is_stuck(&self, pool: PoolId) -> bool {
+        lock(&self.windows.wanted).get(&pool).is_some_and(|wanted| wanted.failures > 0)
     }
 
     /// The layer's index may lack its windows. They are fetched in the background.
     pub(super) fn want_windows(&self, tree: &Tree) {
-        if is_signed(tree) {
+        if is_signed(tree) && is_vouched_for(tree, &self.config.images.index_keys) {
             let wanted = Wanted { at: Instant::now() + HEAD_START, failures: 0 };
-            lock(&self.windows.wanted).insert(tree.pool, wanted);
+            lock(&self.windows.wanted).entry(tree.pool).or_insert(wanted);
             self.windows.news.notify_one();
         }
     }
@@ -165,6 +185,7 @@ impl Supervisor {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::os::unix::fs::FileExt;
 
     use super::*;

@@ -1,9 +1,13 @@
 //! One request for chunks of a layer: which spans it needs, whence they come, and what becomes of those that are wrong.
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::ops::Range;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::{MaybeDone, maybe_done};
 
 use super::windows::Frames;
 use super::{Access, LayerSource, Wanted, chunk_key, place_key};
@@ -23,6 +27,49 @@ pub(super) struct Request<'a> {
     /// Chunks that are wrong, which may be the fault of what was in memory.
     doubtful: Vec<Wanted>,
     sink: &'a mut dyn Sink,
+}
+
+/// A part of the layer's blob whose reading has begun.
+struct Begun<'a> {
+    part: Part<'a>,
+    /// What was read of it already.
+    read: VecDeque<Result<Option<Bytes>, FetchError>>,
+}
+
+impl<'a> Begun<'a> {
+    /// Asks for the part while the windows of its spans are on their way. It is read meanwhile: its host need not wait, nor do the
+    /// windows where they come by the same connection.
+    async fn new<F: Future>(
+        part: impl Future<Output = Result<Part<'a>, FetchError>>,
+        mut windows: Pin<&mut MaybeDone<F>>,
+    ) -> Result<Self, FetchError> {
+        let others = async {
+            windows.as_mut().await;
+            std::future::pending::<Infallible>().await
+        };
+        let mut part = tokio::select! {
+            part = part => part?,
+            never = others => match never {},
+        };
+        let mut read = VecDeque::new();
+        while read.back().is_none_or(|last| matches!(last, Ok(Some(_)))) {
+            tokio::select! {
+                biased;
+                () = windows.as_mut() => break,
+                piece = part.next() => read.push_back(piece),
+            }
+        }
+        windows.await;
+        Ok(Self { part, read })
+    }
+
+    /// The next bytes; `None` once all have come.
+    async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        match self.read.pop_front() {
+            Some(piece) => piece,
+            None => self.part.next().await,
+        }
+    }
 }
 
 /// What has become of some spans.
@@ -114,24 +161,24 @@ impl<'a> Request<'a> {
                 return Err(refused("the layer is compressed in one piece; pull the image anew"));
             }
             let mut choices = registry.choices(registry::Need::Content);
-            let mut frames = None;
+            let frames = maybe_done(self.source.frames(self.access, numbers.clone()));
+            let mut frames = pin!(frames);
             // what has come of the chunks before need not come again
             while let Some(next) = self.assembly.first_needed(numbers.clone()) {
                 let rest = next..numbers.end;
                 let part = choices.ask()?.part(&layer.digest, layer.size, self.place(rest.clone()));
-                let (part, frames) = match &frames {
-                    Some(frames) => (part.await, frames),
-                    None => {
-                        let found = self.source.frames(self.access, numbers.clone());
-                        let (part, found) = tokio::join!(part, found);
-                        let frames = &*frames.insert(found?);
-                        self.sink.received(frames.received);
-                        (part, frames)
+                let begun = Begun::new(part, frames.as_mut()).await;
+                let came = match (begun, frames.as_mut().output_mut()) {
+                    (Ok(begun), Some(Ok(frames))) => {
+                        self.sink.received(std::mem::take(&mut frames.received));
+                        self.stream(begun, rest, frames, claim.as_mut()).await
                     }
-                };
-                let came = match part {
-                    Ok(part) => self.stream(part, rest, frames, claim.as_mut()).await,
-                    Err(error) => Err(error),
+                    (Err(error), _) => Err(error),
+                    // it is not this host's fault
+                    (Ok(_), _) => match frames.as_mut().take_output() {
+                        Some(Err(error)) => return Err(error),
+                        _ => return Err(refused("a task ended")),
+                    },
                 };
                 let Err(error) = came else { break };
                 // a chunk is put together of what one host has sent
@@ -157,7 +204,7 @@ impl<'a> Request<'a> {
     /// last.
     async fn stream(
         &mut self,
-        mut part: Part<'_>,
+        mut begun: Begun<'_>,
         numbers: Range<usize>,
         frames: &Frames,
         mut claim: Option<&mut Claim<'_>>,
@@ -167,7 +214,7 @@ impl<'a> Request<'a> {
         let from = range.offset();
         let mut left = numbers.clone().zip(&access.index.spans()[numbers]).peekable();
         let mut bytes = Vec::with_capacity(range.len() as usize);
-        while let Some(piece) = part.next().await? {
+        while let Some(piece) = begun.next().await? {
             self.sink.received(piece.len() as u64);
             bytes.extend_from_slice(&piece);
             let have = from + bytes.len() as u64;

@@ -424,7 +424,7 @@ fn unproved_ends() -> (Index, Vec<u8>, [Vec<u8>; 2]) {
             digest: Digest::of(&content[..proved]),
             proof: Proof::Start(proved as u64),
         };
-        members.push(span);
+        members.push((span, Vec::new()));
     }
     let index = pinned_index(members, &blobs[0], &segment);
     (index, segment, blobs)

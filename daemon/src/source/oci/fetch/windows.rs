@@ -12,10 +12,13 @@ use bytes::Bytes;
 
 use super::{Access, LayerSource};
 use crate::layer::index::{Index, WindowsBlob};
+use crate::layer::span::Proof;
 use crate::object::ObjectId;
 use crate::range::ByteRange;
 use crate::source::FetchError;
 use crate::source::oci::registry::{Need, refused, wrong};
+
+const REMEDY: &str = "remove its images, and pull them again";
 
 /// The frames of the windows of some spans in a row, all of them right.
 #[derive(Debug, Default)]
@@ -80,15 +83,16 @@ impl LayerSource {
         let here = tokio::task::spawn_blocking(move || of.frames_here(wanted, range)).await;
         let here = here.map_err(|e| refused(e.to_string()))?;
         let here = here.map_err(|e| refused(format!("can't read the layer's index: {e}")))?;
-        match (here, access.index.windows_blob()) {
-            (Some(frames), _) => Ok(frames),
-            (None, Some(blob)) => {
-                let fetched = self.fetch_frames(&access.index, blob, spans, range).await;
-                fetched.map_err(explained)
-            }
-            (None, None) => {
-                Err(refused("the layer's index is damaged; remove its images, and pull them again"))
-            }
+        if let Some(frames) = here {
+            return Ok(frames);
+        }
+        let index = &access.index;
+        // a window that is wrong has to make a span that is refused
+        let of = index.spans().get(spans.clone()).unwrap_or_default();
+        let proved = of.iter().all(|span| span.proof == Proof::Whole);
+        match index.windows_blob().filter(|_| proved) {
+            Some(blob) => self.fetch_frames(index, blob, spans, range).await.map_err(explained),
+            None => Err(refused(format!("the layer's index is damaged; {REMEDY}"))),
         }
     }
 
@@ -125,7 +129,9 @@ impl LayerSource {
 fn explained(error: FetchError) -> FetchError {
     let say = |message| format!("can't get what the layer's index needs: {message}");
     match error {
-        FetchError::Refused { message } => FetchError::Refused { message: say(message) },
+        FetchError::Refused { message } => {
+            FetchError::Refused { message: format!("{}; {REMEDY}", say(message)) }
+        }
         FetchError::Wrong { message } => FetchError::Wrong { message: say(message) },
         FetchError::Retry { message, after } => FetchError::Retry { message: say(message), after },
         other => other,

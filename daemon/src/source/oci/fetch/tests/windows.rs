@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
-use super::*;
+use super::{layer as layer_of, *};
 
 /// A layer of 12 chunks at as many hosts, all of which have the windows; its keys, and all of the index.
 struct Twelve {
@@ -27,7 +27,7 @@ impl Twelve {
         let mut head = Vec::new();
         index.write_head(&mut head).unwrap();
         let without = Index::parse(&head).unwrap();
-        let (source, keys) = layer(without, &segment, &servers.iter().collect::<Vec<_>>());
+        let (source, keys) = layer_of(without, &segment, &servers.iter().collect::<Vec<_>>());
         Self { servers, source, keys, segment, index }
     }
 
@@ -146,6 +146,30 @@ async fn a_host_without_windows_may_have_the_layer() {
     assert!(error.to_string().contains("what the layer's index needs"), "{error}");
     layer.complete();
     layer.fetch(10).await.unwrap();
+}
+
+/// As of SOCI: the digests are of the compressed bytes, and any window makes something of these.
+#[tokio::test]
+async fn where_a_window_decides_it_is_not_fetched() {
+    let layer = Twelve::new(1).await;
+    let blob = &layer.servers[0].shared.blob;
+    let part = |(number, span): (usize, &Span)| {
+        let at = span.compressed;
+        let digest = Digest::of(&blob[at.offset() as usize..at.end() as usize]);
+        let span = Span { digest, proof: Proof::Compressed, ..span.clone() };
+        (span, layer.index.window(number).unwrap())
+    };
+    let parts = layer.index.spans().iter().enumerate().map(part).collect();
+    let index = pinned_index(parts, blob, &layer.segment);
+    let (source, keys) = layer_of(index.clone(), &layer.segment, &[&layer.servers[0]]);
+    let content = source.chunks(&keys[7..8]).await.unwrap();
+    assert!(content[0] == chunk(&layer.segment, 7));
+    let at = index.windows_at() + index.frames_at(0..index.spans().len()).len() / 2;
+    let (source, keys) = layer_of(index, &layer.segment, &[&layer.servers[0]]);
+    source.access.get().unwrap().file.write_all_at(&[0; 1 << 12], at).unwrap();
+    let error = source.chunks(&keys).await.unwrap_err();
+    assert!(error.to_string().contains("damaged; remove its images"), "{error}");
+    assert!(layer.servers[0].windows_seen().is_empty());
 }
 
 #[tokio::test]
