@@ -36,14 +36,15 @@ use super::indexer::{Compression, MAX_LAYER};
 use super::span::{Codec, Proof, Span, TRAILER};
 use crate::range::ByteRange;
 use crate::sys::inflate::WINDOW;
+use crate::version::{self, OtherVersion};
 
-/// The version of the format; another one is refused, but for the one before.
+/// The version of the format.
 pub const VERSION: u32 = 3;
-const OLDEST: u32 = 2;
 const MAGIC: &[u8; 8] = b"hydrspan";
 /// The length of what comes before the records, in bytes.
 pub const HEAD_LEN: usize = 144;
-const OLDEST_HEAD_LEN: usize = 104;
+/// That of the version before.
+const HEAD_LEN_BEFORE: usize = 104;
 const RECORD_LEN: usize = 76;
 const WHOLE: u64 = u64::MAX;
 const COMPRESSED: u64 = u64::MAX - 1;
@@ -57,8 +58,8 @@ const LEVEL: i32 = 6;
 /// Why an index can't be made or used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum IndexError {
-    #[error("the layer's index is of version {0}, this program knows {VERSION}")]
-    Version(u32),
+    #[error(transparent)]
+    Version(#[from] OtherVersion),
     #[error("the layer's index is damaged: {0}; remove it, the layer is then indexed again")]
     Damaged(&'static str),
     #[error("the layer has more than {MAX_SPANS} spans")]
@@ -307,7 +308,7 @@ impl Index {
             Err(error) => return Ok(Err(error)),
         };
         file.take(len.saturating_sub(bytes.len() as u64)).read_to_end(&mut bytes)?;
-        // one of the oldest version may be shorter than the head of this one
+        // one of the version before may be shorter than the head of this one
         bytes.truncate(usize::try_from(len).unwrap_or(usize::MAX));
         Ok(Self::parse(&bytes))
     }
@@ -469,9 +470,7 @@ impl<'a> Fields<'a> {
             return Err(IndexError::Damaged("it is none"));
         }
         let version = self.u32()?;
-        if !(OLDEST..=VERSION).contains(&version) {
-            return Err(IndexError::Version(version));
-        }
+        version::check("the layer's index", version.into(), VERSION.into())?;
         let [compression, pinned @ 0..=1, 0, 0] = self.array()? else {
             return Err(IndexError::Damaged("its head is wrong"));
         };
@@ -488,8 +487,8 @@ impl<'a> Fields<'a> {
         let (uncompressed_len, compressed_len) = (self.u64()?, self.u64()?);
         let (digest, diff_id) = (self.digest()?, self.digest()?);
         let (len, windows) = match version {
-            OLDEST => (OLDEST_HEAD_LEN, None),
-            _ => (HEAD_LEN, Some(WindowsBlob { digest: self.digest()?, len: self.u64()? })),
+            VERSION => (HEAD_LEN, Some(WindowsBlob { digest: self.digest()?, len: self.u64()? })),
+            _ => (HEAD_LEN_BEFORE, None),
         };
         Ok(Head {
             compression,

@@ -335,5 +335,6 @@ fn a_flipped_bit_of_an_index_is_found() {
     assert_eq!(cut, Err(IndexError::Damaged("it is cut short")));
     let mut newer = file;
     newer[8] = VERSION as u8 + 1;
-    assert_eq!(Index::parse(&newer), Err(IndexError::Version(VERSION + 1)));
+    let error = Index::parse(&newer).unwrap_err().to_string();
+    assert!(error.contains("is of version 4, and this hydrantd knows 2 and 3"), "{error}");
 }
