@@ -88,6 +88,10 @@ pub struct Images {
     /// base64. Default: nobody.
     #[serde(default, deserialize_with = "keys")]
     pub index_keys: Vec<PublicKey>,
+    /// Whether SOCI indexes of version 1 are used. Nothing pins them: whoever can push to an image's repository says then what is in its
+    /// layers, until all of them are here. Default: no.
+    #[serde(default)]
+    pub soci_v1: bool,
 }
 
 fn keys<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PublicKey>, D::Error> {

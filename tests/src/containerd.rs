@@ -72,6 +72,14 @@ pub fn share_mounts(state: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Programs of Debian's development release; without names those of containerd 2, for which every client says of which image a
+/// layer is.
+pub fn packages(names: &[&str]) -> Result<PathBuf> {
+    let mut get = Command::new("bash");
+    get.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/containerd/get")).arg("sid").args(names);
+    Ok(Run::new(get).time_out(Duration::from_secs(600)).check()?.text().into())
+}
+
 impl Containerd {
     /// Starts containerd in `directory` with the snapshotter `hydrant` on that socket. `remaps`: it is told that for user
     /// namespaces it need not change any owners. `pause`: the image of what runs in every pod.

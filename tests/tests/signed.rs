@@ -375,5 +375,11 @@ fn root_layers_of_a_repository_without_windows() -> Result<()> {
     ensure!(images.kept()?.len() == 4, "they can't share what one of them can't complete");
     images.hydrant(&["mount", &format!("oci://{other}"), text(&tree)?])?;
     images.expect_right(&tree, "d2/f09")?;
-    images.hydrant(&["rm", text(&tree)?]).map(drop)
+    images.hydrant(&["rm", text(&tree)?])?;
+
+    // nor is such an index of use to anybody else
+    images.hydrant(&["image", "rm", &other])?;
+    let (present, size, said) = images.pull_again(&big)?;
+    ensure!(present == size, "{present} of {size} bytes: {said}");
+    Ok(())
 }

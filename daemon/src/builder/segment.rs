@@ -118,17 +118,11 @@ pub fn check(job: &SegmentJob, manifest: &Path, made: &mut Made) -> Result<u64, 
     Ok(size)
 }
 
+/// The index without its windows, of which any part may have yet to come.
 fn read_index(access: &Path) -> Result<Index, BuildError> {
     let file = fs_err::File::open(access).map_err(BuildError::io("read the layer's index"))?;
-    let len = file.metadata().map_err(BuildError::io("read the layer's index"))?.len();
     let read = Index::read(file).map_err(BuildError::io("read the layer's index"))?;
-    let index = read.map_err(|error| BuildError::Tree(error.to_string()))?;
-    let windows = len.saturating_sub(index.windows_at());
-    // all of them, or none yet; one that does not say what they are has them
-    if windows > 0 && index.windows_blob().is_some_and(|blob| blob.len != windows) {
-        return Err(BuildError::Tree("the layer's index is cut short".into()));
-    }
-    Ok(index)
+    read.map_err(|error| BuildError::Tree(error.to_string()))
 }
 
 /// Proves that a segment that was filled by a pinned index is the layer's archive. Gives what else it is.

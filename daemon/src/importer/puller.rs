@@ -7,10 +7,10 @@
 //! A layer whose index the image pins is not streamed (`pinned`). The windows of an index of ours follow later (`windows`). What its archive says is read once all of it is here
 //! (`reread`).
 
+mod beside;
 mod pinned;
 mod publish;
 mod reread;
-mod signed;
 mod windows;
 
 use std::collections::HashMap;
@@ -26,7 +26,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use self::signed::Signed;
+use self::beside::{Beside, Trust};
 use super::process;
 use crate::layer::index::Index;
 use crate::layer::indexer::Indexer;
@@ -102,11 +102,15 @@ async fn pull(
                 reference,
                 platform,
                 limits,
-                index_keys,
+                index_keys: keys,
                 traces,
+                soci_v1,
             },
             _,
-        )) => (version, repository, reference, platform, limits, (index_keys, traces)),
+        )) => {
+            let trust = Trust { keys, traces, soci_v1 };
+            (version, repository, reference, platform, limits, trust)
+        }
         Some((ToPuller::Publish { version, repository, image, what, limits, push }, _)) => {
             anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
             let registry = Registry::new(&repository, limits, &credentials)?;
@@ -138,12 +142,12 @@ async fn pull(
     anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
     let registry = Arc::new(Registry::new(&repository, limits, &credentials)?);
     let look_beside =
-        |image| Signed::begin(image, &registry, trust.clone(), Arc::clone(supervisor));
+        |image| Beside::begin(image, &registry, trust.clone(), Arc::clone(supervisor));
     // what may be the manifest's digest is not waited for before what is beside it is looked for
     let named = digest::parse(&reference).map(look_beside);
     let found = retried(|| registry.find(&reference, &platform)).await?;
     let named = named.filter(|named| named.image() == found.image);
-    let signed = named.unwrap_or_else(|| look_beside(found.image));
+    let beside = named.unwrap_or_else(|| look_beside(found.image));
     let resolve = retried(|| registry.resolve(&found, &reference, &platform));
     let (resolved, pins) = resolve.await?;
     let layers = resolved.layers.clone();
@@ -163,7 +167,7 @@ async fn pull(
                 let layer = *layers.get(number as usize).context("there is no such layer")?;
                 let pin = pins.get(number as usize).copied().flatten();
                 let (registry, slots) = (Arc::clone(&registry), Arc::clone(&slots));
-                let (signed, supervisor) = (Arc::clone(&signed), Arc::clone(supervisor));
+                let (beside, supervisor) = (Arc::clone(&beside), Arc::clone(supervisor));
                 let received = Arc::clone(&received);
                 running.spawn(async move {
                     let _slot = slots.acquire_owned().await;
@@ -171,7 +175,7 @@ async fn pull(
                     let whole = async {
                         let pin = match pin {
                             Some(pin) => Some(pin),
-                            None => signed.pin(&layer).await,
+                            None => beside.pin(&layer).await,
                         };
                         if let Some(pin) = pin {
                             let made = pinned::make(&registry, &layer, &pin, &files, &received);
@@ -182,7 +186,7 @@ async fn pull(
                         let shown = fetch(&registry, layer, files, &received).await;
                         anyhow::Ok((shown.with_context(failed)?, None, None))
                     };
-                    let (trace, whole) = tokio::join!(signed.trace(&layer), whole);
+                    let (trace, whole) = tokio::join!(beside.trace(&layer), whole);
                     let (shown, format, first) = whole?;
                     if let Some(runs) = trace.or(first) {
                         supervisor.tell(&FromPuller::Trace { number, runs }).await?;

@@ -6,13 +6,14 @@
 //!
 //! One that the image itself pins: the manifest, whose digest everything hangs on, has the index's digest in an annotation
 //! ([`Pin::of`]), and the index has the digest of each piece of content. An index that is merely found at the registry,
-//! beside the image or at the end of a blob, is somebody's claim and is not used; nor is a pinned one with another digest.
+//! beside the image or at the end of a blob, is somebody's claim and is not used (but for the two below); nor is a pinned one with another digest.
 //! The layer is then streamed, as any other.
 //!
 //! | format | the image pins | proved before a reader sees it | proved when all is here |
 //! |---|---|---|---|
 //! | eStargz | the TOC (annotation `…stargz/toc.digest`) | each chunk of each file, and what the tree says, by the TOC | the archive, by `diff_id` |
 //! | SOCI, version 2 | the index of the layers' zTOCs (annotation of the manifest `…soci.index-digest`), it the zTOC | the compressed bytes, and what the tree says | the archive, by `diff_id` |
+//! | SOCI, version 1, if switched on | nothing: whoever can push to the repository says what is in the layer | as version 2 | the archive, by `diff_id` |
 //! | our own ([`own`]), signed | nothing: who has signed it has seen the archive, and names image and index | each byte of the archive, and what the tree says | the archive, by `diff_id` |
 //! | zstd:chunked | TOC (`…zstd-chunked.manifest-checksum`) and, in it, the headers of the archive | each byte of the archive | the archive, by `diff_id` |
 //!
@@ -73,6 +74,8 @@ pub enum Pin {
     Soci {
         ztoc: Digest,
         size: u64,
+        /// 2, or 1: not by the image, but by somebody who can push there.
+        version: u8,
     },
     /// Not by the image, but by somebody who is trusted: a blob of its own, of so many bytes.
     Own {

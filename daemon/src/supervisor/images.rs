@@ -16,6 +16,7 @@ mod trace;
 mod windows;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use hydrant_api as api;
@@ -35,6 +36,7 @@ use super::queue::milliseconds;
 use super::{Supervisor, internal};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::catalog::{CatalogError, Image, NewImage, NewPool, Pool, Tree};
+use crate::config;
 use crate::ids::{PoolId, SegmentId};
 use crate::object::{HashKind, ObjectId};
 use crate::queue::wire::image::{Host, Layer, LayerOrigin, PinnedFormat, Platform, Repository};
@@ -88,6 +90,11 @@ pub(super) fn is_vouched_for(tree: &Tree, keys: &[PublicKey]) -> bool {
     is_known(tree) || is_signed(tree) && tree.refuted.is_none() && !keys.is_empty()
 }
 
+/// Whether what is in a layer is nothing but somebody's claim, and such claims are not believed (any more).
+pub(super) fn is_mere_claim(tree: &Tree, images: &config::Images) -> bool {
+    tree.revision == PinnedFormat::SociV1.name() && !is_known(tree) && !images.soci_v1
+}
+
 fn known_origin(pool: &Pool) -> Result<KnownOrigin, ApiError> {
     serde_json::from_value(pool.origin.clone())
         .map_err(|error| internal("can't read the pool's origin", &error))
@@ -135,8 +142,18 @@ struct Pull<'s, 'a> {
     user: Owner,
     environment: &'a [(String, String)],
     progress: &'a ProgressSender,
-    /// So long it waits for parts of indexes that layers of other repositories lack.
-    index_until: tokio::time::Instant,
+    /// So long it waits for parts of indexes that layers of other repositories lack, once there is one.
+    index_until: OnceLock<tokio::time::Instant>,
+}
+
+/// All of the index that a layer was pulled by, and what is needed to fetch parts of the layer with it.
+enum IndexState {
+    /// It is here: the layer may come from anywhere.
+    Whole,
+    /// A part is where the layer has come from so far; nothing of the layer has to be fetched, or it has to be from there.
+    Elsewhere,
+    /// That part can't be had.
+    Lost(ApiError),
 }
 
 /// The pool of a layer that is being pulled.
@@ -213,7 +230,7 @@ impl Supervisor {
         let hosts = hosts::of(self.host_settings(), reference);
         let hosts = hosts.map_err(|error| internal("can't tell where to ask for it", &error))?;
         let repository = repository(reference, hosts);
-        let index_until = tokio::time::Instant::now() + INDEX_PATIENCE;
+        let index_until = OnceLock::new();
         let pull =
             Pull { supervisor: self, repository, user, environment, held, progress, index_until };
         let pulled = pull.run(manifest, reference.to_string()).await;
@@ -419,7 +436,8 @@ impl<'s> Pull<'s, '_> {
         let mut puller = Puller::start(&supervisor.store, &supervisor.cgroups, access)?;
         let (repository, limits) = (self.repository.clone(), supervisor.limits());
         let index_keys = supervisor.config.images.index_keys.clone();
-        let trust = Trust { index_keys, traces: supervisor.traces() };
+        let soci_v1 = supervisor.config.images.soci_v1;
+        let trust = Trust { index_keys, traces: supervisor.traces(), soci_v1 };
         let resolved = puller.resolve(repository, manifest, Platform::ours(), limits, trust);
         let resolved = match self.held {
             true => resolved.await?,
@@ -485,6 +503,10 @@ impl<'s> Pull<'s, '_> {
                         let message = "the puller speaks of a signature, and no key is configured";
                         return Err(ApiError::internal(message));
                     }
+                    if pinned == Some(PinnedFormat::SociV1) && !supervisor.config.images.soci_v1 {
+                        let message = "the puller speaks of an index that is not to be used";
+                        return Err(ApiError::internal(message));
+                    }
                     if let Some((pool, _, tree)) = known.get_mut(&layer.diff_id) {
                         let finished = self.finish_layer(pool, &layer, files, shown, pinned);
                         let finished = &*tree.insert(finished.await?);
@@ -523,6 +545,9 @@ impl<'s> Pull<'s, '_> {
         if is_vouched_for(tree, &supervisor.config.images.index_keys) {
             return Ok(true);
         }
+        if is_mere_claim(tree, &supervisor.config.images) {
+            return Ok(false);
+        }
         let images = supervisor.catalog.images().await.map_err(catalog)?;
         let is_of = |image: &Image| image.layers.iter().any(|(layer, _)| *layer == tree.id);
         Ok(images.iter().any(|image| image.manifest == *manifest && is_of(image)))
@@ -531,6 +556,39 @@ impl<'s> Pull<'s, '_> {
     fn is_of_ours(&self, origin: &KnownOrigin) -> bool {
         let Repository { registry, name, .. } = &self.repository;
         (&origin.registry, &origin.repository) == (registry, name)
+    }
+
+    /// Where the index of a layer is that another repository may have been asked for.
+    async fn index_of(
+        &self,
+        known: &KnownOrigin,
+        pool: &Pool,
+        tree: &Tree,
+    ) -> Result<IndexState, ApiError> {
+        let supervisor = self.supervisor;
+        if self.is_of_ours(known) && !supervisor.index_is_stuck(pool.id) {
+            return Ok(IndexState::Whole);
+        }
+        let Some(missing) = supervisor.missing_windows(tree).await? else {
+            return Ok(IndexState::Whole);
+        };
+        let segments = supervisor.catalog.segments_of(tree).await.map_err(catalog)?;
+        if segments.iter().all(|segment| segment.complete) {
+            return Ok(IndexState::Elsewhere);
+        }
+        let until = || tokio::time::Instant::now() + INDEX_PATIENCE;
+        let until = *self.index_until.get_or_init(until);
+        match supervisor.complete_index(tree, pool, missing, until).await {
+            Ok(()) => Ok(IndexState::Whole),
+            Err(error) => {
+                let layer = digest::text(&known.layer.digest);
+                let KnownOrigin { registry, repository, .. } = known;
+                let message = format!(
+                    "the index of layer {layer} can't be completed from {registry}/{repository}: {error}"
+                );
+                Ok(IndexState::Lost(ApiError::new(ErrorCode::Origin, message)))
+            }
+        }
     }
 
     /// The layer's pool, which from now on fetches from this repository. `manifest`: one for images with this
@@ -559,24 +617,19 @@ impl<'s> Pull<'s, '_> {
             && let Ok(known) = known_origin(&found)
             && let Some(tree) = supervisor.catalog.tree_of_pool(found.id).await.map_err(catalog)?
         {
-            if known.layer.digest != layer.digest {
-                // the same archive, compressed in another way: its access index is of the blob that it was made with
-                origin = known;
-            } else if !self.is_of_ours(&known) || supervisor.index_is_stuck(found.id) {
-                // as long as a part of the index is there, it has to be had from there
-                let complete = supervisor.complete_index(&tree, &found, self.index_until);
-                if let Err(error) = complete.await {
-                    let message = format!(
-                        "the index of layer {} can't be completed from {}/{}: {error}",
-                        digest::text(&layer.digest),
-                        known.registry,
-                        known.repository
-                    );
-                    warn!(message, "note of a pull");
-                    self.progress.note(message.clone());
-                    lacks = Some(ApiError::new(ErrorCode::Origin, message));
-                    (origin, environment) = (known, found.environment);
-                }
+            // the same archive, compressed in another way: its access index is of the blob that it was made with
+            let is_of_another = known.layer.digest != layer.digest;
+            let index = match is_of_another {
+                true => IndexState::Elsewhere,
+                false => self.index_of(&known, &found, &tree).await?,
+            };
+            if !matches!(index, IndexState::Whole) {
+                (origin, environment) = (known, found.environment);
+            }
+            if let IndexState::Lost(error) = index {
+                warn!(%error, "a layer is not shared");
+                self.progress.note(error.message.clone());
+                lacks = Some(error);
             }
         }
         let pool = NewPool {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -200,27 +201,45 @@ async fn read(
             if len == 0 || len > own::MAX_BLOB {
                 return Err(Unusable::Format("it has an impossible length").into());
             }
-            let bytes = whole(host, blob, len, received).await?;
+            // who can't have them is better off without the index
+            let probe = async {
+                let Some(windows) = windows.filter(|windows| windows.len > 0) else {
+                    return Ok(());
+                };
+                part(host, windows.digest, windows.len, ByteRange::new(0, 1), received)
+                    .await
+                    .map(drop)
+            };
+            let bytes = whole(host, blob, len, received);
+            let (bytes, ()) = tokio::try_join!(bytes, probe)?;
             let read = move || own::read(&bytes, blob, windows, &of);
             Ok((parsed(read).await?, PinnedFormat::Signed))
         }
-        Pin::Soci { ztoc, size: len } => {
+        Pin::Soci { ztoc, size: len, version } => {
             if len == 0 || len > soci::MAX_ZTOC {
                 return Err(Unusable::Format("it has an impossible length").into());
             }
-            let bytes = whole(host, ztoc, len, received).await?;
-            let pinned = parsed(move || soci::read(&bytes, ztoc, &of)).await?;
+            let bytes = Arc::new(whole(host, ztoc, len, received).await?);
+            let read = |len| {
+                let bytes = Arc::clone(&bytes);
+                parsed(move || soci::read(&bytes, ztoc, len, &of))
+            };
+            let mut pinned = read(None).await?;
             for number in soci::samples(pinned.index.spans()) {
                 let span = pinned.index.spans().get(number).cloned();
                 let span = span.ok_or(Unusable::Format("it has no spans"))?;
                 let window = pinned.index.window(number).map_err(Unusable::Index)?;
-                let bytes = range(span.compressed).await?;
-                let decoded = tokio::task::spawn_blocking(move || span.decode(&bytes, &window));
-                if !matches!(decoded.await, Ok(Ok(_))) {
-                    return Err(Unusable::Format("a part of it that was tried is wrong").into());
+                let (said, compressed) = (span.uncompressed.end(), range(span.compressed).await?);
+                let end = move || soci::end(&span, &window, &compressed);
+                let end = tokio::task::spawn_blocking(end).await;
+                let end = end.unwrap_or(Err(Unusable::Format("a thread ended")))?;
+                if end > said {
+                    // only the last one may be longer: any other is not in order then
+                    pinned = read(Some(end)).await?;
                 }
             }
-            Ok((pinned, PinnedFormat::Soci))
+            let format = if version == 1 { PinnedFormat::SociV1 } else { PinnedFormat::Soci };
+            Ok((pinned, format))
         }
     }
 }
@@ -232,11 +251,22 @@ async fn whole(
     len: u64,
     received: &AtomicU64,
 ) -> Result<Vec<u8>, Failure> {
+    part(host, blob, len, ByteRange::new(0, len), received).await
+}
+
+/// A part of it, which is not checked either.
+async fn part(
+    host: &Host,
+    blob: Digest,
+    len: u64,
+    range: ByteRange,
+    received: &AtomicU64,
+) -> Result<Vec<u8>, Failure> {
     let id = ObjectId::from_bytes(blob.as_bytes()).map_err(|_| Unusable::Digest)?;
     let count = |bytes: u64| {
         received.fetch_add(bytes, Ordering::Relaxed);
     };
-    Ok(host.range(&id, len, ByteRange::new(0, len), count).await?)
+    Ok(host.range(&id, len, range, count).await?)
 }
 
 /// It may take its time.

@@ -93,6 +93,10 @@ pub fn read(
     if index.is_pinned() {
         return Err(Unusable::Format("it was made of another index"));
     }
+    let spans = 0..index.spans().len();
+    if index.windows_blob().is_none() && !index.frames_at(spans).is_empty() {
+        return Err(Unusable::Format("it is without its windows"));
+    }
     if let Some(needed) = index.windows_blob().filter(|_| index.windows().is_empty()) {
         if windows != Some(needed) {
             return Err(Unusable::Format("it is without its windows"));

@@ -2,14 +2,15 @@
 //! is a *zTOC*, a FlatBuffer with the archive's entries, and *checkpoints*: places between two deflate blocks, with the 32 KiB
 //! before each.
 //!
-//! Version 2 only: the image's manifest names the index of all zTOCs, by its digest ([`INDEX_DIGEST`]). What is found by
-//! looking for artifacts that refer to the image (version 1) anybody may have put there who can push to the repository.
+//! Version 2: the image's manifest names the index of all zTOCs, by its digest ([`INDEX_DIGEST`]). Version 1: the index is an artifact
+//! that refers to the image, and anybody may have put it there who can push to the repository. It is used only where the
+//! administrator has switched that on.
 //!
 //! The digests are those of compressed bytes; what comes out of them is certain, given the checkpoint's window.
 
 use super::flat::Table;
 use super::layout::Layout;
-use super::{Layer, MAX_TOC, Pinned, Unusable, time};
+use super::{Gunzip, Layer, MAX_TOC, PIECE, Pinned, Unusable, time};
 use crate::layer::digest::Digest;
 use crate::layer::indexer::{Compression, MAX_LAYER};
 use crate::layer::span::{Codec, Proof, Span};
@@ -20,8 +21,9 @@ use crate::sys::inflate::WINDOW;
 
 /// The annotation of an image's manifest that pins its index.
 pub const INDEX_DIGEST: &str = "com.amazon.soci.index-digest";
-/// What an index says that it is (the media type of its configuration).
+/// What an index says that it is (the media type of its configuration), of version 2 and of version 1.
 pub const INDEX_KIND: &str = "application/vnd.amazon.soci.index.v2+json";
+pub const INDEX_KIND_1: &str = "application/vnd.amazon.soci.index.v1+json";
 /// The annotation of a zTOC in an index that says of which layer it is.
 pub const LAYER_DIGEST: &str = "com.amazon.soci.image-layer-digest";
 /// The longest zTOC in bytes.
@@ -34,17 +36,24 @@ const HEAD: usize = 12;
 const CHECKPOINT: usize = 17 + WINDOW;
 /// All names, targets and attributes together, in bytes: in a FlatBuffer one may stand for many.
 const MAX_NAMES: usize = 256 << 20;
+/// The most bytes behind an archive's end that fill its last record.
+const MAX_PADDING: u64 = 1 << 20;
 const XATTR: &[u8] = b"SCHILY.xattr.";
 
 const DAMAGED: Unusable = Unusable::Format("it is damaged");
 
-/// Reads a zTOC, which has to have this digest.
-pub fn read(bytes: &[u8], digest: Digest, layer: &Layer) -> Result<Pinned, Unusable> {
+/// Reads a zTOC, which has to have this digest. `len`: the length of the archive in bytes, where more is known of that ([`end`]).
+pub fn read(
+    bytes: &[u8],
+    digest: Digest,
+    len: Option<u64>,
+    layer: &Layer,
+) -> Result<Pinned, Unusable> {
     if Digest::of(bytes) != digest {
         return Err(Unusable::Digest);
     }
     let ztoc = Table::root(bytes).ok_or(DAMAGED)?;
-    let len = u64::try_from(ztoc.long(3)).ok().filter(|len| *len <= MAX_LAYER);
+    let len = len.or_else(|| u64::try_from(ztoc.long(3)).ok()).filter(|len| *len <= MAX_LAYER);
     let len = len.ok_or(Unusable::Format("the layer is too large"))?;
     if u64::try_from(ztoc.long(2)) != Ok(layer.size) {
         return Err(Unusable::Format("it is of another layer"));
@@ -62,6 +71,33 @@ pub fn samples(spans: &[Span]) -> Vec<usize> {
         vec![spans.iter().position(within).unwrap_or(0), spans.len().saturating_sub(1)];
     samples.dedup();
     samples
+}
+
+/// Where a span that was fetched ends in the archive. For the last one that may be behind where the zTOC says: SOCI counts what its tar
+/// reader reads, which ends at the archive's end and before what fills its last record.
+pub fn end(span: &Span, window: &[u8], compressed: &[u8]) -> Result<u64, Unusable> {
+    let said = span.uncompressed;
+    if span.decode(compressed, window).is_ok() {
+        return Ok(said.end());
+    }
+    let wrong = Unusable::Format("a part of it that was tried is wrong");
+    let Codec::Deflate { bits, .. } = span.codec else { return Err(wrong) };
+    let mut gunzip = Gunzip::within(bits, window).map_err(|_| wrong.clone())?;
+    let (mut len, mut rest, mut piece) = (0, compressed, vec![0; PIECE]);
+    while len <= said.len() + MAX_PADDING {
+        let step = gunzip.step(rest, &mut piece).map_err(|_| wrong.clone())?;
+        if step.consumed + step.produced == 0 {
+            break;
+        }
+        rest = rest.get(step.consumed..).unwrap_or_default();
+        len += step.produced as u64;
+    }
+    let span = Span { uncompressed: ByteRange::new(said.offset(), len), ..span.clone() };
+    let is_padded = len > said.len() && len <= said.len() + MAX_PADDING;
+    match is_padded && span.decode(compressed, window).is_ok() {
+        true => Ok(span.uncompressed.end()),
+        false => Err(wrong),
+    }
 }
 
 fn spans(info: Table<'_>, len: u64, size: u64) -> Result<Layout, Unusable> {

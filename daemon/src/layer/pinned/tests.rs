@@ -43,8 +43,8 @@ pub fn all() -> Vec<(Vec<u8>, Pinned)> {
         let read = zstd_chunked::read(bytes, &places, &blob.layer());
         all.push((blob.bytes, read.unwrap()));
     }
-    let (blob, ztoc) = gzip_with_ztoc(&large_archive(), false);
-    let read = soci::read(&ztoc, blob.toc, &blob.layer());
+    let (blob, ztoc) = gzip_with_ztoc(&large_archive(), false, 0);
+    let read = soci::read(&ztoc, blob.toc, None, &blob.layer());
     all.push((blob.bytes, read.unwrap()));
     all
 }
@@ -177,11 +177,39 @@ fn a_zstd_chunked_layer() {
     }
 }
 
+/// As SOCI's own program writes it of what `tar` has written, in records of 20 blocks.
+#[test]
+fn a_ztoc_that_does_not_count_what_fills_the_last_record() {
+    let archive = [&large_archive()[..], &[0; 13 * 512]].concat();
+    let (blob, ztoc) = gzip_with_ztoc(&archive, false, 13 * 512);
+    let read = |len| soci::read(&ztoc, blob.toc, len, &blob.layer());
+    let said = read(None).unwrap().index;
+    let ends: Vec<_> = soci::samples(said.spans())
+        .into_iter()
+        .map(|number| {
+            let (span, window) = (&said.spans()[number], said.window(number).unwrap());
+            let at = span.compressed;
+            let compressed = &blob.bytes[at.offset() as usize..at.end() as usize];
+            assert!(soci::end(span, &window, &compressed[1..]).is_err());
+            soci::end(span, &window, compressed).unwrap()
+        })
+        .collect();
+    assert_eq!(
+        ends,
+        [said.spans()[soci::samples(said.spans())[0]].uncompressed.end(), archive.len() as u64]
+    );
+    let pinned = read(ends.last().copied()).unwrap();
+    same(&blob, &pinned);
+    let (segment, _) = filled(&pinned.index, &blob.bytes);
+    assert!(segment == archive);
+    assert!(read(Some(ends[0])).is_err(), "no other than the last");
+}
+
 #[test]
 fn a_layer_with_a_ztoc() {
     for implied in [false, true] {
-        let (blob, ztoc) = gzip_with_ztoc(&large_archive(), implied);
-        let pinned = soci::read(&ztoc, blob.toc, &blob.layer()).unwrap();
+        let (blob, ztoc) = gzip_with_ztoc(&large_archive(), implied, 0);
+        let pinned = soci::read(&ztoc, blob.toc, None, &blob.layer()).unwrap();
         same(&blob, &pinned);
         let samples = soci::samples(pinned.index.spans());
         assert_eq!(samples.len(), 2);
@@ -190,9 +218,9 @@ fn a_layer_with_a_ztoc() {
         let mut wrong = blob.bytes[from..to].to_vec();
         wrong[100] ^= 1;
         assert!(span.decode(&wrong, &pinned.index.window(samples[0]).unwrap()).is_err());
-        let other = soci::read(&ztoc, Digest::of(b""), &blob.layer());
+        let other = soci::read(&ztoc, Digest::of(b""), None, &blob.layer());
         assert_eq!(other.unwrap_err(), Unusable::Digest);
-        let other = soci::read(&ztoc, blob.toc, &Layer { size: 1, ..blob.layer() });
+        let other = soci::read(&ztoc, blob.toc, None, &Layer { size: 1, ..blob.layer() });
         assert!(other.is_err());
     }
 }

@@ -115,6 +115,8 @@ pub enum PinnedFormat {
     Estargz,
     ZstdChunked,
     Soci,
+    /// Not pinned by the image, nor signed: somebody has put it beside the image, and whoever has switched this on believes them.
+    SociV1,
     /// Not pinned by the image, but signed by somebody who is trusted: our own.
     Signed,
 }
@@ -127,6 +129,7 @@ impl PinnedFormat {
             Self::Estargz => "eStargz",
             Self::ZstdChunked => "zstd:chunked",
             Self::Soci => "SOCI",
+            Self::SociV1 => "SOCI v1",
             Self::Signed => "signed",
         }
     }
@@ -146,6 +149,8 @@ pub enum ToPuller {
         index_keys: Vec<PublicKey>,
         /// Traces too.
         traces: bool,
+        /// Indexes of SOCI that nothing pins are believed.
+        soci_v1: bool,
     },
     /// The first message, instead. An artifact is to be made of parts of this kind that follow, for the image with this manifest; with
     /// `push`, they are put into the repository. Answered with [`FromPuller::Ready`].

@@ -64,7 +64,7 @@ impl What {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     Index,
-    /// What an index needs and does not have in it ([`Apart`](crate::layer::index::WindowsBlob)). It names this blob.
+    /// What an index needs and does not have in it ([`WindowsBlob`](crate::layer::index::WindowsBlob)). It names this blob.
     Windows,
     Trace,
 }
@@ -242,14 +242,11 @@ pub fn read(
     }
 }
 
-/// The artifacts with indexes, or with traces, that a list of referrers names, the last one first.
+/// The artifacts of this type that a list of referrers names, the last one first.
 #[must_use]
-pub fn listed(index: &[u8], what: What) -> Vec<ObjectId> {
+pub fn listed(index: &[u8], kind: &str) -> Vec<ObjectId> {
     let Ok(index) = serde_json::from_slice::<RawIndex>(index) else { return Vec::new() };
-    let ours = index
-        .manifests
-        .iter()
-        .filter(|one| one.artifact_type.as_deref() == Some(what.artifact_type()));
+    let ours = index.manifests.iter().filter(|one| one.artifact_type.as_deref() == Some(kind));
     let mut found: Vec<_> = ours.filter_map(|one| digest::parse(&one.digest)).collect();
     found.reverse();
     found
@@ -353,11 +350,11 @@ mod tests {
         );
         let both = list_with(Some(others.as_bytes()), index, &two, 6).unwrap();
         let all = list_with(Some(&both), What::Trace, &digest::sha256(b"3"), 7).unwrap();
-        assert_eq!(listed(&all, index), [two, one]);
-        assert_eq!(listed(&all, What::Trace), [digest::sha256(b"3")]);
+        assert_eq!(listed(&all, index.artifact_type()), [two, one]);
+        assert_eq!(listed(&all, What::Trace.artifact_type()), [digest::sha256(b"3")]);
         assert!(String::from_utf8(both.clone()).unwrap().contains("\"x\":1"));
         let again = list_with(Some(&both), index, &one, 5).unwrap();
-        assert_eq!(listed(&again, index), [one, two]);
+        assert_eq!(listed(&again, index.artifact_type()), [one, two]);
         assert_eq!(list_with(Some(b"["), index, &one, 5), None);
         assert!(list_tag(&one).starts_with("sha256-6b86b273"));
     }
@@ -373,7 +370,7 @@ mod tests {
             if let Ok(found) = read(&text, What::Index, &image.digest, &[signer.public()]) {
                 prop_assert_eq!(found, parts);
             }
-            let _ = listed(&text, What::Index);
+            let _ = listed(&text, What::Index.artifact_type());
         }
     }
 }

@@ -69,6 +69,12 @@ struct RawDescriptor {
     annotations: Option<BTreeMap<String, String>>,
 }
 
+/// What refers to something else (the image specification, `subject`).
+#[derive(Debug, Deserialize)]
+struct RawReferrer {
+    subject: RawDescriptor,
+}
+
 #[derive(Debug, Deserialize)]
 struct RawPlatform {
     #[serde(default)]
@@ -241,19 +247,33 @@ fn codec(number: usize, raw: &RawDescriptor) -> Result<Codec, DocumentError> {
     Ok(codec)
 }
 
-/// The zTOCs that an index of SOCI has, by the layers that they are of. What can't be read has none.
+/// The zTOCs that an index of SOCI, which the image pins, has by the layers that they are of. What can't be read has none.
 #[must_use]
 pub fn ztocs(bytes: &[u8]) -> BTreeMap<ObjectId, Pin> {
+    ztocs_of(bytes, soci::INDEX_KIND, 2)
+}
+
+/// The same, of an index of version 1, which refers to the image.
+#[must_use]
+pub fn ztocs_beside(bytes: &[u8], image: &ObjectId) -> BTreeMap<ObjectId, Pin> {
+    let referrer = serde_json::from_slice::<RawReferrer>(bytes);
+    match referrer.map(|raw| digest::parse(&raw.subject.digest)) {
+        Ok(Some(subject)) if subject == *image => ztocs_of(bytes, soci::INDEX_KIND_1, 1),
+        _ => BTreeMap::new(),
+    }
+}
+
+fn ztocs_of(bytes: &[u8], kind: &str, version: u8) -> BTreeMap<ObjectId, Pin> {
     let mut found = BTreeMap::new();
     let Ok(raw) = serde_json::from_slice::<RawDocument>(bytes) else { return found };
-    if raw.config.is_none_or(|config| config.media_type != soci::INDEX_KIND) {
+    if raw.config.is_none_or(|config| config.media_type != kind) {
         return found;
     }
     for ztoc in raw.layers.iter().flatten() {
         let layer = ztoc.annotations.as_ref().and_then(|known| known.get(soci::LAYER_DIGEST));
         let layer = layer.and_then(|text| digest::parse(text));
         if let Some((layer, digest)) = layer.zip(ztoc.digest.parse().ok()) {
-            found.insert(layer, Pin::Soci { ztoc: digest, size: ztoc.size });
+            found.insert(layer, Pin::Soci { ztoc: digest, size: ztoc.size, version });
         }
     }
     found
@@ -452,11 +472,21 @@ mod tests {
             );
             prop_assert_eq!(ztocs(document.as_bytes()).len(), 2);
             prop_assert!(ztocs(&mangled(&document, &changes, cut % 2 * cut)).len() <= 2);
+            // one of the other version refers to the image
+            let image = digest::sha256(b"image");
+            prop_assert!(ztocs_beside(document.as_bytes(), &image).is_empty());
+            let subject = format!(r#""subject": {{"digest": "{}", "size": 7}}, "config""#, digest::text(&image));
+            let beside = document.replace(soci::INDEX_KIND, soci::INDEX_KIND_1).replace(r#""config""#, &subject);
+            prop_assert_eq!(ztocs_beside(beside.as_bytes(), &image).len(), 2);
+            prop_assert!(ztocs_beside(beside.as_bytes(), &digest::sha256(b"other")).is_empty());
+            prop_assert!(ztocs(beside.as_bytes()).is_empty());
+            prop_assert!(ztocs_beside(&mangled(&beside, &changes, cut % 2 * cut), &image).len() <= 2);
         }
 
         #[test]
         fn bytes_that_are_nothing(bytes: Vec<u8>) {
             prop_assert!(ztocs(&bytes).is_empty());
+            prop_assert!(ztocs_beside(&bytes, &digest::sha256(b"image")).is_empty());
             prop_assert!(read(&bytes, OCI_MANIFEST, &ours()).is_err());
         }
     }

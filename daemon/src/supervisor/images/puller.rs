@@ -46,6 +46,8 @@ pub struct Trust {
     pub index_keys: Vec<PublicKey>,
     /// Of that, traces too.
     pub traces: bool,
+    /// Indexes of SOCI of version 1, whoever has put them there.
+    pub soci_v1: bool,
 }
 
 /// What comes of layers.
@@ -173,7 +175,7 @@ impl Puller {
         limits: Limits,
         trust: Trust,
     ) -> Result<Resolved, ApiError> {
-        let Trust { index_keys, traces } = trust;
+        let Trust { index_keys, traces, soci_v1 } = trust;
         let message = ToPuller::Image {
             version: wire::VERSION,
             repository: Box::new(repository),
@@ -182,6 +184,7 @@ impl Puller {
             limits,
             index_keys,
             traces,
+            soci_v1,
         };
         self.tell(&message, &[]).await?;
         loop {

@@ -6,7 +6,9 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read as _, Seek, SeekFrom};
+use std::io::{self, Read as _};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -25,13 +27,18 @@ use crate::ids::PoolId;
 use crate::layer::index::{HEAD_LEN, Head, WindowsBlob};
 use crate::layer::pinned::own::MAX_BLOB;
 
-/// However large an index is, it is complete by then, or something is wrong.
-const PATIENCE: Duration = Duration::from_secs(1800);
+/// How long windows are waited for, and how many bytes of them come in a second at least.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PACE: u64 = 64 << 10;
+/// Bytes that are copied at a time.
+const PIECE: usize = 1 << 20;
 /// How long the readers of what was just pulled have the line to themselves.
 const HEAD_START: Duration = Duration::from_secs(5);
 /// What could not be had is tried again after this time, which doubles, and at last this often.
 const FIRST_WAIT: Duration = Duration::from_secs(30);
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+/// What could not be had so often is not waited for by others.
+const STUCK: u32 = 3;
 
 /// Layers whose windows are to be fetched.
 #[derive(Debug, Default)]
@@ -47,11 +54,15 @@ struct Wanted {
 }
 
 /// The windows that the file of an index lacks.
-struct Missing {
+pub(super) struct Missing {
     index: File,
     /// Where they belong, in bytes from its start.
     at: u64,
     blob: WindowsBlob,
+}
+
+fn cant(what: &'static str) -> impl Fn(io::Error) -> ApiError {
+    move |error| internal(what, &error)
 }
 
 impl Missing {
@@ -70,65 +81,86 @@ impl Missing {
     }
 
     /// The file has its whole length only once all of them are on the disk.
-    fn put(mut self, windows: &mut File) -> io::Result<()> {
+    fn put(&self, windows: &File) -> io::Result<()> {
         let len = windows.metadata()?.len();
         if len != self.blob.len {
             return Err(io::Error::other(format!("{len} bytes came instead of {}", self.blob.len)));
         }
-        windows.rewind()?;
-        self.index.seek(SeekFrom::Start(self.at))?;
-        io::copy(&mut windows.take(len.saturating_sub(1)), &mut self.index)?;
-        self.index.sync_data()?;
-        io::copy(windows, &mut self.index)?;
+        self.copy(windows, 0..len.saturating_sub(1))?;
+        self.copy(windows, len.saturating_sub(1)..len)
+    }
+
+    /// Who wrote the windows has the file open, and may still do whatever it likes with it: that is bounded here.
+    fn copy(&self, windows: &File, bytes: Range<u64>) -> io::Result<()> {
+        let mut piece = vec![0; PIECE];
+        let mut from = bytes.start;
+        while from < bytes.end {
+            let len = usize::try_from(bytes.end - from).unwrap_or(PIECE).min(PIECE);
+            let piece = piece.get_mut(..len).unwrap_or_default();
+            windows.read_exact_at(piece, from)?;
+            self.index.write_all_at(piece, self.at + from)?;
+            from += len as u64;
+        }
         self.index.sync_data()
     }
 }
 
 impl Supervisor {
-    /// Fetches the windows of the layer's index if it has come without.
-    async fn fetch_windows(&self, tree: &Tree, pool: &Pool) -> Result<(), ApiError> {
+    /// What the layer's index has come without.
+    pub(super) async fn missing_windows(&self, tree: &Tree) -> Result<Option<Missing>, ApiError> {
         let Some(segment) = tree.segments.first().copied().filter(|_| is_signed(tree)) else {
-            return Ok(());
+            return Ok(None);
         };
-        let (store, id) = (Arc::clone(&self.store), pool.id);
-        let cant = |what: &'static str| move |error: io::Error| internal(what, &error);
+        let (store, id) = (Arc::clone(&self.store), tree.pool);
         let missing = blocking(move || match store.open_index(id, segment).and_then(Missing::of) {
             // it was removed
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             missing => missing.map_err(cant("can't read a layer's index")),
         });
-        let Some(missing) = missing.await? else { return Ok(()) };
-        let mut file =
+        missing.await
+    }
+
+    /// Fetches that.
+    async fn fetch_windows(
+        &self,
+        tree: &Tree,
+        pool: &Pool,
+        missing: Missing,
+    ) -> Result<(), ApiError> {
+        let file =
             tempfile_of(&self.store.pools_dir()).map_err(cant("can't make a scratch file"))?;
         let (origin, access) = self.layer_origin(pool)?;
         let mut puller = Puller::start(&self.store, &self.cgroups, access)?;
         let fetched = puller.windows(origin.repository, self.limits(), missing.blob, &file);
-        let fetched = tokio::time::timeout(PATIENCE, fetched).await;
+        let patience = PATIENCE + Duration::from_secs(missing.blob.len / PACE);
+        let fetched = tokio::time::timeout(patience, fetched).await;
         puller.end();
         fetched.unwrap_or_else(|_| Err(ApiError::internal("it takes too long")))?;
         let bytes = missing.blob.len;
-        let put = move || missing.put(&mut file).map_err(cant("can't complete a layer's index"));
+        let put = move || missing.put(&file).map_err(cant("can't complete a layer's index"));
         blocking(put).await?;
         info!(layer = %tree.commit, bytes, "the layer's index is complete");
         Ok(())
     }
 
-    /// Sees to it that all of the layer's index is here before that time.
+    /// Fetches what the layer's index lacks, if it comes before that time.
     pub(super) async fn complete_index(
         &self,
         tree: &Tree,
         pool: &Pool,
+        missing: Missing,
         until: Instant,
     ) -> Result<(), ApiError> {
-        let fetched = tokio::time::timeout_at(until, self.fetch_windows(tree, pool)).await;
+        let fetched = self.fetch_windows(tree, pool, missing);
+        let fetched = tokio::time::timeout_at(until, fetched).await;
         fetched.unwrap_or_else(|_| {
             Err(ApiError::new(ErrorCode::Origin, "what its index needs does not come in time"))
         })
     }
 
-    /// It could not be had when it was last tried in the background.
+    /// What is missing could not be had for some time.
     pub(super) fn index_is_stuck(&self, pool: PoolId) -> bool {
-        lock(&self.windows.wanted).get(&pool).is_some_and(|wanted| wanted.failures > 0)
+        lock(&self.windows.wanted).get(&pool).is_some_and(|wanted| wanted.failures >= STUCK)
     }
 
     /// The layer's index may lack its windows. They are fetched in the background.
@@ -162,13 +194,14 @@ impl Supervisor {
                     tokio::time::timeout_at(at, news).await.ok();
                     continue;
                 }
-                lock(&supervisor.windows.wanted).remove(&pool);
-                if let Err(error) = supervisor.fetch_windows_of(pool).await {
-                    let wait = FIRST_WAIT.saturating_mul(1 << failures.min(16)).min(LONGEST_WAIT);
-                    warn!(%pool, %error, ?wait, "can't get all of a layer's index yet");
-                    let again = Wanted { at: Instant::now() + wait, failures: failures + 1 };
-                    lock(&supervisor.windows.wanted).entry(pool).or_insert(again);
-                }
+                let Err(error) = supervisor.fetch_windows_of(pool).await else {
+                    lock(&supervisor.windows.wanted).remove(&pool);
+                    continue;
+                };
+                let wait = FIRST_WAIT.saturating_mul(1 << failures.min(16)).min(LONGEST_WAIT);
+                warn!(%pool, %error, ?wait, "can't get all of a layer's index yet");
+                let again = Wanted { at: Instant::now() + wait, failures: failures + 1 };
+                lock(&supervisor.windows.wanted).insert(pool, again);
             }
         });
     }
@@ -176,8 +209,10 @@ impl Supervisor {
     async fn fetch_windows_of(&self, pool: PoolId) -> Result<(), ApiError> {
         let pool = self.catalog.pool(pool).await.map_err(catalog)?;
         let Some(pool) = pool else { return Ok(()) }; // it was removed
-        match self.catalog.tree_of_pool(pool.id).await.map_err(catalog)? {
-            Some(tree) => self.fetch_windows(&tree, &pool).await,
+        let tree = self.catalog.tree_of_pool(pool.id).await.map_err(catalog)?;
+        let Some(tree) = tree else { return Ok(()) };
+        match self.missing_windows(&tree).await? {
+            Some(missing) => self.fetch_windows(&tree, &pool, missing).await,
             None => Ok(()),
         }
     }
@@ -185,8 +220,7 @@ impl Supervisor {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-    use std::os::unix::fs::FileExt;
+    use std::io::{Seek as _, Write as _};
 
     use super::*;
     use crate::layer::index::Index;
@@ -221,7 +255,7 @@ mod tests {
             let file = file_of(&whole[..len]);
             let missing = Missing::of(file.try_clone().unwrap()).unwrap().unwrap();
             assert_eq!(Some(missing.blob), index.windows_blob());
-            missing.put(&mut file_of(index.windows())).unwrap();
+            missing.put(&file_of(index.windows())).unwrap();
             assert!(bytes(&file) == whole);
         }
         let file = file_of(&head);
@@ -229,7 +263,7 @@ mod tests {
             file.try_clone().unwrap().rewind().unwrap();
             Missing::of(file.try_clone().unwrap()).unwrap()
         };
-        let error = missing().unwrap().put(&mut file_of(&index.windows()[1..])).unwrap_err();
+        let error = missing().unwrap().put(&file_of(&index.windows()[1..])).unwrap_err();
         assert!(error.to_string().contains("instead of"), "{error}");
         assert!(bytes(&file) == head && missing().is_some());
 

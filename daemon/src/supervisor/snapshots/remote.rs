@@ -148,7 +148,7 @@ impl Supervisor {
 
     /// Whether containerd may have it: it is that layer, or an image that says so is believed.
     async fn may_be_taken(&self, tree: &Tree) -> Result<bool, Error> {
-        if tree.refuted.is_some() {
+        if tree.refuted.is_some() || images::is_mere_claim(tree, &self.config.images) {
             return Ok(false);
         }
         if images::is_vouched_for(tree, &self.config.images.index_keys) {

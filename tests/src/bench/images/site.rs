@@ -1,7 +1,6 @@
 //! The registry with the images, and the ways to it.
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -11,6 +10,7 @@ use super::tls::{self, Tls};
 use super::{
     A, B, FULL_PULL, SYSTEMS, Snapshotter, System, WITH_TRACE, WITH_TRACE_OF_BOTH, soci, stargz,
 };
+use crate::containerd::packages;
 use crate::process::{Run, require};
 use crate::proxy::{Proxy, Quality};
 use crate::registry::Registry;
@@ -217,12 +217,4 @@ impl Site {
     pub(super) fn data(&self) -> PathBuf {
         self.scratch.path().join("registry/data")
     }
-}
-
-/// Programs of Debian's development release; without names those of containerd 2, for which every client says of which image a
-/// layer is.
-pub(super) fn packages(names: &[&str]) -> Result<PathBuf> {
-    let mut get = Command::new("bash");
-    get.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/containerd/get")).arg("sid").args(names);
-    Ok(Run::new(get).time_out(Duration::from_secs(600)).check()?.text().into())
 }

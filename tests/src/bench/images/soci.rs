@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::site::packages;
 use super::tls::{self, Tls};
 use super::{LIFE, NAMESPACE, PATIENCE};
-use crate::containerd::Containerd;
+use crate::containerd::{Containerd, packages};
 use crate::process::{Run, Running, until};
 
 /// Where its programs are, and whom they trust.

@@ -283,8 +283,8 @@ impl Flat {
     }
 }
 
-/// A gzip layer and its zTOC. `implied`: without the first checkpoint.
-pub fn gzip_with_ztoc(archive: &[u8], implied: bool) -> (Blob, Vec<u8>) {
+/// A gzip layer and its zTOC. `implied`: without the first checkpoint; the last bytes are `not_counted`.
+pub fn gzip_with_ztoc(archive: &[u8], implied: bool, not_counted: usize) -> (Blob, Vec<u8>) {
     let bytes = gzip(archive);
     let (index, _) = crate::layer::tests::index_by(Indexer::new(4096), &bytes, 1 << 16).unwrap();
     let spans = index.spans();
@@ -354,7 +354,7 @@ pub fn gzip_with_ztoc(archive: &[u8], implied: bool) -> (Blob, Vec<u8>) {
         Flat::text("1.0"),
         Flat::text("a test"),
         Flat::Long(bytes.len() as i64),
-        Flat::Long(archive.len() as i64),
+        Flat::Long((archive.len() - not_counted) as i64),
         Flat::Table(vec![Flat::Vector(metadata.collect())]),
         info,
     ]);

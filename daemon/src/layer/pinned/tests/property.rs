@@ -13,7 +13,8 @@ use crate::layer::pinned::zstd_chunked::Places;
 use crate::layer::tests::{changes, mangle};
 
 static ESTARGZ: LazyLock<Blob> = LazyLock::new(|| estargz(&archive(), 4096));
-static SOCI: LazyLock<(Blob, Vec<u8>)> = LazyLock::new(|| gzip_with_ztoc(&large_archive(), false));
+static SOCI: LazyLock<(Blob, Vec<u8>)> =
+    LazyLock::new(|| gzip_with_ztoc(&large_archive(), false, 0));
 static CHUNKED: LazyLock<(Blob, Places)> = LazyLock::new(|| zstd_chunked(&archive(), 4096));
 
 /// What was taken has to hold together: the index can be kept, the tree can be built.
@@ -204,7 +205,7 @@ proptest! {
             let at = (len - 8000 + at) % ztoc.len();
             ztoc[at] = byte;
         }
-        if let Ok(pinned) = soci::read(&ztoc, Digest::of(&ztoc), &blob.layer()) {
+        if let Ok(pinned) = soci::read(&ztoc, Digest::of(&ztoc), None, &blob.layer()) {
             sound(&pinned, &blob.bytes)?;
             prop_assert!(soci::samples(pinned.index.spans()).len() <= 2);
         }

@@ -87,9 +87,9 @@ impl LayerSource {
             return Ok(frames);
         }
         let index = &access.index;
-        // a window that is wrong has to make a span that is refused
+        // only an index of somebody else's may be without; and a window that is wrong has to make a span that is refused
         let of = index.spans().get(spans.clone()).unwrap_or_default();
-        let proved = of.iter().all(|span| span.proof == Proof::Whole);
+        let proved = index.is_pinned() && of.iter().all(|span| span.proof == Proof::Whole);
         match index.windows_blob().filter(|_| proved) {
             Some(blob) => self.fetch_frames(index, blob, spans, range).await.map_err(explained),
             None => Err(refused(format!("the layer's index is damaged; {REMEDY}"))),

@@ -39,11 +39,11 @@ impl Registry {
         Ok(Descriptor { kind, digest, size: bytes.len() as u64 })
     }
 
-    /// Manifests of artifacts with indexes or traces that refer to an image, the one that was found last first.
-    pub async fn artifacts(&self, image: &ObjectId, what: What) -> Result<Vec<Bytes>, FetchError> {
+    /// Manifests of artifacts of this type that refer to an image, the one that was found last first.
+    pub async fn artifacts(&self, image: &ObjectId, kind: &str) -> Result<Vec<Bytes>, FetchError> {
         let mut found = Vec::new();
         let mut failed = None;
-        for digest in self.itself()?.referrers(image, what).await?.into_iter().take(MAX_LOOKED_AT) {
+        for digest in self.itself()?.referrers(image, kind).await?.into_iter().take(MAX_LOOKED_AT) {
             // one that can't be had does not keep us from the others
             match self.manifest(&digest::text(&digest), Some(digest)).await {
                 Ok((_, _, bytes)) => found.push(bytes),
@@ -89,9 +89,9 @@ impl Registry {
 }
 
 impl Host {
-    async fn referrers(&self, image: &ObjectId, what: What) -> Result<Vec<ObjectId>, FetchError> {
+    async fn referrers(&self, image: &ObjectId, kind: &str) -> Result<Vec<ObjectId>, FetchError> {
         let mut url = self.url("referrers", &digest::text(image))?;
-        url.query_pairs_mut().append_pair("artifactType", what.artifact_type());
+        url.query_pairs_mut().append_pair("artifactType", kind);
         // asked for side by side, a registry without such a list does not cost a round trip more
         let (list, tagged) = (pin!(self.document(url)), pin!(self.tagged_list(image)));
         let (list, tagged) = match select(list, tagged).await {
@@ -104,7 +104,7 @@ impl Host {
             Ok(None) | Err(FetchError::Refused { .. }) => tagged.await?,
             Err(error) => return Err(error),
         };
-        Ok(list.map(|list| listed(&list, what)).unwrap_or_default())
+        Ok(list.map(|list| listed(&list, kind)).unwrap_or_default())
     }
 
     /// The list of referrers that is kept under a tag; `None` if there is none.

@@ -26,7 +26,7 @@ impl Twelve {
         }
         let mut head = Vec::new();
         index.write_head(&mut head).unwrap();
-        let without = Index::parse(&head).unwrap();
+        let without = Index::parse(&head).unwrap().into_pinned();
         let (source, keys) = layer_of(without, &segment, &servers.iter().collect::<Vec<_>>());
         Self { servers, source, keys, segment, index }
     }

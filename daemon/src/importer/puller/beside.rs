@@ -1,5 +1,7 @@
-//! Indexes and traces of layers that somebody has signed and put beside the image.
+//! Indexes and traces of layers that somebody has put beside the image: those that are signed, and those of SOCI, if they are to be
+//! believed.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,51 +11,73 @@ use super::pinned::SMALLEST;
 use super::{Supervisor, retried};
 use crate::layer::digest::Digest;
 use crate::layer::index::WindowsBlob;
-use crate::layer::pinned::Pin;
+use crate::layer::pinned::{Pin, soci};
 use crate::object::ObjectId;
 use crate::queue::wire::image::{FromPuller, Layer};
 use crate::source::oci::artifact::{self, Kind, Part, What};
+use crate::source::oci::document::ztocs_beside;
 use crate::source::oci::keys::PublicKey;
 use crate::source::oci::registry::{INDEX_PATIENCE, Registry};
 use crate::source::oci::trace::{self, MAX_TRACE, Traced};
 
+/// What is to be believed.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    /// What these have signed: indexes.
+    pub keys: Vec<PublicKey>,
+    /// Traces too.
+    pub traces: bool,
+    /// Indexes of SOCI of version 1, which nobody has signed.
+    pub soci_v1: bool,
+}
+
 /// What there is of these for one image. It is looked for once.
-pub struct Signed {
+pub struct Beside {
     image: ObjectId,
     registry: Arc<Registry>,
-    keys: Vec<PublicKey>,
+    trust: Trust,
     supervisor: Arc<Supervisor>,
-    indexes: OnceCell<Beside>,
-    traces: OnceCell<Beside>,
+    indexes: OnceCell<Parts>,
+    traces: OnceCell<Parts>,
+    /// By the digests of the layers' blobs.
+    ztocs: OnceCell<BTreeMap<ObjectId, Pin>>,
     /// Traces are wanted, and as far as they were, they have come in time.
     wants_traces: AtomicBool,
 }
 
-/// What was found.
+/// What was found of what is signed.
 #[derive(Default)]
-struct Beside {
+struct Parts {
     parts: Vec<Part>,
     /// What is to be said of that as soon as it is wanted.
     notes: Mutex<Vec<String>>,
 }
 
-impl Signed {
-    /// Of what these keys have signed; with `true`, traces too. They are looked for from now on.
+impl Beside {
+    /// What is to be believed is looked for from now on.
     pub fn begin(
         image: ObjectId,
         registry: &Arc<Registry>,
-        (keys, traces): (Vec<PublicKey>, bool),
+        trust: Trust,
         supervisor: Arc<Supervisor>,
     ) -> Arc<Self> {
-        let (indexes, wants_traces) = (OnceCell::new(), AtomicBool::new(traces));
-        let (registry, traces) = (Arc::clone(registry), OnceCell::new());
-        let signed =
-            Arc::new(Self { image, registry, keys, supervisor, indexes, traces, wants_traces });
-        let looking = Arc::clone(&signed);
-        tokio::spawn(async move {
-            tokio::join!(looking.beside(What::Index), looking.beside(What::Trace));
+        let beside = Arc::new(Self {
+            image,
+            registry: Arc::clone(registry),
+            wants_traces: AtomicBool::new(trust.traces),
+            trust,
+            supervisor,
+            indexes: OnceCell::new(),
+            traces: OnceCell::new(),
+            ztocs: OnceCell::new(),
         });
-        signed
+        let looking = Arc::clone(&beside);
+        tokio::spawn(async move {
+            let signed =
+                async { tokio::join!(looking.parts(What::Index), looking.parts(What::Trace)) };
+            tokio::join!(signed, looking.ztocs());
+        });
+        beside
     }
 
     /// The digest of the image's manifest.
@@ -67,7 +91,9 @@ impl Signed {
             return None;
         }
         let digest = |blob: ObjectId| blob.as_bytes().try_into().ok().map(Digest::from_bytes);
-        let Part { blob, size, .. } = self.part(layer, Kind::Index).await?;
+        let Some(Part { blob, size, .. }) = self.part(layer, Kind::Index).await else {
+            return self.ztocs().await.get(&layer.digest).copied();
+        };
         let windows = self
             .part(layer, Kind::Windows)
             .await
@@ -104,7 +130,7 @@ impl Signed {
     }
 
     async fn part(&self, layer: &Layer, kind: Kind) -> Option<Part> {
-        let Beside { parts, notes } = self.beside(kind.what()).await;
+        let Parts { parts, notes } = self.parts(kind.what()).await;
         let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
         for note in notes {
             self.say(note).await;
@@ -112,26 +138,48 @@ impl Signed {
         parts.iter().find(|part| part.kind == kind && part.layer == layer.digest).copied()
     }
 
-    async fn beside(&self, what: What) -> &Beside {
-        let beside = match what {
+    async fn parts(&self, what: What) -> &Parts {
+        let parts = match what {
             What::Index => &self.indexes,
             What::Trace => &self.traces,
         };
-        beside.get_or_init(|| self.look(what)).await
+        parts.get_or_init(|| self.look_for_signed(what)).await
     }
 
-    async fn look(&self, what: What) -> Beside {
+    async fn ztocs(&self) -> &BTreeMap<ObjectId, Pin> {
+        self.ztocs.get_or_init(|| self.look_for_ztocs()).await
+    }
+
+    /// The zTOCs of the index that was found last, of those that have any.
+    async fn look_for_ztocs(&self) -> BTreeMap<ObjectId, Pin> {
+        if !self.trust.soci_v1 {
+            return BTreeMap::new();
+        }
+        let found = retried(|| self.registry.artifacts(&self.image, soci::INDEX_KIND_1));
+        let why = match tokio::time::timeout(INDEX_PATIENCE, found).await {
+            Ok(Ok(found)) => {
+                let ztocs = found.iter().map(|index| ztocs_beside(index, &self.image));
+                return ztocs.into_iter().find(|ztocs| !ztocs.is_empty()).unwrap_or_default();
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it does not come".into(),
+        };
+        self.say(format!("no SOCI index beside the image is used: {why}")).await;
+        BTreeMap::new()
+    }
+
+    async fn look_for_signed(&self, what: What) -> Parts {
         let wanted = what == What::Index || self.wants_traces.load(Ordering::Relaxed);
-        if self.keys.is_empty() || !wanted {
-            return Beside::default();
+        if self.trust.keys.is_empty() || !wanted {
+            return Parts::default();
         }
         let (a, name) = match what {
             What::Index => ("an", what.name()),
             What::Trace => ("a", what.name()),
         };
-        let only = |note| Beside { parts: Vec::new(), notes: Mutex::new(vec![note]) };
+        let only = |note| Parts { parts: Vec::new(), notes: Mutex::new(vec![note]) };
         // nobody waits long for what one can do without
-        let found = retried(|| self.registry.artifacts(&self.image, what));
+        let found = retried(|| self.registry.artifacts(&self.image, what.artifact_type()));
         let found = match tokio::time::timeout(INDEX_PATIENCE, found).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => {
@@ -143,12 +191,12 @@ impl Signed {
         };
         let mut notes = Vec::new();
         for manifest in found {
-            match artifact::read(&manifest, what, &self.image, &self.keys) {
-                Ok(parts) => return Beside { parts, notes: Mutex::new(notes) },
+            match artifact::read(&manifest, what, &self.image, &self.trust.keys) {
+                Ok(parts) => return Parts { parts, notes: Mutex::new(notes) },
                 Err(why) => notes.push(format!("{a} {name} of the image is not used: {why}")),
             }
         }
-        Beside { parts: Vec::new(), notes: Mutex::new(notes) }
+        Parts { parts: Vec::new(), notes: Mutex::new(notes) }
     }
 
     async fn say(&self, message: String) {
