@@ -4,8 +4,8 @@
 //! asked for: compressed bytes in; out go the archive into the layer's segment, a manifest of its tree
 //! for the builder, and the index that lets a worker fetch parts of the layer later.
 //!
-//! A layer whose index the image pins is not streamed (`pinned`). The windows of an index of ours follow later (`windows`). What its archive says is read once all of it is here
-//! (`reread`).
+//! A layer whose index the image pins, or somebody who is trusted has put beside it (`beside`), is not streamed (`pinned`). The windows
+//! of an index of ours follow later (`windows`). What the layer's archive says is read once all of it is here (`reread`).
 
 mod beside;
 mod pinned;
