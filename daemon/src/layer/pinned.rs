@@ -63,7 +63,7 @@ pub struct Layer {
     pub diff_id: Digest,
 }
 
-/// An index that a manifest pins.
+/// An index that a manifest pins, or that stands beside the image and is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pin {
     Estargz {

@@ -37,7 +37,7 @@ use super::{Supervisor, internal};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::catalog::{CatalogError, Image, NewImage, NewPool, Pool, Tree};
 use crate::config;
-use crate::ids::{PoolId, SegmentId};
+use crate::ids::{PoolId, SegmentId, TreeId};
 use crate::object::{HashKind, ObjectId};
 use crate::queue::wire::image::{Host, Layer, LayerOrigin, PinnedFormat, Platform, Repository};
 use crate::segment::SegmentKind;
@@ -90,9 +90,14 @@ pub(super) fn is_vouched_for(tree: &Tree, keys: &[PublicKey]) -> bool {
     is_known(tree) || is_signed(tree) && tree.refuted.is_none() && !keys.is_empty()
 }
 
-/// Whether what is in a layer is nothing but somebody's claim, and such claims are not believed (any more).
+/// Whether what is in a layer is nothing but the claim of somebody who can push to the image's repository.
+fn is_claim(tree: &Tree) -> bool {
+    tree.revision == PinnedFormat::SociV1.name() && !is_known(tree)
+}
+
+/// And such claims are not believed (any more), or this one has turned out to be wrong.
 pub(super) fn is_mere_claim(tree: &Tree, images: &config::Images) -> bool {
-    tree.revision == PinnedFormat::SociV1.name() && !is_known(tree) && !images.soci_v1
+    is_claim(tree) && (!images.soci_v1 || tree.refuted.is_some())
 }
 
 fn known_origin(pool: &Pool) -> Result<KnownOrigin, ApiError> {
@@ -277,6 +282,15 @@ impl Supervisor {
         let reference = parse(&request.reference)?;
         let found = self.catalog.image_named(&reference.to_string()).await.map_err(catalog)?;
         if let Some(image) = found {
+            for (tree, _) in &image.layers {
+                let (tree, _) = self.tree_and_pool(*tree).await?;
+                if is_mere_claim(&tree, &self.config.images) {
+                    let layer = digest::text(&tree.root);
+                    let message = format!("nobody who is believed says what is in layer {layer}");
+                    let hint = format!("`hydrant image pull {reference}` pulls it anew");
+                    return Err(ApiError::conflict(message).with_hint(hint));
+                }
+            }
             return Ok(image);
         }
         let owner = request.owner.unwrap_or(ROOT);
@@ -459,17 +473,7 @@ impl<'s> Pull<'s, '_> {
             if known.contains_key(&layer.diff_id) {
                 continue;
             }
-            let mut found = self.pool(layer, None).await?;
-            if let Some(tree) = &found.tree
-                && (found.lacks.is_some() || !self.is_proved(tree, &resolved.manifest).await?)
-            {
-                found = self.pool(layer, Some(&resolved.manifest)).await?;
-            }
-            let Found { pool, cloning, tree, lacks } = found;
-            if let Some(error) = lacks {
-                let hint = "remove the images that have this layer, and pull them again";
-                return Err(error.with_hint(hint));
-            }
+            let (pool, cloning, tree) = self.pool_to_use(layer, &resolved.manifest).await?;
             if tree.is_none() {
                 let files = self.begin_layer(&pool).await?;
                 puller.fetch(number, &files).await?;
@@ -528,6 +532,7 @@ impl<'s> Pull<'s, '_> {
             let message = format!("{reference} has no layers: there is nothing to mount");
             return Err(ApiError::new(ErrorCode::Unsupported, message));
         }
+        self.check_mounts(&reference, &resolved.manifest, &layers).await?;
         let (digest, manifest, config) = (resolved.digest, resolved.manifest, resolved.config);
         let held = self.held;
         let image = NewImage { reference, digest, manifest, config, layers, held };
@@ -538,8 +543,62 @@ impl<'s> Pull<'s, '_> {
         Ok(Pulled { image, received: total, _in_use: in_use })
     }
 
+    /// Whoever has the image mounted sees its layers: they don't become others.
+    async fn check_mounts(
+        &self,
+        reference: &str,
+        manifest: &ObjectId,
+        layers: &[(TreeId, u64)],
+    ) -> Result<(), ApiError> {
+        let catalog_of = &self.supervisor.catalog;
+        let images = catalog_of.images().await.map_err(catalog)?;
+        let is_it = |image: &&Image| image.reference == reference && image.manifest == *manifest;
+        let Some(image) = images.iter().find(is_it).filter(|image| image.layers != layers) else {
+            return Ok(());
+        };
+        let mounts = catalog_of.mounts().await.map_err(catalog)?;
+        match mounts.iter().find(|mount| mount.image == Some(image.id)) {
+            None => Ok(()),
+            Some(mount) => {
+                let at = mount.directory.display();
+                let message =
+                    format!("{reference} is in use, at {at}, with layers that can't be relied on");
+                Err(ApiError::conflict(message)
+                    .with_hint("`hydrant rm` removes a mount; then pull the image again"))
+            }
+        }
+    }
+
+    /// The pool of a layer, and the layer if it is here: that of everybody, of images with this manifest, or of those in this
+    /// repository.
+    async fn pool_to_use(
+        &self,
+        layer: &Layer,
+        manifest: &ObjectId,
+    ) -> Result<(Pool, Cloning<'s>, Option<Tree>), ApiError> {
+        let manifest_only = format!("@{}", digest::text(manifest));
+        let Repository { registry, name, .. } = &self.repository;
+        let repository_only = format!("{manifest_only}@{registry}/{name}");
+        let mut why = None;
+        for of in ["", &manifest_only, &repository_only] {
+            let Found { pool, cloning, tree, lacks } = self.pool(layer, of).await?;
+            let is_of_use = match &tree {
+                Some(tree) => lacks.is_none() && self.is_proved(tree, manifest).await?,
+                None => true,
+            };
+            if is_of_use {
+                return Ok((pool, cloning, tree));
+            }
+            why = lacks.or(why);
+        }
+        let message = || format!("layer {} is not what it should be", digest::text(&layer.digest));
+        let error = why.unwrap_or_else(|| ApiError::conflict(message()));
+        Err(error.with_hint("remove the images that have this layer, and pull them again"))
+    }
+
     /// Whether a layer is what its `diff_id` says. What was pulled by an index is what the manifest says that pinned
-    /// the index, until all of it is here: another image, whose author may be another one, does not take it.
+    /// the index, until all of it is here: another image, whose author may be another one, does not take it. What nothing has pinned
+    /// is what they say who can push to the repository.
     async fn is_proved(&self, tree: &Tree, manifest: &ObjectId) -> Result<bool, ApiError> {
         let supervisor = self.supervisor;
         if is_vouched_for(tree, &supervisor.config.images.index_keys) {
@@ -550,7 +609,12 @@ impl<'s> Pull<'s, '_> {
         }
         let images = supervisor.catalog.images().await.map_err(catalog)?;
         let is_of = |image: &Image| image.layers.iter().any(|(layer, _)| *layer == tree.id);
-        Ok(images.iter().any(|image| image.manifest == *manifest && is_of(image)))
+        let Repository { registry, name, .. } = &self.repository;
+        let ours = format!("{registry}/{name}");
+        let is_claim = is_claim(tree);
+        let says = |image: &Image| !is_claim || split_name(&image.reference).0 == ours;
+        let is_it = |image: &Image| image.manifest == *manifest && is_of(image) && says(image);
+        Ok(images.iter().any(is_it))
     }
 
     fn is_of_ours(&self, origin: &KnownOrigin) -> bool {
@@ -569,8 +633,10 @@ impl<'s> Pull<'s, '_> {
         if self.is_of_ours(known) && !supervisor.index_is_stuck(pool.id) {
             return Ok(IndexState::Whole);
         }
-        let Some(missing) = supervisor.missing_windows(tree).await? else {
-            return Ok(IndexState::Whole);
+        let missing = match supervisor.missing_windows(tree).await {
+            Ok(Some(missing)) => missing,
+            Ok(None) => return Ok(IndexState::Whole),
+            Err(error) => return Ok(IndexState::Lost(error)),
         };
         let segments = supervisor.catalog.segments_of(tree).await.map_err(catalog)?;
         if segments.iter().all(|segment| segment.complete) {
@@ -591,13 +657,8 @@ impl<'s> Pull<'s, '_> {
         }
     }
 
-    /// The layer's pool, which from now on fetches from this repository. `manifest`: one for images with this
-    /// manifest alone.
-    async fn pool(
-        &self,
-        layer: &Layer,
-        manifest: Option<&ObjectId>,
-    ) -> Result<Found<'s>, ApiError> {
+    /// The layer's pool, which from now on fetches from this repository. `of`: whose it is, or nothing.
+    async fn pool(&self, layer: &Layer, of: &str) -> Result<Found<'s>, ApiError> {
         let supervisor = self.supervisor;
         let mut origin = KnownOrigin {
             registry: self.repository.registry.clone(),
@@ -605,11 +666,7 @@ impl<'s> Pull<'s, '_> {
             layer: *layer,
             user: self.user,
         };
-        let mut url = format!("{LAYER}{}", digest::text(&layer.diff_id));
-        if let Some(manifest) = manifest {
-            url.push('@');
-            url.push_str(&digest::text(manifest));
-        }
+        let url = format!("{LAYER}{}{of}", digest::text(&layer.diff_id));
         let mut environment = self.environment.to_vec();
         let found = supervisor.catalog.find_pool(url.clone(), ROOT.uid, HashKind::Sha256);
         let mut lacks = None;

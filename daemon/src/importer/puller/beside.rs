@@ -39,8 +39,7 @@ pub struct Beside {
     supervisor: Arc<Supervisor>,
     indexes: OnceCell<Parts>,
     traces: OnceCell<Parts>,
-    /// By the digests of the layers' blobs.
-    ztocs: OnceCell<BTreeMap<ObjectId, Pin>>,
+    ztocs: OnceCell<Ztocs>,
     /// Traces are wanted, and as far as they were, they have come in time.
     wants_traces: AtomicBool,
 }
@@ -51,6 +50,15 @@ struct Parts {
     parts: Vec<Part>,
     /// What is to be said of that as soon as it is wanted.
     notes: Mutex<Vec<String>>,
+}
+
+/// What was found of SOCI's.
+#[derive(Default)]
+struct Ztocs {
+    /// By the digests of the layers' blobs.
+    pins: BTreeMap<ObjectId, Pin>,
+    /// As in [`Parts`].
+    note: Mutex<Option<String>>,
 }
 
 impl Beside {
@@ -92,7 +100,12 @@ impl Beside {
         }
         let digest = |blob: ObjectId| blob.as_bytes().try_into().ok().map(Digest::from_bytes);
         let Some(Part { blob, size, .. }) = self.part(layer, Kind::Index).await else {
-            return self.ztocs().await.get(&layer.digest).copied();
+            let Ztocs { pins, note } = self.ztocs().await;
+            let note = note.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(note) = note {
+                self.say(note).await;
+            }
+            return pins.get(&layer.digest).copied();
         };
         let windows = self
             .part(layer, Kind::Windows)
@@ -146,26 +159,27 @@ impl Beside {
         parts.get_or_init(|| self.look_for_signed(what)).await
     }
 
-    async fn ztocs(&self) -> &BTreeMap<ObjectId, Pin> {
+    async fn ztocs(&self) -> &Ztocs {
         self.ztocs.get_or_init(|| self.look_for_ztocs()).await
     }
 
     /// The zTOCs of the index that was found last, of those that have any.
-    async fn look_for_ztocs(&self) -> BTreeMap<ObjectId, Pin> {
+    async fn look_for_ztocs(&self) -> Ztocs {
         if !self.trust.soci_v1 {
-            return BTreeMap::new();
+            return Ztocs::default();
         }
         let found = retried(|| self.registry.artifacts(&self.image, soci::INDEX_KIND_1));
         let why = match tokio::time::timeout(INDEX_PATIENCE, found).await {
             Ok(Ok(found)) => {
-                let ztocs = found.iter().map(|index| ztocs_beside(index, &self.image));
-                return ztocs.into_iter().find(|ztocs| !ztocs.is_empty()).unwrap_or_default();
+                let mut ztocs = found.iter().map(|index| ztocs_beside(index, &self.image));
+                let pins = ztocs.find(|ztocs| !ztocs.is_empty()).unwrap_or_default();
+                return Ztocs { pins, ..Ztocs::default() };
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "it does not come".into(),
         };
-        self.say(format!("no SOCI index beside the image is used: {why}")).await;
-        BTreeMap::new()
+        let note = format!("no SOCI index beside the image is used: {why}");
+        Ztocs { note: Mutex::new(Some(note)), ..Ztocs::default() }
     }
 
     async fn look_for_signed(&self, what: What) -> Parts {

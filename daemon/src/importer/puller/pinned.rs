@@ -92,7 +92,9 @@ pub async fn make(
     let mut attempt = 1;
     // what the image does not speak of it can do without
     let (attempts, patience) = match pin {
-        Pin::Own { size, .. } => (1, OWN_PATIENCE + Duration::from_secs(size / OWN_PACE)),
+        Pin::Own { size, .. } | Pin::Soci { size, version: 1, .. } => {
+            (1, OWN_PATIENCE + Duration::from_secs(size / OWN_PACE))
+        }
         _ => (ATTEMPTS, Duration::MAX),
     };
     let (read, format) = loop {
@@ -233,10 +235,13 @@ async fn read(
                 let end = move || soci::end(&span, &window, &compressed);
                 let end = tokio::task::spawn_blocking(end).await;
                 let end = end.unwrap_or(Err(Unusable::Format("a thread ended")))?;
-                if end > said {
-                    // only the last one may be longer: any other is not in order then
-                    pinned = read(Some(end)).await?;
+                if end == said {
+                    continue;
                 }
+                if number + 1 != pinned.index.spans().len() {
+                    return Err(Unusable::Format("a part of it that was tried is wrong").into());
+                }
+                pinned = read(Some(end)).await?;
             }
             let format = if version == 1 { PinnedFormat::SociV1 } else { PinnedFormat::Soci };
             Ok((pinned, format))

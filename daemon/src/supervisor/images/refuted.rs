@@ -17,6 +17,7 @@ use tracing::{error, warn};
 
 use super::super::shard::Command;
 use super::super::{Supervisor, lock};
+use super::is_claim;
 use crate::admin::ApiError;
 use crate::catalog::Tree;
 use crate::ids::SegmentId;
@@ -26,7 +27,11 @@ use crate::segment::SegmentKind;
 pub(in super::super) fn refusal(tree: &Tree) -> Option<ApiError> {
     let why = tree.refuted.as_ref()?;
     let message = format!("the layer sha256:{} is not what its image says: {why}", tree.commit);
-    Some(ApiError::conflict(message).with_hint("remove the image: it may be damaged, or forged"))
+    let hint = match is_claim(tree) {
+        true => "remove the image, and the SOCI index beside it: that may be damaged, or forged",
+        false => "remove the image: it may be damaged, or forged",
+    };
+    Some(ApiError::conflict(message).with_hint(hint))
 }
 
 impl Supervisor {

@@ -74,7 +74,8 @@ impl Supervisor {
             snapshot.parent.as_deref() == parent && is_target(&snapshot.labels)
         };
         for tree in all.iter().filter(is_it).filter_map(|snapshot| snapshot.tree) {
-            if self.tree_and_pool(tree).await?.0.refuted.is_none() {
+            let (tree, _) = self.tree_and_pool(tree).await?;
+            if tree.refuted.is_none() && !images::is_mere_claim(&tree, &self.config.images) {
                 return Ok(true);
             }
         }
