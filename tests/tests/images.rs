@@ -533,3 +533,36 @@ fn root_an_impostor_is_nobody_elses_layer() -> Result<()> {
     ensure!(listed(&trees[0])? != listed(&trees[1])?, "they are the same");
     Ok(())
 }
+
+/// Two images with a layer in common, each by what its own maker says of it. Once one of them is all here and proved, the other one
+/// is pulled again where it is mounted: its layers are still its own.
+#[test]
+#[ignore = "needs root"]
+fn root_a_mounted_image_is_pulled_again() -> Result<()> {
+    let configuration = "[images]\nbackground_fill = false\ntrace = false\n";
+    let images = Images::with("images-again", configuration)?;
+    let mut trees = Vec::new();
+    for kind in ["big-estargz", "app-estargz"] {
+        images.registry.push(kind, "v1", kind)?;
+        let reference = images.reference(images.registry.port(), kind);
+        trees.push((images.mount(&reference, kind)?, reference));
+    }
+    let listed_images = || -> Result<Vec<hydrant_api::Image>> {
+        Ok(images.world.daemon.admin().get("/v1/images")?)
+    };
+    let before = listed_images()?;
+    ensure!(before.iter().all(|image| image.unproved > 0), "{before:?}");
+    let [(first, _), (second, reference)] = &trees[..] else { anyhow::bail!("two") };
+    images.hydrant(&["prefetch", text(first)?])?;
+    until("the first is proved", Duration::from_secs(60), || {
+        let image = listed_images().ok()?.into_iter().find(|i| i.reference != *reference)?;
+        (image.unproved == 0).then_some(())
+    })?;
+    let expected = listed(second)?;
+    for _ in 0..2 {
+        images.hydrant(&["image", "pull", reference])?;
+    }
+    images.world.daemon.kill_supervisor()?;
+    same_list(&expected, &listed(second)?)?;
+    same_list(&images.registry.unpacked("app-estargz")?, &expected)
+}

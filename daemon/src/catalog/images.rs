@@ -8,6 +8,7 @@ use super::pools::now;
 use super::records::{object, signed, unsigned};
 use super::{Catalog, CatalogError, Image, NewImage};
 use crate::ids::{ImageId, PoolId, TreeId};
+use crate::object::ObjectId;
 use crate::source::oci::digest;
 
 /// A layer, as people know it.
@@ -115,6 +116,24 @@ impl Catalog {
                 format!("SELECT {} FROM images WHERE reference = ?1 AND named", Image::COLUMNS);
             let image = t.query_row(&query, [reference], Image::from_row).optional()?;
             image.map(|image| with_layers(t, image)).transpose()
+        })
+        .await
+    }
+
+    /// What was pulled by this name and has this manifest, also if it has lost the name since.
+    pub async fn image_of(
+        &self,
+        reference: String,
+        manifest: ObjectId,
+    ) -> Result<Option<Image>, CatalogError> {
+        self.run("find an image", move |t| {
+            let query = format!(
+                "SELECT {} FROM images WHERE reference = ?1 AND manifest = ?2",
+                Image::COLUMNS
+            );
+            let image =
+                t.query_row(&query, params![reference, manifest.as_bytes()], Image::from_row);
+            image.optional()?.map(|image| with_layers(t, image)).transpose()
         })
         .await
     }

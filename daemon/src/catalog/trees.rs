@@ -131,11 +131,17 @@ impl Catalog {
     }
 
     /// Those that are not what their indexes say.
-    pub async fn refuted_trees(&self) -> Result<HashSet<TreeId>, CatalogError> {
-        self.run("list the refuted trees", |t| {
-            t.prepare("SELECT id FROM trees WHERE refuted IS NOT NULL")?
-                .query_map([], |row| Ok(TreeId(unsigned(row, 0)?)))?
-                .collect()
+    /// And those of this revision that are not proved.
+    pub async fn refuted_trees(
+        &self,
+        unbelieved: Option<&'static str>,
+    ) -> Result<HashSet<TreeId>, CatalogError> {
+        self.run("list the refuted trees", move |t| {
+            t.prepare(
+                "SELECT id FROM trees WHERE refuted IS NOT NULL OR revision = ?1 AND NOT proved",
+            )?
+            .query_map([unbelieved], |row| Ok(TreeId(unsigned(row, 0)?)))?
+            .collect()
         })
         .await
     }

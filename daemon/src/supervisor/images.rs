@@ -12,6 +12,7 @@ mod prove;
 mod publish;
 mod puller;
 mod refuted;
+mod share;
 mod trace;
 mod windows;
 
@@ -35,10 +36,9 @@ use super::clone::Cloning;
 use super::queue::milliseconds;
 use super::{Supervisor, internal};
 use crate::admin::{ApiError, Caller, ProgressSender};
-use crate::catalog::{CatalogError, Image, NewImage, NewPool, Pool, Tree};
+use crate::catalog::{CatalogError, Image, NewImage, Pool, Tree};
 use crate::config;
-use crate::ids::{PoolId, SegmentId, TreeId};
-use crate::object::{HashKind, ObjectId};
+use crate::ids::{PoolId, SegmentId};
 use crate::queue::wire::image::{Host, Layer, LayerOrigin, PinnedFormat, Platform, Repository};
 use crate::segment::SegmentKind;
 use crate::source::oci::digest;
@@ -100,6 +100,11 @@ pub(super) fn is_mere_claim(tree: &Tree, images: &config::Images) -> bool {
     is_claim(tree) && (!images.soci_v1 || tree.refuted.is_some())
 }
 
+/// The revision of trees that are such claims, if these are not believed.
+pub(super) fn unbelieved(images: &config::Images) -> Option<&'static str> {
+    (!images.soci_v1).then_some(PinnedFormat::SociV1.name())
+}
+
 fn known_origin(pool: &Pool) -> Result<KnownOrigin, ApiError> {
     serde_json::from_value(pool.origin.clone())
         .map_err(|error| internal("can't read the pool's origin", &error))
@@ -149,26 +154,6 @@ struct Pull<'s, 'a> {
     progress: &'a ProgressSender,
     /// So long it waits for parts of indexes that layers of other repositories lack, once there is one.
     index_until: OnceLock<tokio::time::Instant>,
-}
-
-/// All of the index that a layer was pulled by, and what is needed to fetch parts of the layer with it.
-enum IndexState {
-    /// It is here: the layer may come from anywhere.
-    Whole,
-    /// A part is where the layer has come from so far; nothing of the layer has to be fetched, or it has to be from there.
-    Elsewhere,
-    /// That part can't be had.
-    Lost(ApiError),
-}
-
-/// The pool of a layer that is being pulled.
-struct Found<'s> {
-    pool: Pool,
-    cloning: Cloning<'s>,
-    /// If the layer is here.
-    tree: Option<Tree>,
-    /// Why it can't serve this image: a part of its index can't be had.
-    lacks: Option<ApiError>,
 }
 
 /// An image that was just pulled.
@@ -469,11 +454,12 @@ impl<'s> Pull<'s, '_> {
         let mut known: HashMap<_, (Pool, Cloning<'s>, Option<Tree>)> = HashMap::new();
         let mut wanted = HashMap::new();
         let mut traces = HashMap::new();
+        let asked = self.asked(&reference, &resolved.manifest).await?;
         for (number, layer) in (0u32..).zip(&resolved.layers) {
             if known.contains_key(&layer.diff_id) {
                 continue;
             }
-            let (pool, cloning, tree) = self.pool_to_use(layer, &resolved.manifest).await?;
+            let (pool, cloning, tree) = self.take_layer(layer, &asked).await?;
             if tree.is_none() {
                 let files = self.begin_layer(&pool).await?;
                 puller.fetch(number, &files).await?;
@@ -532,7 +518,6 @@ impl<'s> Pull<'s, '_> {
             let message = format!("{reference} has no layers: there is nothing to mount");
             return Err(ApiError::new(ErrorCode::Unsupported, message));
         }
-        self.check_mounts(&reference, &resolved.manifest, &layers).await?;
         let (digest, manifest, config) = (resolved.digest, resolved.manifest, resolved.config);
         let held = self.held;
         let image = NewImage { reference, digest, manifest, config, layers, held };
@@ -541,173 +526,5 @@ impl<'s> Pull<'s, '_> {
         trees.for_each(|tree| supervisor.want_windows(tree));
         let in_use = known.into_values().map(|(_, cloning, _)| cloning).collect();
         Ok(Pulled { image, received: total, _in_use: in_use })
-    }
-
-    /// Whoever has the image mounted sees its layers: they don't become others.
-    async fn check_mounts(
-        &self,
-        reference: &str,
-        manifest: &ObjectId,
-        layers: &[(TreeId, u64)],
-    ) -> Result<(), ApiError> {
-        let catalog_of = &self.supervisor.catalog;
-        let images = catalog_of.images().await.map_err(catalog)?;
-        let is_it = |image: &&Image| image.reference == reference && image.manifest == *manifest;
-        let Some(image) = images.iter().find(is_it).filter(|image| image.layers != layers) else {
-            return Ok(());
-        };
-        let mounts = catalog_of.mounts().await.map_err(catalog)?;
-        match mounts.iter().find(|mount| mount.image == Some(image.id)) {
-            None => Ok(()),
-            Some(mount) => {
-                let at = mount.directory.display();
-                let message =
-                    format!("{reference} is in use, at {at}, with layers that can't be relied on");
-                Err(ApiError::conflict(message)
-                    .with_hint("`hydrant rm` removes a mount; then pull the image again"))
-            }
-        }
-    }
-
-    /// The pool of a layer, and the layer if it is here: that of everybody, of images with this manifest, or of those in this
-    /// repository.
-    async fn pool_to_use(
-        &self,
-        layer: &Layer,
-        manifest: &ObjectId,
-    ) -> Result<(Pool, Cloning<'s>, Option<Tree>), ApiError> {
-        let manifest_only = format!("@{}", digest::text(manifest));
-        let Repository { registry, name, .. } = &self.repository;
-        let repository_only = format!("{manifest_only}@{registry}/{name}");
-        let mut why = None;
-        for of in ["", &manifest_only, &repository_only] {
-            let Found { pool, cloning, tree, lacks } = self.pool(layer, of).await?;
-            let is_of_use = match &tree {
-                Some(tree) => lacks.is_none() && self.is_proved(tree, manifest).await?,
-                None => true,
-            };
-            if is_of_use {
-                return Ok((pool, cloning, tree));
-            }
-            why = lacks.or(why);
-        }
-        let message = || format!("layer {} is not what it should be", digest::text(&layer.digest));
-        let error = why.unwrap_or_else(|| ApiError::conflict(message()));
-        Err(error.with_hint("remove the images that have this layer, and pull them again"))
-    }
-
-    /// Whether a layer is what its `diff_id` says. What was pulled by an index is what the manifest says that pinned
-    /// the index, until all of it is here: another image, whose author may be another one, does not take it. What nothing has pinned
-    /// is what they say who can push to the repository.
-    async fn is_proved(&self, tree: &Tree, manifest: &ObjectId) -> Result<bool, ApiError> {
-        let supervisor = self.supervisor;
-        if is_vouched_for(tree, &supervisor.config.images.index_keys) {
-            return Ok(true);
-        }
-        if is_mere_claim(tree, &supervisor.config.images) {
-            return Ok(false);
-        }
-        let images = supervisor.catalog.images().await.map_err(catalog)?;
-        let is_of = |image: &Image| image.layers.iter().any(|(layer, _)| *layer == tree.id);
-        let Repository { registry, name, .. } = &self.repository;
-        let ours = format!("{registry}/{name}");
-        let is_claim = is_claim(tree);
-        let says = |image: &Image| !is_claim || split_name(&image.reference).0 == ours;
-        let is_it = |image: &Image| image.manifest == *manifest && is_of(image) && says(image);
-        Ok(images.iter().any(is_it))
-    }
-
-    fn is_of_ours(&self, origin: &KnownOrigin) -> bool {
-        let Repository { registry, name, .. } = &self.repository;
-        (&origin.registry, &origin.repository) == (registry, name)
-    }
-
-    /// Where the index of a layer is that another repository may have been asked for.
-    async fn index_of(
-        &self,
-        known: &KnownOrigin,
-        pool: &Pool,
-        tree: &Tree,
-    ) -> Result<IndexState, ApiError> {
-        let supervisor = self.supervisor;
-        if self.is_of_ours(known) && !supervisor.index_is_stuck(pool.id) {
-            return Ok(IndexState::Whole);
-        }
-        let missing = match supervisor.missing_windows(tree).await {
-            Ok(Some(missing)) => missing,
-            Ok(None) => return Ok(IndexState::Whole),
-            Err(error) => return Ok(IndexState::Lost(error)),
-        };
-        let segments = supervisor.catalog.segments_of(tree).await.map_err(catalog)?;
-        if segments.iter().all(|segment| segment.complete) {
-            return Ok(IndexState::Elsewhere);
-        }
-        let until = || tokio::time::Instant::now() + INDEX_PATIENCE;
-        let until = *self.index_until.get_or_init(until);
-        match supervisor.complete_index(tree, pool, missing, until).await {
-            Ok(()) => Ok(IndexState::Whole),
-            Err(error) => {
-                let layer = digest::text(&known.layer.digest);
-                let KnownOrigin { registry, repository, .. } = known;
-                let message = format!(
-                    "the index of layer {layer} can't be completed from {registry}/{repository}: {error}"
-                );
-                Ok(IndexState::Lost(ApiError::new(ErrorCode::Origin, message)))
-            }
-        }
-    }
-
-    /// The layer's pool, which from now on fetches from this repository. `of`: whose it is, or nothing.
-    async fn pool(&self, layer: &Layer, of: &str) -> Result<Found<'s>, ApiError> {
-        let supervisor = self.supervisor;
-        let mut origin = KnownOrigin {
-            registry: self.repository.registry.clone(),
-            repository: self.repository.name.clone(),
-            layer: *layer,
-            user: self.user,
-        };
-        let url = format!("{LAYER}{}{of}", digest::text(&layer.diff_id));
-        let mut environment = self.environment.to_vec();
-        let found = supervisor.catalog.find_pool(url.clone(), ROOT.uid, HashKind::Sha256);
-        let mut lacks = None;
-        if let Some(found) = found.await.map_err(catalog)?
-            && let Ok(known) = known_origin(&found)
-            && let Some(tree) = supervisor.catalog.tree_of_pool(found.id).await.map_err(catalog)?
-        {
-            // the same archive, compressed in another way: its access index is of the blob that it was made with
-            let is_of_another = known.layer.digest != layer.digest;
-            let index = match is_of_another {
-                true => IndexState::Elsewhere,
-                false => self.index_of(&known, &found, &tree).await?,
-            };
-            if !matches!(index, IndexState::Whole) {
-                (origin, environment) = (known, found.environment);
-            }
-            if let IndexState::Lost(error) = index {
-                warn!(%error, "a layer is not shared");
-                self.progress.note(error.message.clone());
-                lacks = Some(error);
-            }
-        }
-        let pool = NewPool {
-            url,
-            owner: ROOT,
-            hash: HashKind::Sha256,
-            origin: serde_json::to_value(&origin)
-                .map_err(|error| internal("can't keep the origin", &error))?,
-            environment,
-        };
-        let pool = supervisor.catalog.pool_for(pool).await.map_err(catalog)?;
-        let cloning = Cloning::begin(supervisor, pool.id);
-        // it may have gone in between, as garbage
-        if supervisor.catalog.pool(pool.id).await.map_err(catalog)?.is_none() {
-            return Err(ApiError::conflict("a layer was just removed").with_hint("try it again"));
-        }
-        supervisor
-            .store
-            .make_pool_dir(pool.id)
-            .map_err(|error| internal("can't make the layer's directory", &error))?;
-        let tree = supervisor.catalog.tree_of_pool(pool.id).await.map_err(catalog)?;
-        Ok(Found { pool, cloning, tree, lacks })
     }
 }

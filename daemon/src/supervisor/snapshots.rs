@@ -335,7 +335,11 @@ impl Snapshotter for Supervisor {
 
     async fn list(&self) -> Result<Vec<Info>, Error> {
         let all = self.catalog.snapshots().await.map_err(failed)?;
-        let refuted = self.catalog.refuted_trees().await.map_err(failed)?;
+        let refuted = self
+            .catalog
+            .refuted_trees(super::images::unbelieved(&self.config.images))
+            .await
+            .map_err(failed)?;
         let listed = all.into_iter().map(|mut snapshot| {
             // by that label containerd finds the snapshot that is here already: this is to be none of them
             if snapshot.tree.is_some_and(|tree| refuted.contains(&tree)) {

@@ -28,9 +28,15 @@ pub const SMALLEST: u64 = 128 << 10;
 const END: u64 = 256 << 10;
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// How long an index of our own is waited for, and how many bytes of it come in a second at least.
+/// How long an index that stands beside the image is waited for, and how many bytes of it come in a second at least.
 const OWN_PATIENCE: Duration = Duration::from_secs(10);
 const OWN_PACE: u64 = 256 << 10;
+/// How long a span of SOCI is in general, in bytes.
+const SPAN: u64 = 4 << 20;
+
+fn own_patience(len: u64) -> Duration {
+    OWN_PATIENCE + Duration::from_secs(len / OWN_PACE)
+}
 
 /// An index that was read.
 struct Read {
@@ -92,9 +98,9 @@ pub async fn make(
     let mut attempt = 1;
     // what the image does not speak of it can do without
     let (attempts, patience) = match pin {
-        Pin::Own { size, .. } | Pin::Soci { size, version: 1, .. } => {
-            (1, OWN_PATIENCE + Duration::from_secs(size / OWN_PACE))
-        }
+        Pin::Own { size, .. } => (1, own_patience(*size)),
+        // with two spans, which are tried
+        Pin::Soci { size, version: 1, .. } => (1, own_patience(size + 2 * SPAN)),
         _ => (ATTEMPTS, Duration::MAX),
     };
     let (read, format) = loop {
