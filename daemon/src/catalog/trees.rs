@@ -130,8 +130,7 @@ impl Catalog {
         .await
     }
 
-    /// Those that are not what their indexes say.
-    /// And those of this revision that are not proved.
+    /// Those that are not what their indexes say, and those of the revision `unbelieved` that are not proved.
     pub async fn refuted_trees(
         &self,
         unbelieved: Option<&'static str>,

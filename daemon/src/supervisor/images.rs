@@ -518,6 +518,7 @@ impl<'s> Pull<'s, '_> {
             let message = format!("{reference} has no layers: there is nothing to mount");
             return Err(ApiError::new(ErrorCode::Unsupported, message));
         }
+        self.check_mounts(&asked, &layers).await?;
         let (digest, manifest, config) = (resolved.digest, resolved.manifest, resolved.config);
         let held = self.held;
         let image = NewImage { reference, digest, manifest, config, layers, held };

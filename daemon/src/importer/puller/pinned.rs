@@ -100,7 +100,7 @@ pub async fn make(
     let (attempts, patience) = match pin {
         Pin::Own { size, .. } => (1, own_patience(*size)),
         // with two spans, which are tried
-        Pin::Soci { size, version: 1, .. } => (1, own_patience(size + 2 * SPAN)),
+        Pin::Soci { size, version: 1, .. } => (1, own_patience(size.saturating_add(2 * SPAN))),
         _ => (ATTEMPTS, Duration::MAX),
     };
     let (read, format) = loop {

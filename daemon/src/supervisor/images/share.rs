@@ -2,7 +2,8 @@
 //!
 //! A layer is found by what is in it, in a pool of its own. All images share it that may rely on it: what was streamed, or proved, is what
 //! its digest says. What was pulled by an index is what those say who have made the index, until all of it is here: the images
-//! with that manifest, if it pins the index, or those in that repository, if nothing does. Others have pools of their own.
+//! with that manifest, if it pins the index, or those in that repository, if nothing does. Others have pools of their own. An image that
+//! is mounted keeps the layers that it has.
 
 use std::collections::HashMap;
 
@@ -18,6 +19,7 @@ use super::{
 };
 use crate::admin::ApiError;
 use crate::catalog::{Image, NewPool, Pool, Tree};
+use crate::ids::TreeId;
 use crate::object::{HashKind, ObjectId};
 use crate::queue::wire::image::{Layer, Repository};
 use crate::source::oci::digest;
@@ -25,6 +27,11 @@ use crate::source::oci::digest;
 /// The image that is pulled, as far as it is here.
 pub(super) struct Asked {
     manifest: ObjectId,
+    here: Option<Here>,
+}
+
+struct Here {
+    image: Image,
     /// The URLs of its layers' pools, by the digests of the archives.
     pools: HashMap<ObjectId, String>,
     /// Where somebody has it mounted: its layers can't become others.
@@ -34,7 +41,7 @@ pub(super) struct Asked {
 /// Whose a layer's pool is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Whose {
-    /// The image has it already.
+    /// The image has it already, and is mounted.
     Own,
     Everybody,
     /// Images' with this manifest.
@@ -53,6 +60,11 @@ enum IndexState {
     Lost(ApiError),
 }
 
+fn in_use(at: &str) -> ApiError {
+    let message = format!("the image is in use, at {at}, with layers that can't be relied on");
+    ApiError::conflict(message).with_hint("`hydrant rm` removes a mount; then pull the image again")
+}
+
 impl<'s> Pull<'s, '_> {
     pub(super) async fn asked(
         &self,
@@ -60,18 +72,39 @@ impl<'s> Pull<'s, '_> {
         manifest: &ObjectId,
     ) -> Result<Asked, ApiError> {
         let supervisor = self.supervisor;
-        let (mut pools, mut mounted_at) = (HashMap::new(), None);
         let here = supervisor.catalog.image_of(reference.to_owned(), *manifest).await;
-        if let Some(image) = here.map_err(catalog)? {
-            for (tree, _) in &image.layers {
-                let (tree, pool) = supervisor.tree_and_pool(*tree).await?;
+        let Some(image) = here.map_err(catalog)? else {
+            return Ok(Asked { manifest: *manifest, here: None });
+        };
+        let mut pools = HashMap::new();
+        for (tree, _) in &image.layers {
+            // the image may just be going
+            if let Ok((tree, pool)) = supervisor.tree_and_pool(*tree).await {
                 pools.insert(tree.commit, pool.url);
             }
-            let mounts = supervisor.catalog.mounts().await.map_err(catalog)?;
-            let mount = mounts.into_iter().find(|mount| mount.image == Some(image.id));
-            mounted_at = mount.map(|mount| mount.directory.display().to_string());
         }
-        Ok(Asked { manifest: *manifest, pools, mounted_at })
+        let mounted_at = self.mounted_at(&image).await?;
+        Ok(Asked { manifest: *manifest, here: Some(Here { image, pools, mounted_at }) })
+    }
+
+    async fn mounted_at(&self, image: &Image) -> Result<Option<String>, ApiError> {
+        let mounts = self.supervisor.catalog.mounts().await.map_err(catalog)?;
+        let mount = mounts.into_iter().find(|mount| mount.image == Some(image.id));
+        Ok(mount.map(|mount| mount.directory.display().to_string()))
+    }
+
+    /// To be called before these become the layers of the image: nobody may have mounted it with others meanwhile.
+    pub(super) async fn check_mounts(
+        &self,
+        asked: &Asked,
+        layers: &[(TreeId, u64)],
+    ) -> Result<(), ApiError> {
+        match &asked.here {
+            Some(Here { image, .. }) if image.layers != layers => {
+                self.mounted_at(image).await?.map_or(Ok(()), |at| Err(in_use(&at)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The pool that a layer has for this image, and the layer if it is here.
@@ -85,7 +118,9 @@ impl<'s> Pull<'s, '_> {
         let manifest = format!("{everybody}@{}", digest::text(&image.manifest));
         let Repository { registry, name, .. } = &self.repository;
         let repository = format!("{manifest}@{registry}/{name}");
-        let own = image.pools.get(&layer.diff_id).map(|own| (Whose::Own, own.clone()));
+        let mounted = image.here.as_ref().filter(|here| here.mounted_at.is_some());
+        let own = mounted.and_then(|here| here.pools.get(&layer.diff_id));
+        let own = own.map(|own| (Whose::Own, own.clone()));
         let others = [
             (Whose::Everybody, everybody),
             (Whose::Manifest, manifest),
@@ -103,30 +138,28 @@ impl<'s> Pull<'s, '_> {
                     supervisor.catalog.tree_of_pool(pool.id).await.map_err(catalog)?
             {
                 if !self.is_of_use(&tree, whose, &image.manifest).await? {
-                    continue;
+                    match mounted.and_then(|here| here.mounted_at.as_ref()) {
+                        Some(at) if whose == Whose::Own => return Err(in_use(at)),
+                        _ => continue,
+                    }
                 }
                 if let Ok(known) = known_origin(&pool) {
                     match self.index_of(&known, layer, &pool, &tree).await? {
                         IndexState::Whole => {}
                         IndexState::Elsewhere => (origin, environment) = (known, pool.environment),
                         IndexState::Lost(error) => {
-                            warn!(%error, "a layer is not shared");
+                            warn!(%error, "a layer's index is not complete");
                             self.progress.note(error.message.clone());
-                            why = Some(error);
-                            continue;
+                            (origin, environment) = (known, pool.environment);
+                            if whose != Whose::Own {
+                                why = Some(error);
+                                continue;
+                            }
                         }
                     }
                 }
-            }
-            if whose != Whose::Own
-                && image.pools.get(&layer.diff_id) != Some(&url)
-                && let Some(at) = &image.mounted_at
-            {
-                let layer = digest::text(&layer.digest);
-                let message =
-                    format!("layer {layer} can't be relied on, and the image is in use, at {at}");
-                return Err(ApiError::conflict(message)
-                    .with_hint("`hydrant rm` removes a mount; then pull the image again"));
+            } else if whose == Whose::Own {
+                continue;
             }
             return self.take(url, &origin, environment).await;
         }
