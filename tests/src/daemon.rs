@@ -1,6 +1,7 @@
 //! A daemon of the test's own: the built `hydrantd` with private directories.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -150,6 +151,13 @@ impl Daemon {
         })
     }
 
+    /// Mounts a tree again that was unmounted a moment ago: the mount namespace that another test makes just then has a copy of it for
+    /// a while.
+    pub fn mount_again(&self, tree: &Path) -> Result<()> {
+        let mount = [OsStr::new("mount"), tree.as_os_str()];
+        until("it is mounted again", Duration::from_secs(60), || self.check(&mount).ok().map(drop))
+    }
+
     /// Kills every process of the daemon at once, as a power cut would.
     pub fn kill(&mut self) {
         // one that is left over starts the others again, so none may run while they are killed
@@ -257,7 +265,7 @@ impl Daemon {
     }
 
     /// `hydrant ARGUMENTS` for this daemon, to be run.
-    pub fn hydrant<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<Run> {
+    pub fn hydrant<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<Run> {
         let mut command = Command::new(built("hydrant")?);
         // they come before what a test configures
         for name in ["GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "GIT_SSL_NO_VERIFY", "GIT_SSH_COMMAND"] {
@@ -270,7 +278,7 @@ impl Daemon {
     }
 
     /// Runs `hydrant ARGUMENTS`; failing is an error with the end of the daemon's log.
-    pub fn check<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Result<Output> {
+    pub fn check<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<Output> {
         self.hydrant(arguments)?.check().with_context(|| self.log_tail(40))
     }
 

@@ -96,7 +96,7 @@ fn root_umount_and_mount() -> Result<()> {
     ensure!(fs_err::read_dir(&tree)?.next().is_none(), "still something in {}", tree.display());
     let mount: Vec<Mount> = world.daemon.admin().mounts()?;
     ensure!(!mount[0].mounted);
-    world.daemon.check(&["mount", path_of(&tree)])?;
+    world.daemon.mount_again(&tree)?;
     world.daemon.check(&["mount", path_of(&tree)])?;
     world.server.new_requests()?;
     ensure!(fs_err::read(tree.join("mine"))? == b"mine");
@@ -167,7 +167,7 @@ fn root_rm_finds_what_git_hides() -> Result<()> {
     world.daemon.check(&["umount", path_of(&tree)])?;
     refused(&world, &rm, "mine.txt")?;
     ensure!(mounts_below(world.scratch.path())?.is_empty(), "it is mounted again");
-    world.daemon.check(&["mount", path_of(&tree)])?;
+    world.daemon.mount_again(&tree)?;
     fs_err::remove_file(tree.join("mine.txt"))?;
 
     for (hide, show) in

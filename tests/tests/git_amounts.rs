@@ -157,7 +157,7 @@ fn root_old_content_again() -> Result<()> {
     let inodes = r#"find . -path ./.git/objects -prune -o -type f -printf '%i %p\n' | sha1sum"#;
     let before = Run::shell(inodes, &[]).current_dir(&tree.tree).check()?.text();
     world.daemon.check(&["umount", &path])?;
-    world.daemon.check(&["mount", &path])?;
+    world.daemon.mount_again(&tree.tree)?;
     let after = Run::shell(inodes, &[]).current_dir(&tree.tree).check()?.text();
     ensure!(before == after, "the inode numbers are others after a mount");
     let some = tree.ids([150, 151])?;

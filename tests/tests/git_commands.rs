@@ -209,7 +209,7 @@ fn root_looking_fetches_nothing() -> Result<()> {
     }
     let path = tree.to_string_lossy().into_owned();
     world.daemon.check(&["umount", &path])?;
-    world.daemon.check(&["mount", &path])?;
+    world.daemon.mount_again(&tree)?;
     let status = world.git(&tree, &["status", "--porcelain"]).check()?;
     ensure!(status.stdout.is_empty(), "after unmount and mount:\n{}", status.text());
     let fetched = world.fetched_blobs(&repository, &[MAIN])?;
@@ -289,7 +289,7 @@ fn root_history_goes_on() -> Result<()> {
     let path = tree.to_string_lossy().into_owned();
     for _ in 0..2 {
         world.daemon.check(&["umount", &path])?;
-        world.daemon.check(&["mount", &path])?;
+        world.daemon.mount_again(&tree)?;
     }
     world.daemon.stop()?;
     world.daemon.start()?;

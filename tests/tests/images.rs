@@ -103,7 +103,7 @@ fn root_odd_image() -> Result<()> {
     fs_err::write(tree.join("etc/passwd"), b"changed")?;
     fs_err::remove_file(tree.join("home/twice"))?;
     images.hydrant(&["umount", text(&tree)?])?;
-    images.hydrant(&["mount", text(&tree)?])?;
+    images.world.daemon.mount_again(&tree)?;
     ensure!(fs_err::read(tree.join("etc/passwd"))? == b"changed", "a change is lost");
     ensure!(!tree.join("home/twice").exists(), "a removed file is back");
     let said = images.refused(&["rm", text(&tree)?])?;
@@ -477,7 +477,7 @@ fn root_odd_images_with_an_index() -> Result<()> {
         .with_context(|| images.world.daemon.log_tail(40))?;
         images.registry.stop();
         images.hydrant(&["umount", text(&tree)?])?;
-        images.hydrant(&["mount", text(&tree)?])?;
+        images.world.daemon.mount_again(&tree)?;
         same_list(&expected, &listed(&tree)?)?;
     }
     Ok(())

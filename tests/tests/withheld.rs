@@ -99,10 +99,7 @@ fn root_a_server_that_gives_nothing_by_id() -> Result<()> {
         is_whole(&world, &plain, &lazy)?;
         let text = lazy.to_str().unwrap_or_default();
         world.daemon.check(&["umount", text])?;
-        // a mount namespace that somebody makes just now has a copy of it for a moment
-        until("it is mounted again", Duration::from_secs(60), || {
-            world.daemon.check(&["mount", text]).ok()
-        })?;
+        world.daemon.mount_again(&lazy)?;
         is_whole(&world, &plain, &lazy)?;
         fs_err::write(lazy.join(file), "changed")?;
         world.git(&lazy, &["commit", "-am", "a change"]).check()?;
