@@ -121,6 +121,13 @@ const DIGITS: [u8; 256] = {
 #[error("{0:?} is not an object id (40 or 64 hexadecimal digits)")]
 pub struct NotAnObjectId(pub String);
 
+/// A SHA-256.
+impl From<[u8; 32]> for ObjectId {
+    fn from(bytes: [u8; 32]) -> Self {
+        Self { kind: HashKind::Sha256, bytes }
+    }
+}
+
 impl ObjectId {
     /// From 20 (SHA-1) or 32 (SHA-256) bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, NotAnObjectId> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{OptionalExtension, Params, Transaction, params};
 
 use super::pools::now;
 use super::records::{object, signed, unsigned};
@@ -100,24 +100,13 @@ impl Catalog {
     }
 
     pub async fn image(&self, id: ImageId) -> Result<Option<Image>, CatalogError> {
-        self.run("read an image", move |t| {
-            let query = format!("SELECT {} FROM images WHERE id = ?1", Image::COLUMNS);
-            let image = t.query_row(&query, [signed(id.0)?], Image::from_row).optional()?;
-            image.map(|image| with_layers(t, image)).transpose()
-        })
-        .await
+        self.run("read an image", move |t| one(t, "id = ?1", [signed(id.0)?])).await
     }
 
     /// The image that has the name.
     pub async fn image_named(&self, reference: &str) -> Result<Option<Image>, CatalogError> {
         let reference = reference.to_owned();
-        self.run("find an image", move |t| {
-            let query =
-                format!("SELECT {} FROM images WHERE reference = ?1 AND named", Image::COLUMNS);
-            let image = t.query_row(&query, [reference], Image::from_row).optional()?;
-            image.map(|image| with_layers(t, image)).transpose()
-        })
-        .await
+        self.run("find an image", move |t| one(t, "reference = ?1 AND named", [reference])).await
     }
 
     /// What was pulled by this name and has this manifest, also if it has lost the name since.
@@ -127,13 +116,7 @@ impl Catalog {
         manifest: ObjectId,
     ) -> Result<Option<Image>, CatalogError> {
         self.run("find an image", move |t| {
-            let query = format!(
-                "SELECT {} FROM images WHERE reference = ?1 AND manifest = ?2",
-                Image::COLUMNS
-            );
-            let image =
-                t.query_row(&query, params![reference, manifest.as_bytes()], Image::from_row);
-            image.optional()?.map(|image| with_layers(t, image)).transpose()
+            one(t, "reference = ?1 AND manifest = ?2", params![reference, manifest.as_bytes()])
         })
         .await
     }
@@ -147,6 +130,13 @@ impl Catalog {
         })
         .await
     }
+}
+
+/// The image for which this holds.
+fn one(t: &Transaction<'_>, condition: &str, of: impl Params) -> rusqlite::Result<Option<Image>> {
+    let query = format!("SELECT {} FROM images WHERE {condition}", Image::COLUMNS);
+    let image = t.query_row(&query, of, Image::from_row).optional()?;
+    image.map(|image| with_layers(t, image)).transpose()
 }
 
 fn with_layers(t: &Transaction<'_>, mut image: Image) -> rusqlite::Result<Image> {

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+use crate::object::ObjectId;
+
 /// A SHA-256 digest: `sha256:` and 64 lower-case hexadecimal digits.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
@@ -85,6 +87,12 @@ impl TryFrom<String> for Digest {
 
     fn try_from(text: String) -> Result<Self, NotADigest> {
         text.parse()
+    }
+}
+
+impl From<Digest> for ObjectId {
+    fn from(digest: Digest) -> Self {
+        digest.0.into()
     }
 }
 

@@ -42,7 +42,7 @@ use crate::version::{self, OtherVersion};
 pub const VERSION: u32 = 3;
 const MAGIC: &[u8; 8] = b"hydrspan";
 /// The length of what comes before the records, in bytes.
-pub const HEAD_LEN: usize = 144;
+const HEAD_LEN: usize = 144;
 /// That of the version before.
 const HEAD_LEN_BEFORE: usize = 104;
 const RECORD_LEN: usize = 76;
@@ -301,8 +301,7 @@ impl Index {
 
     /// Reads the part of a file that is before the windows, from its start.
     pub fn read(mut file: impl Read) -> io::Result<Result<Self, IndexError>> {
-        let mut bytes = Vec::with_capacity(HEAD_LEN);
-        file.by_ref().take(HEAD_LEN as u64).read_to_end(&mut bytes)?;
+        let mut bytes = start_of(&mut file)?;
         let len = match Head::parse(&bytes) {
             Ok(head) => head.windows_at(),
             Err(error) => return Ok(Err(error)),
@@ -414,6 +413,11 @@ impl Head {
         Fields { rest: start }.head()
     }
 
+    /// Reads it out of a file, from its start.
+    pub fn read(file: impl Read) -> io::Result<Self> {
+        Self::parse(&start_of(file)?).map_err(io::Error::other)
+    }
+
     /// Where the windows are in the file, in bytes from its start.
     #[must_use]
     pub fn windows_at(&self) -> u64 {
@@ -426,6 +430,13 @@ impl Frame {
     fn end(&self) -> u64 {
         self.start + u64::from(self.len)
     }
+}
+
+/// The first [`HEAD_LEN`] bytes of a file, or all of it.
+fn start_of(file: impl Read) -> io::Result<Vec<u8>> {
+    let mut start = Vec::with_capacity(HEAD_LEN);
+    file.take(HEAD_LEN as u64).read_to_end(&mut start)?;
+    Ok(start)
 }
 
 fn checksum(head: &[u8], records: &[u8]) -> u32 {

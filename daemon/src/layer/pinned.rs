@@ -130,8 +130,12 @@ impl Pin {
 }
 
 /// All that gzip members make, at most `limit` bytes.
-fn gunzip(mut input: &[u8], limit: u64) -> Result<Vec<u8>, Unusable> {
-    let mut gunzip = Gunzip::new().map_err(Unusable::Format)?;
+fn gunzip(input: &[u8], limit: u64) -> Result<Vec<u8>, Unusable> {
+    gunzip_from(Gunzip::new().map_err(Unusable::Format)?, input, limit)
+}
+
+/// The same, from wherever this one has come to.
+fn gunzip_from(mut gunzip: Gunzip, mut input: &[u8], limit: u64) -> Result<Vec<u8>, Unusable> {
     let (mut out, mut piece) = (Vec::new(), vec![0; PIECE]);
     loop {
         let step = gunzip.step(input, &mut piece).map_err(Unusable::Format)?;

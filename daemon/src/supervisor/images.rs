@@ -96,8 +96,13 @@ fn is_claim(tree: &Tree) -> bool {
 }
 
 /// And such claims are not believed (any more), or this one has turned out to be wrong.
-pub(super) fn is_mere_claim(tree: &Tree, images: &config::Images) -> bool {
+fn is_mere_claim(tree: &Tree, images: &config::Images) -> bool {
     is_claim(tree) && (!images.soci_v1 || tree.refuted.is_some())
+}
+
+/// Whether containerd is to be given none of it.
+pub(super) fn is_out(tree: &Tree, images: &config::Images) -> bool {
+    tree.refuted.is_some() || is_mere_claim(tree, images)
 }
 
 /// The revision of trees that are such claims, if these are not believed.

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::OnceCell;
 
-use super::pinned::SMALLEST;
+use super::pinned::{SMALLEST, digest};
 use super::{Supervisor, retried};
-use crate::layer::digest::Digest;
 use crate::layer::index::WindowsBlob;
 use crate::layer::pinned::{Pin, soci};
 use crate::object::ObjectId;
@@ -37,28 +37,26 @@ pub struct Beside {
     registry: Arc<Registry>,
     trust: Trust,
     supervisor: Arc<Supervisor>,
-    indexes: OnceCell<Parts>,
-    traces: OnceCell<Parts>,
-    ztocs: OnceCell<Ztocs>,
+    indexes: OnceCell<Found<Vec<Part>>>,
+    traces: OnceCell<Found<Vec<Part>>>,
+    /// SOCI's, by the digests of the layers' blobs.
+    ztocs: OnceCell<Found<BTreeMap<ObjectId, Pin>>>,
     /// Traces are wanted, and as far as they were, they have come in time.
     wants_traces: AtomicBool,
 }
 
-/// What was found of what is signed.
+/// What was found.
 #[derive(Default)]
-struct Parts {
-    parts: Vec<Part>,
+struct Found<T> {
+    found: T,
     /// What is to be said of that as soon as it is wanted.
     notes: Mutex<Vec<String>>,
 }
 
-/// What was found of SOCI's.
-#[derive(Default)]
-struct Ztocs {
-    /// By the digests of the layers' blobs.
-    pins: BTreeMap<ObjectId, Pin>,
-    /// As in [`Parts`].
-    note: Mutex<Option<String>>,
+impl<T> Found<T> {
+    fn new(found: T, notes: Vec<String>) -> Self {
+        Self { found, notes: Mutex::new(notes) }
+    }
 }
 
 impl Beside {
@@ -98,20 +96,14 @@ impl Beside {
         if layer.size < SMALLEST {
             return None;
         }
-        let digest = |blob: ObjectId| blob.as_bytes().try_into().ok().map(Digest::from_bytes);
         let Some(Part { blob, size, .. }) = self.part(layer, Kind::Index).await else {
-            let Ztocs { pins, note } = self.ztocs().await;
-            let note = note.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(note) = note {
-                self.say(note).await;
-            }
+            let pins = self.with_notes(self.ztocs().await).await;
             return pins.get(&layer.digest).copied();
         };
-        let windows = self
-            .part(layer, Kind::Windows)
-            .await
-            .and_then(|part| Some(WindowsBlob { digest: digest(part.blob)?, len: part.size }));
-        Some(Pin::Own { blob: digest(blob)?, size, windows })
+        let windows = self.part(layer, Kind::Windows).await.and_then(|part| {
+            Some(WindowsBlob { digest: digest(&part.blob).ok()?, len: part.size })
+        });
+        Some(Pin::Own { blob: digest(&blob).ok()?, size, windows })
     }
 
     /// What is to be fetched first of a layer.
@@ -143,15 +135,20 @@ impl Beside {
     }
 
     async fn part(&self, layer: &Layer, kind: Kind) -> Option<Part> {
-        let Parts { parts, notes } = self.parts(kind.what()).await;
+        let parts = self.with_notes(self.parts(kind.what()).await).await;
+        parts.iter().find(|part| part.kind == kind && part.layer == layer.digest).copied()
+    }
+
+    /// What was found, once the notes of it are said.
+    async fn with_notes<'f, T>(&self, Found { found, notes }: &'f Found<T>) -> &'f T {
         let notes = std::mem::take(&mut *notes.lock().unwrap_or_else(PoisonError::into_inner));
         for note in notes {
             self.say(note).await;
         }
-        parts.iter().find(|part| part.kind == kind && part.layer == layer.digest).copied()
+        found
     }
 
-    async fn parts(&self, what: What) -> &Parts {
+    async fn parts(&self, what: What) -> &Found<Vec<Part>> {
         let parts = match what {
             What::Index => &self.indexes,
             What::Trace => &self.traces,
@@ -159,58 +156,55 @@ impl Beside {
         parts.get_or_init(|| self.look_for_signed(what)).await
     }
 
-    async fn ztocs(&self) -> &Ztocs {
+    async fn ztocs(&self) -> &Found<BTreeMap<ObjectId, Pin>> {
         self.ztocs.get_or_init(|| self.look_for_ztocs()).await
     }
 
     /// The zTOCs of the index that was found last, of those that have any.
-    async fn look_for_ztocs(&self) -> Ztocs {
+    async fn look_for_ztocs(&self) -> Found<BTreeMap<ObjectId, Pin>> {
         if !self.trust.soci_v1 {
-            return Ztocs::default();
+            return Found::default();
         }
-        let found = retried(|| self.registry.artifacts(&self.image, soci::INDEX_KIND_1));
-        let why = match tokio::time::timeout(INDEX_PATIENCE, found).await {
-            Ok(Ok(found)) => {
-                let mut ztocs = found.iter().map(|index| ztocs_beside(index, &self.image));
-                let pins = ztocs.find(|ztocs| !ztocs.is_empty()).unwrap_or_default();
-                return Ztocs { pins, ..Ztocs::default() };
-            }
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "it does not come".into(),
+        let found = match self.artifacts(soci::INDEX_KIND_1, "SOCI index beside the image").await {
+            Ok(found) => found,
+            Err(note) => return Found::new(BTreeMap::new(), vec![note]),
         };
-        let note = format!("no SOCI index beside the image is used: {why}");
-        Ztocs { note: Mutex::new(Some(note)), ..Ztocs::default() }
+        let mut ztocs = found.iter().map(|index| ztocs_beside(index, &self.image));
+        Found::new(ztocs.find(|ztocs| !ztocs.is_empty()).unwrap_or_default(), Vec::new())
     }
 
-    async fn look_for_signed(&self, what: What) -> Parts {
+    /// The artifacts of a type. Or why there is no use in any, which people call `name`.
+    async fn artifacts(&self, kind: &str, name: &str) -> Result<Vec<Bytes>, String> {
+        // nobody waits long for what one can do without
+        let found = retried(|| self.registry.artifacts(&self.image, kind));
+        match tokio::time::timeout(INDEX_PATIENCE, found).await {
+            Ok(found) => found.map_err(|error| format!("no {name} is used: {error}")),
+            Err(_) => Err(format!("no {name} comes, and none is used")),
+        }
+    }
+
+    async fn look_for_signed(&self, what: What) -> Found<Vec<Part>> {
         let wanted = what == What::Index || self.wants_traces.load(Ordering::Relaxed);
         if self.trust.keys.is_empty() || !wanted {
-            return Parts::default();
+            return Found::default();
         }
         let (a, name) = match what {
             What::Index => ("an", what.name()),
             What::Trace => ("a", what.name()),
         };
-        let only = |note| Parts { parts: Vec::new(), notes: Mutex::new(vec![note]) };
-        // nobody waits long for what one can do without
-        let found = retried(|| self.registry.artifacts(&self.image, what.artifact_type()));
-        let found = match tokio::time::timeout(INDEX_PATIENCE, found).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => {
-                return only(format!("no signed {name} of the image is used: {error}"));
-            }
-            Err(_) => {
-                return only(format!("no signed {name} of the image comes, and none is used"));
-            }
+        let wanted = format!("signed {name} of the image");
+        let found = match self.artifacts(what.artifact_type(), &wanted).await {
+            Ok(found) => found,
+            Err(note) => return Found::new(Vec::new(), vec![note]),
         };
         let mut notes = Vec::new();
         for manifest in found {
             match artifact::read(&manifest, what, &self.image, &self.trust.keys) {
-                Ok(parts) => return Parts { parts, notes: Mutex::new(notes) },
+                Ok(parts) => return Found::new(parts, notes),
                 Err(why) => notes.push(format!("{a} {name} of the image is not used: {why}")),
             }
         }
-        Parts { parts: Vec::new(), notes: Mutex::new(notes) }
+        Found::new(Vec::new(), notes)
     }
 
     async fn say(&self, message: String) {

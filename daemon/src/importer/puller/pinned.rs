@@ -145,7 +145,7 @@ pub async fn make(
     Ok(shown.map(|shown| Made { shown, format, trace }))
 }
 
-fn digest(id: &ObjectId) -> Result<Digest, Unusable> {
+pub fn digest(id: &ObjectId) -> Result<Digest, Unusable> {
     let bytes = id.as_bytes().try_into().map_err(|_| Unusable::Digest)?;
     Ok(Digest::from_bytes(bytes))
 }
@@ -273,11 +273,10 @@ async fn part(
     range: ByteRange,
     received: &AtomicU64,
 ) -> Result<Vec<u8>, Failure> {
-    let id = ObjectId::from_bytes(blob.as_bytes()).map_err(|_| Unusable::Digest)?;
     let count = |bytes: u64| {
         received.fetch_add(bytes, Ordering::Relaxed);
     };
-    Ok(host.range(&id, len, range, count).await?)
+    Ok(host.range(&blob.into(), len, range, count).await?)
 }
 
 /// It may take its time.

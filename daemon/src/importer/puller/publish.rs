@@ -14,10 +14,12 @@ use crate::object::ObjectId;
 use crate::queue::wire::image::{FromPuller, ToPuller};
 use crate::source::oci::artifact::{self, Kind, Part, What};
 use crate::source::oci::digest;
-use crate::source::oci::fetch::MAX_INDEX;
 use crate::source::oci::registry::Registry;
 
 type Messages = mpsc::UnboundedReceiver<(ToPuller, Vec<OwnedFd>)>;
+
+/// The longest access index in bytes.
+const MAX_INDEX: u64 = 1 << 30;
 
 /// Makes the parts that the supervisor asks for; with `push`, puts them into the repository.
 pub async fn publish(

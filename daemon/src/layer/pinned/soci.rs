@@ -10,7 +10,7 @@
 
 use super::flat::Table;
 use super::layout::Layout;
-use super::{Gunzip, Layer, MAX_TOC, PIECE, Pinned, Unusable, time};
+use super::{Gunzip, Layer, MAX_IN_MEMORY, MAX_TOC, Pinned, Unusable, gunzip_from, time};
 use crate::layer::digest::Digest;
 use crate::layer::indexer::{Compression, MAX_LAYER};
 use crate::layer::span::{Codec, Proof, Span};
@@ -82,20 +82,13 @@ pub fn end(span: &Span, window: &[u8], compressed: &[u8]) -> Result<u64, Unusabl
     }
     let wrong = Unusable::Format("a part of it that was tried is wrong");
     let Codec::Deflate { bits, .. } = span.codec else { return Err(wrong) };
-    let mut gunzip = Gunzip::within(bits, window).map_err(|_| wrong.clone())?;
-    let (mut len, mut rest, mut piece) = (0, compressed, vec![0; PIECE]);
-    while len <= said.len() + MAX_PADDING {
-        let step = gunzip.step(rest, &mut piece).map_err(|_| wrong.clone())?;
-        if step.consumed + step.produced == 0 {
-            break;
-        }
-        rest = rest.get(step.consumed..).unwrap_or_default();
-        len += step.produced as u64;
-    }
-    let span = Span { uncompressed: ByteRange::new(said.offset(), len), ..span.clone() };
-    let is_padded = len > said.len() && len <= said.len() + MAX_PADDING;
-    match is_padded && span.decode(compressed, window).is_ok() {
-        true => Ok(span.uncompressed.end()),
+    let gunzip = Gunzip::within(bits, window).map_err(|_| wrong.clone())?;
+    let limit = (said.len() + MAX_PADDING).min(MAX_IN_MEMORY);
+    let found = gunzip_from(gunzip, compressed, limit).map_err(|_| wrong.clone())?;
+    let uncompressed = ByteRange::new(said.offset(), found.len() as u64);
+    let span = Span { uncompressed, ..span.clone() };
+    match uncompressed.len() > said.len() && span.decode(compressed, window).is_ok() {
+        true => Ok(uncompressed.end()),
         false => Err(wrong),
     }
 }

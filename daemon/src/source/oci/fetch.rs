@@ -33,8 +33,6 @@ use crate::source::{Fetch, FetchError, Sink};
 pub const CHUNK: u64 = 256 << 10;
 /// The most bytes of the blob that are asked for at once, but for a single span.
 const AT_ONCE: u64 = 8 << 20;
-/// The longest access index in bytes.
-pub const MAX_INDEX: u64 = 1 << 30;
 
 /// The numbers of the chunks that have a byte in this range of a segment.
 #[must_use]

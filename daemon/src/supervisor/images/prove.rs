@@ -2,7 +2,7 @@
 //! shows what is in that.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::admin::ApiError;
 use crate::builder::Reply;
 use crate::builder::segment::{CompareJob, ProveJob};
 use crate::ids::{PoolId, SegmentId};
-use crate::layer::index::{HEAD_LEN, Head};
+use crate::layer::index::Head;
 
 /// However large a layer is, its archive has been read by then.
 const PATIENCE: Duration = Duration::from_secs(1800);
@@ -35,13 +35,12 @@ pub async fn prove(
     let data = store.data_path(pool, segment);
     let access = data.with_extension("access");
     let manifest = data.with_extension("manifest");
-    let mut start = Vec::with_capacity(HEAD_LEN);
-    match File::open(&access).map(|file| file.take(HEAD_LEN as u64).read_to_end(&mut start)) {
-        Ok(read) => drop(read?),
+    let head = match File::open(&access) {
+        Ok(file) => Head::read(file)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Completeness::Yes),
         Err(error) => return Err(error),
-    }
-    if !Head::parse(&start).map_err(io::Error::other)?.pinned {
+    };
+    if !head.pinned {
         return Ok(Completeness::Yes);
     }
     let mut builder = Builder::start()?;

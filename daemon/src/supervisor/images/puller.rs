@@ -84,7 +84,7 @@ fn are_of(parts: &[Part], what: What, layer: ObjectId) -> bool {
     parts.iter().all(|part| is_of(part) && once(part))
 }
 
-fn cant(what: &'static str) -> impl Fn(io::Error) -> ApiError {
+pub(super) fn cant(what: &'static str) -> impl Fn(io::Error) -> ApiError {
     move |error| internal(what, &error)
 }
 
@@ -221,9 +221,8 @@ impl Puller {
         file: &File,
     ) -> Result<(), ApiError> {
         let WindowsBlob { digest, len } = blob;
-        let blob = ObjectId::from_bytes(digest.as_bytes())
-            .map_err(|error| internal("can't name a blob", &error))?;
         let (version, repository) = (wire::VERSION, Box::new(repository));
+        let blob = digest.into();
         let message = ToPuller::Windows { version, repository, limits, blob, len };
         self.tell(&message, &[file.as_fd()]).await?;
         match self.hear().await? {

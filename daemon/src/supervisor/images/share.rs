@@ -32,10 +32,14 @@ pub(super) struct Asked {
 
 struct Here {
     image: Image,
+    mounted: Option<Mounted>,
+}
+
+/// The layers of an image that is mounted can't become others.
+struct Mounted {
+    at: String,
     /// The URLs of its layers' pools, by the digests of the archives.
     pools: HashMap<ObjectId, String>,
-    /// Where somebody has it mounted: its layers can't become others.
-    mounted_at: Option<String>,
 }
 
 /// Whose a layer's pool is.
@@ -76,15 +80,18 @@ impl<'s> Pull<'s, '_> {
         let Some(image) = here.map_err(catalog)? else {
             return Ok(Asked { manifest: *manifest, here: None });
         };
-        let mut pools = HashMap::new();
-        for (tree, _) in &image.layers {
-            // the image may just be going
-            if let Ok((tree, pool)) = supervisor.tree_and_pool(*tree).await {
-                pools.insert(tree.commit, pool.url);
+        let mut mounted = None;
+        if let Some(at) = self.mounted_at(&image).await? {
+            let mut pools = HashMap::new();
+            for (tree, _) in &image.layers {
+                // the image may just be going
+                if let Ok((tree, pool)) = supervisor.tree_and_pool(*tree).await {
+                    pools.insert(tree.commit, pool.url);
+                }
             }
+            mounted = Some(Mounted { at, pools });
         }
-        let mounted_at = self.mounted_at(&image).await?;
-        Ok(Asked { manifest: *manifest, here: Some(Here { image, pools, mounted_at }) })
+        Ok(Asked { manifest: *manifest, here: Some(Here { image, mounted }) })
     }
 
     async fn mounted_at(&self, image: &Image) -> Result<Option<String>, ApiError> {
@@ -118,8 +125,8 @@ impl<'s> Pull<'s, '_> {
         let manifest = format!("{everybody}@{}", digest::text(&image.manifest));
         let Repository { registry, name, .. } = &self.repository;
         let repository = format!("{manifest}@{registry}/{name}");
-        let mounted = image.here.as_ref().filter(|here| here.mounted_at.is_some());
-        let own = mounted.and_then(|here| here.pools.get(&layer.diff_id));
+        let mounted = image.here.as_ref().and_then(|here| here.mounted.as_ref());
+        let own = mounted.and_then(|mounted| mounted.pools.get(&layer.diff_id));
         let own = own.map(|own| (Whose::Own, own.clone()));
         let others = [
             (Whose::Everybody, everybody),
@@ -138,8 +145,8 @@ impl<'s> Pull<'s, '_> {
                     supervisor.catalog.tree_of_pool(pool.id).await.map_err(catalog)?
             {
                 if !self.is_of_use(&tree, whose, &image.manifest).await? {
-                    match mounted.and_then(|here| here.mounted_at.as_ref()) {
-                        Some(at) if whose == Whose::Own => return Err(in_use(at)),
+                    match mounted {
+                        Some(Mounted { at, .. }) if whose == Whose::Own => return Err(in_use(at)),
                         _ => continue,
                     }
                 }

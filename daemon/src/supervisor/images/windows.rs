@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
@@ -17,14 +17,14 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::super::{Supervisor, blocking, internal, lock};
+use super::super::{Supervisor, blocking, lock};
 use super::publish::tempfile_of;
-use super::puller::Puller;
+use super::puller::{Puller, cant};
 use super::{catalog, is_signed, is_vouched_for};
 use crate::admin::ApiError;
 use crate::catalog::{Pool, Tree};
 use crate::ids::PoolId;
-use crate::layer::index::{HEAD_LEN, Head, WindowsBlob};
+use crate::layer::index::{Head, WindowsBlob};
 use crate::layer::pinned::own::MAX_BLOB;
 
 /// How long windows are waited for, and how many bytes of them come in a second at least.
@@ -61,15 +61,9 @@ pub(super) struct Missing {
     blob: WindowsBlob,
 }
 
-fn cant(what: &'static str) -> impl Fn(io::Error) -> ApiError {
-    move |error| internal(what, &error)
-}
-
 impl Missing {
     fn of(index: File) -> io::Result<Option<Self>> {
-        let mut start = Vec::with_capacity(HEAD_LEN);
-        (&index).take(HEAD_LEN as u64).read_to_end(&mut start)?;
-        let head = Head::parse(&start).map_err(io::Error::other)?;
+        let head = Head::read(&index)?;
         let (at, len) = (head.windows_at(), index.metadata()?.len());
         let blob = head.windows.filter(|blob| len < at.saturating_add(blob.len));
         match blob {

@@ -75,7 +75,7 @@ impl Supervisor {
         };
         for tree in all.iter().filter(is_it).filter_map(|snapshot| snapshot.tree) {
             let (tree, _) = self.tree_and_pool(tree).await?;
-            if tree.refuted.is_none() && !images::is_mere_claim(&tree, &self.config.images) {
+            if !images::is_out(&tree, &self.config.images) {
                 return Ok(true);
             }
         }
@@ -149,7 +149,7 @@ impl Supervisor {
 
     /// Whether containerd may have it: it is that layer, or an image that says so is believed.
     async fn may_be_taken(&self, tree: &Tree) -> Result<bool, Error> {
-        if tree.refuted.is_some() || images::is_mere_claim(tree, &self.config.images) {
+        if images::is_out(tree, &self.config.images) {
             return Ok(false);
         }
         if images::is_vouched_for(tree, &self.config.images.index_keys) {

@@ -103,7 +103,7 @@ impl LayerSource {
         spans: Range<usize>,
         range: ByteRange,
     ) -> Result<Frames, FetchError> {
-        let id = ObjectId::from_bytes(blob.digest.as_bytes()).map_err(|e| wrong(e.to_string()))?;
+        let id = ObjectId::from(blob.digest);
         let mut choices = self.registry.choices(Need::Content);
         let mut absent = None;
         let mut received = 0;
