@@ -1,6 +1,6 @@
 //! A daemon of the test's own: the built `hydrantd` with private directories.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -228,6 +228,18 @@ impl Daemon {
             *place = Some(Pid::from_raw(pid)).filter(|pid| alive(*pid)).or(*place);
         }
         Some(family)
+    }
+
+    /// Processes of this daemon that do not descend from the parent.
+    #[must_use]
+    pub fn strays(&self, parent: Pid) -> Vec<Pid> {
+        let all = self.pids();
+        let parents: BTreeMap<i32, i32> = all_processes().into_iter().collect();
+        let is_stray = |pid: &Pid| {
+            let of = parents.get(&pid.as_raw()).copied().map(Pid::from_raw);
+            *pid != parent && alive(*pid) && of.is_none_or(|of| !all.contains(&of))
+        };
+        all.iter().copied().filter(is_stray).collect()
     }
 
     /// Kills the supervisor and nothing else. Gives the pid that it had.

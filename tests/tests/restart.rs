@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use hydrant_api::QueueEvent;
 use hydrant_daemon::queue::inflight;
 use hydrant_tests::access::Kind;
-use hydrant_tests::daemon::built;
+use hydrant_tests::daemon::{Family, built};
 use hydrant_tests::estate::{self, Tables};
 use hydrant_tests::guest;
 use hydrant_tests::process::{alive, until};
@@ -299,6 +299,59 @@ fn root_killed_parent_and_supervisor_cost_nobody_an_error() -> Result<()> {
     world.daemon.stop()?;
     ensure!(fs_err::read_dir(&tree)?.next().is_none(), "still mounted");
     Ok(())
+}
+
+/// The supervisor is killed a moment after its parent, whatever it has come to by then in taking the parent's place, and what it
+/// has started with it: readers wait for whoever comes next, and nothing is left over of those before.
+#[test]
+#[ignore = "needs root"]
+fn root_killed_supervisor_after_its_parent() -> Result<()> {
+    let mut world = world("restart-after", Quality::default())?;
+    let (tree, files) = world.lonely_tree(6, 200_000)?;
+    let rounds = std::env::var("HYDRANT_TEST_KILLS").ok().and_then(|kills| kills.parse().ok());
+    world.proxy()?.hold();
+    let kinds = [Kind::Read, Kind::MmapShared, Kind::Splice];
+    let readers = start_each(&kinds, &files)?;
+    let before = queue(&world, kinds.len(), |event| event.state == "in_flight")?;
+    for round in 0..rounds.unwrap_or(12) {
+        let Family { parent, supervisor, keeper } = settled(&world)?;
+        kill(parent, Signal::SIGKILL)?;
+        thread::sleep(Duration::from_millis(5) * (round % 12));
+        supervisor.into_iter().try_for_each(|pid| kill(pid, Signal::SIGKILL))?;
+        let after = queue(&world, kinds.len(), |event| event.state == "in_flight")
+            .with_context(|| format!("round {round}, {parent} {supervisor:?} {keeper:?}"))?;
+        for event in &before {
+            ensure!(after.iter().any(|other| other.id == event.id), "{event:?} of {after:#?}");
+        }
+    }
+    settled(&world)?;
+    world.proxy()?.heal();
+    for reader in readers {
+        let got = end(&reader.wait()?)?;
+        ensure!(got == End::Right, "{got:?}\n{}", world.daemon.log_tail(60));
+    }
+    files.iter().try_for_each(|(file, truth)| expect_right(Kind::MmapPrivate, file, truth))?;
+    let all = world.daemon.pids();
+    world.daemon.stop()?;
+    ensure!(fs_err::read_dir(&tree)?.next().is_none(), "still mounted");
+    until("all of the daemon has ended", Duration::from_secs(60), || {
+        all.iter().all(|pid| !alive(*pid)).then_some(())
+    })
+}
+
+/// The daemon's family once there is a parent, a supervisor that serves and a keeper, and nobody else.
+fn settled(world: &World) -> Result<Family> {
+    let mut seen = None;
+    let settled = until("there is one family", Duration::from_secs(60), || {
+        let family = world.daemon.family()?;
+        let strays = world.daemon.strays(family.parent);
+        let serves = world.daemon.status().ok().map(|status| Pid::from_raw(status.pid));
+        let whole = family.keeper.is_some() && serves.is_some() && family.supervisor == serves;
+        let found = (whole && strays.is_empty()).then_some(family);
+        seen = Some((family, serves, strays));
+        found
+    });
+    settled.with_context(|| format!("{seen:?}\n{}", world.daemon.log_tail(100)))
 }
 
 /// A clean stop after a restart: all is unmounted, nothing is left running, and the next start is a plain one.

@@ -408,7 +408,7 @@ impl WindowsBlob {
 }
 
 impl Head {
-    /// Reads it out of the start of a file, of [`HEAD_LEN`] bytes if it has as many.
+    /// Reads it out of the start of a file. What is behind the head is not looked at.
     pub fn parse(start: &[u8]) -> Result<Self, IndexError> {
         Fields { rest: start }.head()
     }
