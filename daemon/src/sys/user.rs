@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
+use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use nix::unistd::{Gid, Uid};
 
@@ -97,12 +98,21 @@ pub fn command(
 /// Has a [`command`] told to end (SIGTERM) with the thread that starts it (`PR_SET_PDEATHSIG`), which must be one
 /// that lives as long as we do, as those of tokio that run tasks.
 pub fn end_with_us(command: &mut tokio::process::Command) {
-    let ask = || {
-        // SAFETY: a system call on plain numbers.
-        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) })
+    let parent = nix::unistd::getpid().as_raw();
+    let ask = move || {
+        // SAFETY: async-signal-safe system calls on plain numbers.
+        unsafe {
+            // up to exec a handler of ours would take it, and to no end
+            if libc::signal(libc::SIGTERM, libc::SIG_DFL) == libc::SIG_ERR {
+                return Err(io::Error::last_os_error());
+            }
+            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM))?;
+            // it may have ended before it was asked to tell us
+            if libc::getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
+        }
     };
     // After the one of `command`: a change of user takes the setting back.
-    // SAFETY: the closure makes one async-signal-safe call.
+    // SAFETY: the closure makes async-signal-safe calls only.
     unsafe { command.pre_exec(ask) };
 }
 
@@ -113,6 +123,9 @@ fn check(result: libc::c_int) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::time::{Duration, Instant};
+
+    use tokio::signal::unix::SignalKind;
 
     use super::*;
 
@@ -148,6 +161,77 @@ mod tests {
         if !Uid::effective().is_root() {
             let error = super::command("sh", &User { uid: 0, ..me }, &[], directory("/".as_ref()));
             assert_eq!(error.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        }
+    }
+
+    const PARENT: &str = "HYDRANT_TEST_USER_PARENT";
+
+    /// Starts a program that is to end with this process, but does not get as far as exec before this process has ended.
+    async fn parent(asks_first: bool) {
+        let me = User::lookup(Uid::effective().as_raw(), Gid::effective().as_raw()).unwrap();
+        let mut command = command("sleep", &me, &[], directory("/".as_ref())).unwrap();
+        // as the supervisor has it
+        let _terminate = tokio::signal::unix::signal(SignalKind::terminate()).unwrap();
+        let parent = nix::unistd::getpid();
+        let wait = move || {
+            while nix::unistd::getppid() == parent {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        };
+        if asks_first {
+            end_with_us(&mut command);
+        }
+        // SAFETY: the closure makes async-signal-safe calls only.
+        unsafe { command.pre_exec(wait) };
+        if !asks_first {
+            end_with_us(&mut command);
+        }
+        command.arg("60").status().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_program_ends_with_us_even_before_it_runs() {
+        if let Ok(first) = std::env::var(PARENT) {
+            return parent(first == "true").await;
+        }
+        let this = "sys::user::tests::a_program_ends_with_us_even_before_it_runs";
+        for asks_first in [false, true] {
+            let mut parent = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", this])
+                .env(PARENT, asks_first.to_string())
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            let begin = Instant::now();
+            let in_time = || {
+                assert!(begin.elapsed() < Duration::from_secs(20), "too late, {asks_first}");
+                std::thread::sleep(Duration::from_millis(5));
+            };
+            let tasks = format!("/proc/{}/task", parent.id());
+            let child = loop {
+                let tasks = std::fs::read_dir(&tasks).unwrap().flatten();
+                let children = tasks
+                    .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+                match children.collect::<String>().trim().parse::<i32>() {
+                    Ok(pid) => break pid,
+                    Err(_) => in_time(),
+                }
+            };
+            let child = format!("/proc/{child}/stat");
+            if asks_first {
+                // until it waits for the end of this one
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            parent.kill().unwrap();
+            parent.wait().unwrap();
+            let runs = || {
+                let stat = std::fs::read_to_string(&child).ok()?;
+                stat.rsplit(") ").next()?.chars().next().filter(|state| *state != 'Z')
+            };
+            while runs().is_some() {
+                in_time();
+            }
         }
     }
 
