@@ -3,11 +3,12 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hydrant_api::{RUN_DIR_ENV, STATE_DIR_ENV};
 use hydrant_tests::daemon::built;
-use hydrant_tests::process::{Output, Run};
+use hydrant_tests::process::{Output, Run, until};
 use hydrant_tests::repository::{lonely, lonely_path};
 use hydrant_tests::world::{GIT_ENVIRONMENT, Setting, World};
 
@@ -126,7 +127,10 @@ fn root_a_user_of_the_group() -> Result<()> {
     git(&["checkout", "-q", "."])?;
     done(hydrant(&world, ALICE, &["prefetch", text(&tree)])?)?;
     done(hydrant(&world, ALICE, &["umount", text(&tree)])?)?;
-    done(hydrant(&world, ALICE, &["mount", text(&tree)])?)?;
+    // as in Daemon::mount_again
+    until("it is mounted again", Duration::from_secs(60), || {
+        hydrant(&world, ALICE, &["mount", text(&tree)]).and_then(done).ok()
+    })?;
     for arguments in [&["stop"][..], &["workers", "restart"], &["queue", "deny", "1"]] {
         refused(&hydrant(&world, ALICE, arguments)?, "only root may")?;
     }
