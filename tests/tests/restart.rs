@@ -39,6 +39,21 @@ fn queue(
     .with_context(|| format!("{:#?}", world.daemon.admin().queue()))
 }
 
+/// The same events wait after a restart: `before`, of so many readers.
+fn still_in_flight(world: &World, readers: usize, before: &[QueueEvent]) -> Result<()> {
+    let after = queue(world, readers, |event| event.state == "in_flight")?;
+    for event in before {
+        ensure!(after.iter().any(|other| other.id == event.id), "{event:?} of {after:#?}");
+    }
+    Ok(())
+}
+
+/// How often to kill: `HYDRANT_TEST_KILLS`, or `default` times.
+fn kills(default: usize) -> usize {
+    let kills = std::env::var("HYDRANT_TEST_KILLS").ok().and_then(|kills| kills.parse().ok());
+    kills.unwrap_or(default)
+}
+
 /// The next supervisor's pid, once it serves.
 fn successor(world: &World, of: Pid) -> Result<Pid> {
     until("the next supervisor serves", Duration::from_secs(60), || {
@@ -117,13 +132,11 @@ fn root_killed_reader_and_supervisor() -> Result<()> {
 }
 
 /// Supervisors killed again and again, some before they serve, under readers that compare every byte.
-/// `HYDRANT_TEST_KILLS`: how often; 20 times otherwise.
 #[test]
 #[ignore = "needs root"]
 fn root_killed_supervisors_under_load() -> Result<()> {
     const READERS: usize = 8;
-    let kills = std::env::var("HYDRANT_TEST_KILLS").ok().and_then(|kills| kills.parse().ok());
-    let kills: usize = kills.unwrap_or(20);
+    let kills = kills(20);
     let quality = Quality {
         delay: Duration::from_millis(5),
         bytes_per_second: Some(40 << 20),
@@ -283,10 +296,7 @@ fn root_killed_parent_and_supervisor_cost_nobody_an_error() -> Result<()> {
         until(&format!("{next} is the parent"), Duration::from_secs(60), || {
             (world.daemon.parent().ok()? == next).then_some(())
         })?;
-        let after = queue(&world, kinds.len(), |event| event.state == "in_flight")?;
-        for event in &before {
-            ensure!(after.iter().any(|other| other.id == event.id), "{event:?} of {after:#?}");
-        }
+        still_in_flight(&world, kinds.len(), &before)?;
     }
     world.proxy()?.heal();
     for reader in readers {
@@ -308,21 +318,17 @@ fn root_killed_parent_and_supervisor_cost_nobody_an_error() -> Result<()> {
 fn root_killed_supervisor_after_its_parent() -> Result<()> {
     let mut world = world("restart-after", Quality::default())?;
     let (tree, files) = world.lonely_tree(6, 200_000)?;
-    let rounds = std::env::var("HYDRANT_TEST_KILLS").ok().and_then(|kills| kills.parse().ok());
     world.proxy()?.hold();
     let kinds = [Kind::Read, Kind::MmapShared, Kind::Splice];
     let readers = start_each(&kinds, &files)?;
     let before = queue(&world, kinds.len(), |event| event.state == "in_flight")?;
-    for round in 0..rounds.unwrap_or(12) {
+    for round in 0..kills(12) {
         let Family { parent, supervisor, keeper } = settled(&world)?;
         kill(parent, Signal::SIGKILL)?;
-        thread::sleep(Duration::from_millis(5) * (round % 12));
+        thread::sleep(Duration::from_millis(round as u64 % 12 * 5));
         supervisor.into_iter().try_for_each(|pid| kill(pid, Signal::SIGKILL))?;
-        let after = queue(&world, kinds.len(), |event| event.state == "in_flight")
+        still_in_flight(&world, kinds.len(), &before)
             .with_context(|| format!("round {round}, {parent} {supervisor:?} {keeper:?}"))?;
-        for event in &before {
-            ensure!(after.iter().any(|other| other.id == event.id), "{event:?} of {after:#?}");
-        }
     }
     settled(&world)?;
     world.proxy()?.heal();
@@ -331,12 +337,10 @@ fn root_killed_supervisor_after_its_parent() -> Result<()> {
         ensure!(got == End::Right, "{got:?}\n{}", world.daemon.log_tail(60));
     }
     files.iter().try_for_each(|(file, truth)| expect_right(Kind::MmapPrivate, file, truth))?;
-    let all = world.daemon.pids();
+    // waits until nothing of it is left
     world.daemon.stop()?;
     ensure!(fs_err::read_dir(&tree)?.next().is_none(), "still mounted");
-    until("all of the daemon has ended", Duration::from_secs(60), || {
-        all.iter().all(|pid| !alive(*pid)).then_some(())
-    })
+    Ok(())
 }
 
 /// The daemon's family once there is a parent, a supervisor that serves and a keeper, and nobody else.

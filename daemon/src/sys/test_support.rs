@@ -1,4 +1,4 @@
-//! What tests elsewhere need of unsafe code.
+//! What tests elsewhere need of unsafe code and of processes.
 
 use std::io;
 
@@ -45,4 +45,10 @@ pub fn socket(family: i32, kind: i32, protocol: i32) -> io::Result<()> {
         // SAFETY: just made here.
         fd => unsafe { libc::close(fd) }.eq(&0).then_some(()).ok_or_else(io::Error::last_os_error),
     }
+}
+
+/// Whether a process runs: one that has ended, and that nobody has waited for, does not.
+pub fn runs(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|state| !state.starts_with('Z')))
 }

@@ -128,6 +128,7 @@ mod tests {
     use tokio::signal::unix::SignalKind;
 
     use super::*;
+    use crate::sys::test_support::runs;
 
     /// A user without an entry.
     const NOBODY_ELSE: u32 = 61_999;
@@ -218,18 +219,13 @@ mod tests {
                     Err(_) => in_time(),
                 }
             };
-            let child = format!("/proc/{child}/stat");
             if asks_first {
                 // until it waits for the end of this one
                 std::thread::sleep(Duration::from_millis(100));
             }
             parent.kill().unwrap();
             parent.wait().unwrap();
-            let runs = || {
-                let stat = std::fs::read_to_string(&child).ok()?;
-                stat.rsplit(") ").next()?.chars().next().filter(|state| *state != 'Z')
-            };
-            while runs().is_some() {
+            while runs(child) {
                 in_time();
             }
         }

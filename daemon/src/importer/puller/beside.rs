@@ -192,8 +192,8 @@ impl Beside {
             What::Index => ("an", what.name()),
             What::Trace => ("a", what.name()),
         };
-        let wanted = format!("signed {name} of the image");
-        let found = match self.artifacts(what.artifact_type(), &wanted).await {
+        let signed = format!("signed {name} of the image");
+        let found = match self.artifacts(what.artifact_type(), &signed).await {
             Ok(found) => found,
             Err(note) => return Found::new(Vec::new(), vec![note]),
         };

@@ -2,6 +2,7 @@ use std::io::{Read, Seek, Write};
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::sys::test_support::runs;
 
 fn shell(script: &str) -> Spawn {
     Spawn::program(Path::new("/bin/sh")).argument("-c").argument(script)
@@ -139,14 +140,10 @@ fn children_die_with_their_parent_but_not_with_a_thread_of_it() {
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    let state = || {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit(") ").next()?.chars().next().filter(|state| *state != 'Z')
-    };
-    assert!(state().is_some(), "it died with the thread");
+    assert!(runs(pid), "it died with the thread");
     parent.kill().unwrap();
     parent.wait().unwrap();
-    while state().is_some() {
+    while runs(pid) {
         in_time();
         std::thread::sleep(Duration::from_millis(5));
     }
