@@ -36,7 +36,7 @@ use crate::object::ObjectId;
 use crate::queue::wire::image::{FromPuller, Layer, Shown, ToPuller};
 use crate::queue::wire::{self, Credential};
 use crate::source::FetchError;
-use crate::source::git::Credentials;
+use crate::source::git::{Clients, Credentials};
 use crate::source::oci::digest;
 use crate::source::oci::layer::BlobStream;
 use crate::source::oci::registry::{Need, Registry};
@@ -94,6 +94,7 @@ async fn pull(
     mut messages: mpsc::UnboundedReceiver<(ToPuller, Vec<OwnedFd>)>,
 ) -> anyhow::Result<()> {
     let credentials: Arc<dyn Credentials> = Arc::clone(supervisor) as _;
+    let clients = Clients::default();
     let (version, repository, reference, platform, limits, trust) = match messages.recv().await {
         Some((
             ToPuller::Image {
@@ -113,12 +114,12 @@ async fn pull(
         }
         Some((ToPuller::Publish { version, repository, image, what, limits, push }, _)) => {
             anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
-            let registry = Registry::new(&repository, limits, &credentials)?;
+            let registry = Registry::new(&repository, limits, &credentials, &clients)?;
             return publish::publish(supervisor, messages, &registry, &image, what, push).await;
         }
         Some((ToPuller::Windows { version, repository, limits, blob, len }, fds)) => {
             anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
-            let registry = Registry::new(&repository, limits, &credentials)?;
+            let registry = Registry::new(&repository, limits, &credentials, &clients)?;
             let file = fds.into_iter().next().context("the supervisor sent no file")?;
             windows::fetch(&registry, blob, len, file).await?;
             return supervisor.tell(&FromPuller::Windows).await;
@@ -140,7 +141,7 @@ async fn pull(
         _ => anyhow::bail!("the supervisor sent no image"),
     };
     anyhow::ensure!(version == wire::VERSION, wire::other_version("supervisor", version));
-    let registry = Arc::new(Registry::new(&repository, limits, &credentials)?);
+    let registry = Arc::new(Registry::new(&repository, limits, &credentials, &clients)?);
     let look_beside =
         |image| Beside::begin(image, &registry, trust.clone(), Arc::clone(supervisor));
     // what may be the manifest's digest is not waited for before what is beside it is looked for

@@ -24,7 +24,7 @@ use crate::source::git::Capabilities;
 /// The version of the protocols. Both ends are the same program, the very file that the supervisor runs, and the one does not
 /// outlive the other: no other version can come along. Should it do so, it is refused: the supervisor
 /// replaces such a worker, and the next one gets its events.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Why `who` can't be talked to.
 #[must_use]
@@ -63,6 +63,8 @@ pub enum ToWorker {
     /// Fetch these records of this segment, or of a layer's these chunks, in this order; answered with
     /// [`FromWorker::PrefetchDone`].
     Prefetch { request: u64, segment: SegmentId, runs: Vec<Run> },
+    /// An image is being pulled from there: its layers will soon be asked for.
+    Preconnect { repository: Box<image::Repository>, limits: Limits },
     /// Answer or give up what is in hand, then exit.
     Stop,
 }

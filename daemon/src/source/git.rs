@@ -20,8 +20,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 pub use self::capabilities::{Capabilities, ObjectInfo};
-pub use self::http::{Credentials, load_system_roots};
-pub(in crate::source) use self::http::{Origin, broken, check_status, client, redirected, shown};
+pub use self::http::{Clients, Credentials, load_system_roots};
+pub(in crate::source) use self::http::{Origin, broken, check_status, redirected, shown};
 pub use self::pipe::{Connector, Pipe};
 pub use self::sizes::forge::{Forge, ForgeKind};
 pub use self::sizes::sidecar;
@@ -52,7 +52,8 @@ struct Inner {
 }
 
 /// Who has no name to give.
-pub(super) struct Nobody;
+#[derive(Debug)]
+pub struct Nobody;
 
 impl Credentials for Nobody {
     fn get<'a>(

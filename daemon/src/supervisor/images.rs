@@ -34,6 +34,7 @@ pub(super) use windows::Windows;
 use self::puller::{Puller, Step, Trust};
 use super::clone::Cloning;
 use super::queue::milliseconds;
+use super::shard::Command;
 use super::{Supervisor, internal};
 use crate::admin::{ApiError, Caller, ProgressSender};
 use crate::catalog::{CatalogError, Image, NewImage, Pool, Tree};
@@ -442,6 +443,10 @@ impl<'s> Pull<'s, '_> {
         let index_keys = supervisor.config.images.index_keys.clone();
         let soci_v1 = supervisor.config.images.soci_v1;
         let trust = Trust { index_keys, traces: supervisor.traces(), soci_v1 };
+        for shard in &supervisor.shards {
+            let repository = repository.clone();
+            shard.send(Command::Preconnect { repository, limits });
+        }
         let resolved = puller.resolve(repository, manifest, Platform::ours(), limits, trust);
         let resolved = match self.held {
             true => resolved.await?,

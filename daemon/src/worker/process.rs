@@ -4,20 +4,26 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
 
 use super::control::Upcalls;
 use super::queue::Queue;
-use super::run::{SPARE_NAME, run};
+use super::run::{SPARE_NAME, Sources, run};
 use super::sandbox::{self, SandboxSpec};
 use crate::ids::PoolId;
 use crate::object::ObjectId;
+use crate::queue::wire::image::Repository;
 use crate::queue::wire::{Credential, Limits, OriginSpec};
 use crate::range::ByteRange;
-use crate::source::git::{Connector, Credentials, GitSource, Pipe, load_system_roots};
+use crate::source::git::{
+    Clients, Connector, Credentials, GitSource, Nobody, Pipe, load_system_roots,
+};
 use crate::source::oci::fetch::LayerSource;
+use crate::source::oci::registry::Registry;
 use crate::source::{Fetch, FetchError, Sink};
 
 /// What a worker is started with: control socket, queue, scratch directory.
@@ -55,8 +61,54 @@ pub fn main(
         .context("can't start the runtime")?;
     runtime.block_on(async {
         let queue = Queue::new(queue).context("can't use the queue")?;
-        run(control, queue, spool, PoolSource::new).await.context("can't go on")
+        run(control, queue, spool, PoolSources::default()).await.context("can't go on")
     })
+}
+
+/// How long connections are kept for layers that may come.
+const PRECONNECTED: Duration = Duration::from_secs(30);
+
+/// The sources of layers share their connections.
+#[derive(Debug)]
+struct PoolSources {
+    clients: Clients,
+    /// One at a time: looking up names takes threads that others need, and may take long.
+    preconnecting: Arc<Semaphore>,
+}
+
+impl Default for PoolSources {
+    fn default() -> Self {
+        Self { clients: Clients::default(), preconnecting: Arc::new(Semaphore::new(1)) }
+    }
+}
+
+impl Sources for PoolSources {
+    type Source = PoolSource;
+
+    fn source(
+        &self,
+        _: PoolId,
+        origin: OriginSpec,
+        limits: Limits,
+        upcalls: Upcalls,
+    ) -> PoolSource {
+        PoolSource::new(origin, limits, upcalls, &self.clients)
+    }
+
+    fn preconnect(&self, repository: &Repository, limits: Limits) {
+        let Ok(permit) = Arc::clone(&self.preconnecting).try_acquire_owned() else { return };
+        // what can't be used is told by who uses it
+        let Ok(registry) =
+            Registry::new(repository, limits, &(Arc::new(Nobody) as _), &self.clients)
+        else {
+            return;
+        };
+        tokio::spawn(async move {
+            registry.preconnect().await;
+            drop(permit);
+            tokio::time::sleep(PRECONNECTED).await;
+        });
+    }
 }
 
 /// Where a pool's content comes from.
@@ -69,7 +121,7 @@ enum PoolSource {
 }
 
 impl PoolSource {
-    fn new(_: PoolId, origin: OriginSpec, limits: Limits, upcalls: Upcalls) -> Self {
+    fn new(origin: OriginSpec, limits: Limits, upcalls: Upcalls, clients: &Clients) -> Self {
         let supervisor = Arc::new(Supervisor(upcalls));
         let source = match origin {
             OriginSpec::Git(origin) => {
@@ -82,7 +134,7 @@ impl PoolSource {
                 })
             }
             OriginSpec::Layer(origin) => {
-                let source = LayerSource::new(&origin, limits, &(supervisor as _));
+                let source = LayerSource::new(&origin, limits, &(supervisor as _), clients);
                 source.map(|source| Self::Layer(Box::new(source)))
             }
         };

@@ -28,6 +28,7 @@ use super::schedule::Now;
 use crate::fanotify::{DenyErrno, Verdict};
 use crate::ids::{EventId, PoolId, SegmentId};
 use crate::queue::quarantine::Quarantined;
+use crate::queue::wire::image::Repository;
 use crate::queue::wire::{self, FromQueue, FromWorker, Limits, OriginSpec, ToQueue, ToWorker};
 use crate::range::ByteRange;
 use crate::source::Fetch;
@@ -68,20 +69,42 @@ pub enum RunError {
     Version(u32),
 }
 
+/// Makes the sources of pools. Nothing of it may wait for the network.
+pub trait Sources {
+    type Source: Fetch;
+
+    fn source(
+        &self,
+        pool: PoolId,
+        origin: OriginSpec,
+        limits: Limits,
+        upcalls: Upcalls,
+    ) -> Self::Source;
+
+    /// There will soon be sources of layers in this repository.
+    fn preconnect(&self, repository: &Repository, limits: Limits) {
+        let _ = (repository, limits);
+    }
+}
+
+impl<F: Fetch, S: Fn(PoolId, OriginSpec, Limits, Upcalls) -> F> Sources for S {
+    type Source = F;
+
+    fn source(&self, pool: PoolId, origin: OriginSpec, limits: Limits, upcalls: Upcalls) -> F {
+        self(pool, origin, limits, upcalls)
+    }
+}
+
 /// Serves a queue until the supervisor says [`ToWorker::Stop`] or closes the control socket.
 ///
 /// `control`: the control socket. `spool`: a directory in which unlinked files can be made
-/// (`O_TMPFILE`). `connect` makes the source of a pool; it must not wait for the network.
-pub async fn run<F, C>(
+/// (`O_TMPFILE`). `sources` makes the sources of pools.
+pub async fn run<S: Sources>(
     control: OwnedFd,
     queue: Queue,
     spool: OwnedFd,
-    connect: C,
-) -> Result<(), RunError>
-where
-    F: Fetch,
-    C: Fn(PoolId, OriginSpec, Limits, Upcalls) -> F,
-{
+    sources: S,
+) -> Result<(), RunError> {
     let control =
         Control::new(control).map_err(|source| RunError::Socket { what: "control", source })?;
     let (notes, news) = unbounded_channel();
@@ -90,7 +113,7 @@ where
         control,
         queue,
         shared: Shared { spool: Arc::new(spool), notes, slow },
-        connect,
+        sources,
         started: Instant::now(),
         pools: HashMap::new(),
         segments: HashMap::new(),
@@ -127,13 +150,13 @@ enum Action {
     End,
 }
 
-struct Worker<F, C> {
+struct Worker<S: Sources> {
     control: Control,
     queue: Queue,
     shared: Shared,
-    connect: C,
+    sources: S,
     started: Instant,
-    pools: HashMap<PoolId, PoolState<F>>,
+    pools: HashMap<PoolId, PoolState<S::Source>>,
     segments: HashMap<SegmentId, PoolId>,
     events: HashMap<EventId, Event>,
     denials: Denials,
@@ -151,11 +174,7 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-impl<F, C> Worker<F, C>
-where
-    F: Fetch,
-    C: Fn(PoolId, OriginSpec, Limits, Upcalls) -> F,
-{
+impl<S: Sources> Worker<S> {
     async fn run(
         mut self,
         mut news: UnboundedReceiver<Note>,
@@ -229,7 +248,7 @@ where
             ToWorker::Hello { version } => self.control.send(FromWorker::Ready { version }),
             ToWorker::Pool { pool, origin, limits, server } => {
                 let upcalls = self.control.upcalls(pool, server);
-                let source = (self.connect)(pool, origin, limits, upcalls);
+                let source = self.sources.source(pool, origin, limits, upcalls);
                 match self.pools.entry(pool) {
                     Entry::Occupied(mut known) => known.get_mut().settings(source, limits),
                     Entry::Vacant(new) => drop(new.insert(PoolState::new(pool, source, limits))),
@@ -255,6 +274,9 @@ where
                 if result.is_err() {
                     self.control.send(FromWorker::PrefetchDone { request, result });
                 }
+            }
+            ToWorker::Preconnect { repository, limits } => {
+                self.sources.preconnect(&repository, limits);
             }
             ToWorker::Stop => {}
         }

@@ -10,8 +10,8 @@
 //! - **Demand first**: what an event waits for goes out at once, in a request of its own, as long
 //!   as there is a free slot. When there is none, what accumulates goes out together in the next.
 //!   Read-ahead never takes the last slot, and always gets one.
-//! - **A prefetch gives way**: while readers come, its requests are small and few, so that nobody waits
-//!   behind a long one on a thin line. When they have been quiet for a while, it takes what the line gives.
+//! - **A prefetch gives way**: while readers come, its requests are few, and as small as makes them short on this line, so that
+//!   nobody waits behind a long one. When they have been quiet for a while, it takes what the line gives.
 //! - **Every wait ends**: with the object, with an error that the origin's answer stands for, or
 //!   at the event's deadline with the last reason. The deadline counts from the last bytes that
 //!   came for it, up to [`LONGEST_WAIT`]: a large object on a slow line is no fault.
@@ -53,10 +53,19 @@ const BEHIND: u64 = 2 << 20;
 /// Bytes of content that a prefetch asks for in one request, if it has as many and no readers come: less would cost more in round
 /// trips than it gains.
 const LEAST_SHARE: u64 = 2 << 20;
-/// The most objects and bytes of content in one request of a prefetch while readers come.
-const SMALL_BATCH: (usize, u64) = (1000, 512 << 10);
-/// Requests of a prefetch at the same time while readers come: one is on its way when the other ends.
+/// Requests of a prefetch at the same time while readers come: the second is made when a third of the first has come, so that the line
+/// is not idle for a round trip.
 const SMALL_REQUESTS: usize = 2;
+/// The most objects in one of them, the bytes of content in the first of them, and the least and the most bytes in those that follow.
+const SMALL_OBJECTS: usize = 1000;
+const FIRST_SMALL: u64 = 2 << 20;
+const LEAST_SMALL: u64 = 256 << 10;
+const MOST_SMALL: u64 = 4 << 20;
+/// How long such a request is to take. With shorter ones the origin and we have more to do for the same bytes, with longer ones
+/// it takes longer until what comes follows the readers.
+const SMALL_TIME: Duration = Duration::from_millis(300);
+/// One that takes longer than this does not keep the next one from being made.
+const LONG_SMALL: Duration = Duration::from_secs(2);
 /// How long after a reader has waited the next one is to be expected.
 const BUSY: Duration = Duration::from_millis(500);
 /// How long a reader waits for an object that is in a read-ahead request.
@@ -194,8 +203,10 @@ struct Request {
     objects: Vec<ObjectNo>,
     asked: usize,
     started: Now,
-    /// Bytes of content asked for, and bytes that have come, as far as is known.
+    /// Bytes of content asked for, and of objects that have not come.
     size: u64,
+    left: u64,
+    /// Bytes that have come, as far as is known.
     received: u64,
 }
 
@@ -223,6 +234,8 @@ pub struct Schedule {
     failures: u32,
     /// About how long a request for one object takes.
     latency: Duration,
+    /// The most bytes of content in one request of a prefetch while readers come.
+    small: u64,
     next_request: u64,
     next_group: u64,
     effects: Vec<Effect>,
@@ -249,6 +262,7 @@ impl Schedule {
             busy_until: Duration::ZERO,
             failures: 0,
             latency: PATIENCE,
+            small: FIRST_SMALL,
             next_request: 0,
             next_group: 0,
             effects: Vec::new(),

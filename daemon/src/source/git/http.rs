@@ -2,6 +2,7 @@
 
 mod answer;
 mod auth;
+mod clients;
 mod tls;
 
 use std::io::{Read, Write};
@@ -21,6 +22,7 @@ use reqwest::{Client, Method, NoProxy, Proxy, Response, StatusCode, Url, redirec
 pub use self::answer::{broken, check_status, shown};
 use self::auth::{Auth, Ticket};
 pub use self::auth::{Credentials, Origin};
+pub use self::clients::Clients;
 pub use self::tls::load_system_roots;
 use super::capabilities::Capabilities;
 use super::transport::{Body, Command, Reply, check_hash, stalled};

@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use self::request::Request;
+use self::windows::Groups;
 use super::assembly::Assembly;
 use super::registry::{Registry, refused};
 use super::spans::{Need, Spans};
@@ -25,7 +26,7 @@ use crate::queue::wire::Limits;
 use crate::queue::wire::image::{Layer, LayerOrigin};
 use crate::range::ByteRange;
 use crate::segment::extents::Extents;
-use crate::source::git::Credentials;
+use crate::source::git::{Clients, Credentials};
 use crate::source::{Fetch, FetchError, Sink};
 
 /// The length of a chunk in bytes; the last one of a segment may be shorter. Segments that are older than this may have
@@ -69,6 +70,7 @@ pub struct LayerSource {
     files: Mutex<Option<(Arc<File>, Arc<File>)>>,
     access: tokio::sync::OnceCell<Arc<Access>>,
     spans: Arc<Spans>,
+    windows: Arc<Groups>,
 }
 
 /// What is known of a layer's segment.
@@ -85,17 +87,20 @@ struct Access {
 type Wanted = (ObjectId, ByteRange);
 
 impl LayerSource {
+    /// As for [`Registry::new`].
     pub fn new(
         origin: &LayerOrigin,
         limits: Limits,
         credentials: &Arc<dyn Credentials>,
+        clients: &Clients,
     ) -> Result<Self, FetchError> {
         Ok(Self {
-            registry: Registry::new(&origin.repository, limits, credentials)?,
+            registry: Registry::new(&origin.repository, limits, credentials, clients)?,
             layer: origin.layer,
             files: Mutex::default(),
             access: tokio::sync::OnceCell::new(),
             spans: Arc::default(),
+            windows: Arc::default(),
         })
     }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 
 pub use self::auth::IDENTITY_TOKEN;
 pub use self::choices::{Choices, Need};
@@ -20,10 +21,13 @@ use crate::object::ObjectId;
 use crate::queue::wire::Limits;
 use crate::queue::wire::image::{Platform, Repository, Resolved};
 use crate::source::FetchError;
-use crate::source::git::Credentials;
+use crate::source::git::{Clients, Credentials};
 
 /// How long an index is waited for that an image can do without.
 pub const INDEX_PATIENCE: Duration = Duration::from_secs(10);
+
+/// So many connections are opened before they are needed: as many requests as a layer's readers and prefetch make at first.
+const PRECONNECTED: usize = 3;
 
 /// How long a host is waited for when there are others.
 const MIRROR_PATIENCE: Duration = Duration::from_secs(10);
@@ -60,24 +64,36 @@ pub(super) fn wrong(message: impl Into<String>) -> FetchError {
 }
 
 impl Registry {
-    /// `credentials` is asked when a host wants to know who we are.
+    /// `credentials` is asked when a host wants to know who we are; connections are those of `clients`.
     pub fn new(
         repository: &Repository,
         limits: Limits,
         credentials: &Arc<dyn Credentials>,
+        clients: &Clients,
     ) -> Result<Self, FetchError> {
         let stall = Duration::from_secs(limits.stall_secs.max(1));
         let last = repository.hosts.len().saturating_sub(1);
         let host = |(at, settings)| {
             // a request that has not come to the last host by then is given up
             let patience = if at == last { stall } else { MIRROR_PATIENCE.min(stall / 2) };
-            Host::new(settings, repository, patience, limits, Arc::clone(credentials))
+            Host::new(settings, repository, patience, Arc::clone(credentials), clients)
         };
         Ok(Self {
             hosts: repository.hosts.iter().enumerate().map(host).collect::<Result<_, _>>()?,
             registry: repository.registry.clone(),
             name: repository.name.clone(),
         })
+    }
+
+    /// Opens connections to the host that is asked first for blobs, so that who asks for some does not wait for handshakes. Whether
+    /// it can be reached is not told, nor does it learn who we are, but by a client certificate.
+    pub async fn preconnect(&self) {
+        // where one connection is enough (HTTP/2), or one can't be had, there are no others
+        if let Ok(host) = self.choices(Need::Content).ask()
+            && host.ping().await
+        {
+            join_all((0..PRECONNECTED).map(|_| host.ping())).await;
+        }
     }
 
     /// The hosts that may be asked, for one try of each.

@@ -70,6 +70,11 @@ impl Shard {
                 self.to_running_worker(message.clone(), Vec::new());
                 self.prefetches.insert(request, Prefetch { pool, message, strikes: 0, reply });
             }
+            // a worker that comes later does without
+            Command::Preconnect { repository, limits } => {
+                let repository = Box::new(repository);
+                self.to_running_worker(ToWorker::Preconnect { repository, limits }, Vec::new());
+            }
             Command::Demand { reply } => {
                 self.queue.note_demand(&mut self.demand);
                 reply.send(self.demand.take()).ok();

@@ -17,6 +17,7 @@ use crate::ids::{EventId, PoolId, SegmentId, ShardId};
 use crate::queue::broker::Pending;
 use crate::queue::inflight::TableError;
 use crate::queue::quarantine::Quarantined;
+use crate::queue::wire::image::Repository;
 use crate::queue::wire::{Counters as FetchCounters, Limits, OriginSpec, Run};
 use crate::range::ByteRange;
 use crate::supervisor::cgroups::Cgroups;
@@ -56,6 +57,11 @@ pub enum Command {
         segment: SegmentId,
         runs: Vec<Run>,
         reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// An image is being pulled from there, and the worker will soon be asked for its layers.
+    Preconnect {
+        repository: Repository,
+        limits: Limits,
     },
     /// What readers have waited for, since it was asked last.
     Demand {

@@ -1,8 +1,9 @@
 //! Which objects go into the next requests.
 
 use super::{
-    AHEAD_BATCH, AHEAD_REQUESTS, Along, BEHIND, DEMAND_BATCH, Effect, LEAST_SHARE, Lane, Now,
-    Object, Request, RequestId, SMALL_BATCH, SMALL_REQUESTS, Schedule, State, TROUBLED, Waiter,
+    AHEAD_BATCH, AHEAD_REQUESTS, Along, BEHIND, DEMAND_BATCH, Effect, LEAST_SHARE, LONG_SMALL,
+    Lane, Now, Object, Request, RequestId, SMALL_OBJECTS, SMALL_REQUESTS, Schedule, State,
+    TROUBLED, Waiter,
 };
 use crate::worker::ObjectNo;
 
@@ -149,10 +150,18 @@ impl Schedule {
     fn prefetch_limits(&self, now: Now) -> (usize, (usize, u64)) {
         let waits = || self.waits.keys().any(|waiter| matches!(waiter, Waiter::Event(_)));
         if now < self.busy_until || waits() {
-            (SMALL_REQUESTS, SMALL_BATCH)
+            let requests = if self.has_prefetch_begun(now) { 0 } else { SMALL_REQUESTS };
+            (requests, (SMALL_OBJECTS, self.small))
         } else {
             (AHEAD_REQUESTS, AHEAD_BATCH)
         }
+    }
+
+    /// Whether more than two thirds of a prefetch's request are still to come: a second one beside it would only leave less of the
+    /// line to readers. One that takes long may hang, and does not count.
+    fn has_prefetch_begun(&self, now: Now) -> bool {
+        let mut prefetches = self.requests.values().filter(|r| r.lane == Lane::Prefetch);
+        prefetches.any(|r| r.left > r.size / 3 * 2 && now.saturating_sub(r.started) < LONG_SMALL)
     }
 
     /// The objects of the next request of a prefetch, when there may be `free` more: an even share, of at most `batch`
@@ -216,8 +225,15 @@ impl Schedule {
                 size += object.size;
             }
         }
-        let running =
-            Request { lane, objects: objects.clone(), asked, started: now, size, received: 0 };
+        let running = Request {
+            lane,
+            objects: objects.clone(),
+            asked,
+            started: now,
+            size,
+            left: size,
+            received: 0,
+        };
         self.requests.insert(request, running);
         self.effects.push(Effect::Send { request, lane, objects });
     }

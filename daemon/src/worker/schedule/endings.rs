@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::timers::Timer;
 use super::{
-    Arrival, BUSY, Effect, Lane, Now, Outcome, PREFETCH_TRIES, RequestId, Schedule, State,
-    WRONG_TRIES, Waiter,
+    Arrival, BUSY, Effect, LEAST_SMALL, Lane, MOST_SMALL, Now, Outcome, PREFETCH_TRIES, Request,
+    RequestId, SMALL_TIME, Schedule, State, WRONG_TRIES, Waiter,
 };
 use crate::fanotify::DenyErrno;
 use crate::worker::ObjectNo;
@@ -22,6 +22,11 @@ impl Schedule {
             self.latency = (self.latency * 7 + took) / 8;
         }
         let Some(object) = self.objects.remove(&no) else { return Arrival::Again };
+        for request in &object.requests {
+            if let Some(request) = self.requests.get_mut(request) {
+                request.left = request.left.saturating_sub(object.size);
+            }
+        }
         let mut arrival = Arrival::Unasked;
         for waiter in object.waiters {
             if let Some(wait) = self.waits.get_mut(&waiter) {
@@ -50,6 +55,9 @@ impl Schedule {
         if ended.lane == Lane::Demand {
             // whoever waited for it may soon come again
             self.busy_until = self.busy_until.max(now + BUSY);
+        }
+        if ended.lane == Lane::Prefetch && *outcome == Outcome::Done {
+            self.measure(now, &ended);
         }
         let pause = self.note(now, outcome);
         // The same pause for all, so that they go out together again.
@@ -89,6 +97,18 @@ impl Schedule {
                 }
             }
         }
+    }
+
+    /// Draws the conclusion from a prefetch's request that has brought all: of how many bytes one takes the time that it is to.
+    fn measure(&mut self, now: Now, ended: &Request) {
+        let took = now.saturating_sub(ended.started).max(Duration::from_millis(1));
+        // one that was short because little was asked for says nothing of the line
+        if ended.left > 0 || ended.size < self.small / 2 && took < SMALL_TIME {
+            return;
+        }
+        let fit = u128::from(ended.size) * SMALL_TIME.as_micros() / took.as_micros();
+        let most = MOST_SMALL.min(self.small * 2);
+        self.small = u64::try_from(fit).unwrap_or(most).clamp(LEAST_SMALL, most);
     }
 
     /// Draws the conclusions about the origin as a whole. How long it wants to be left alone.

@@ -398,33 +398,73 @@ fn a_prefetch_gives_way_to_readers() {
     let mut s = schedule();
     s.demand(MS, event(1), &chunks(1000..1001));
     s.demand(MS, Waiter::Prefetch(1), &chunks(0..100));
-    let first = sent(&s.poll(MS));
-    let small = (Lane::Prefetch, 1);
-    let lanes: Vec<_> = first.iter().map(|(_, lane, objects)| (*lane, objects.len())).collect();
-    assert_eq!(lanes, [(Lane::Demand, 1), small, small], "few and small");
+    let demand = sent(&s.poll(MS));
+    let lanes: Vec<_> = demand.iter().map(|(_, lane, objects)| (*lane, objects.len())).collect();
+    assert_eq!(lanes, [(Lane::Demand, 1), (Lane::Prefetch, 2)], "one, and small");
+    let first = &demand[1..];
+    // the next when a third of it has come
+    assert_eq!(s.poll(2 * MS), []);
+    s.arrived(2 * MS, first[0].0, first[0].2[0]);
+    let second = sent(&s.poll(2 * MS));
+    assert_eq!((second.len(), second[0].2.len()), (1, 2));
     // as long as it takes
-    let mut now = 3000 * MS;
-    bring(&mut s, now, &first[1..2]);
-    let next = sent(&s.poll(now));
-    assert_eq!((next.len(), next[0].2.len()), (1, 1), "the reader still waits");
+    let mut now = 1000 * MS;
+    s.finished(now, first[0].0, &Outcome::Retry { reason: "slow".into(), after: None });
+    assert_eq!(sent(&s.poll(now)).len(), 0, "nothing of the second has come");
+    bring(&mut s, now, &second);
+    let third = sent(&s.poll(now));
+    assert_eq!((third.len(), third[0].1), (1, Lane::Prefetch), "the reader still waits");
     // and a while after it
-    bring(&mut s, now, &first[..1]);
-    assert_eq!(s.poll(now), [Effect::Ready(event(1))]);
-    assert_eq!(s.next_wake(), Some(now + BUSY), "there is a request to spare then");
+    bring(&mut s, now, &demand[..1]);
+    assert_eq!(s.poll(now)[0], Effect::Ready(event(1)));
     now += BUSY - MS;
-    bring(&mut s, now, &next);
-    let next = sent(&s.poll(now));
-    assert_eq!(next.len(), 1, "two at a time");
-    assert_eq!(next[0].2.len(), 1);
+    assert_eq!(s.poll(now), []);
     now += MS;
-    assert_eq!(amounts(&s.poll(now)), [(Lane::Prefetch, 16)], "nobody has come since");
-    assert!(s.next_wake().is_none_or(|wake| wake > now));
-    bring(&mut s, now, &next);
-    bring(&mut s, now, &first[2..]);
-    assert_eq!(amounts(&s.poll(now)), [(Lane::Prefetch, 16), (Lane::Prefetch, 16)]);
+    let large = (Lane::Prefetch, 16);
+    assert_eq!(amounts(&s.poll(now)), [large, large], "nobody has come since");
     // the next reader goes beside what is on its way, and what ends meanwhile is not replaced
     s.demand(now, event(2), &chunks(1001..1002));
     assert_eq!(amounts(&s.poll(now)), [(Lane::Demand, 1)]);
+    bring(&mut s, now, &third);
+    assert_eq!(s.poll(now), []);
+}
+
+#[test]
+fn a_prefetch_that_hangs_does_not_hold_up_the_next() {
+    let mut s = schedule();
+    s.demand(MS, event(1), &chunks(1000..1001));
+    s.demand(MS, Waiter::Prefetch(1), &chunks(0..100));
+    assert_eq!(sent(&s.poll(MS)).len(), 2);
+    assert_eq!(amounts(&s.poll(LONG_SMALL)), []);
+    assert_eq!(amounts(&s.poll(MS + LONG_SMALL)), [(Lane::Prefetch, 2)]);
+    assert_eq!(amounts(&s.poll(3 * LONG_SMALL)), [], "two at most");
+}
+
+#[test]
+fn a_prefetch_beside_readers_asks_for_what_the_line_brings_soon() {
+    // round trip in ms, bytes in a ms, and what becomes of a request then
+    for (round_trip, rate, expected) in [
+        (0, 100_000, MOST_SMALL..=MOST_SMALL),
+        (25, 14_000, 3600 << 10..=3900 << 10),
+        (25, 4_000, 1000 << 10..=1100 << 10),
+        (25, 100, LEAST_SMALL..=LEAST_SMALL),
+    ] {
+        let mut s = schedule();
+        let objects: Vec<_> = (0..8000).map(|n| (ObjectNo(n), 16 << 10)).collect();
+        s.demand(MS, Waiter::Prefetch(1), &objects);
+        s.demand(MS, event(1), &chunks(9000..9001));
+        let (mut now, mut last) = (MS, 0);
+        for n in 0..12 {
+            let of_prefetch = |(_, lane, _): &(_, Lane, _)| *lane == Lane::Prefetch;
+            let requests: Vec<_> = sent(&s.poll(now)).into_iter().filter(of_prefetch).collect();
+            assert_eq!(requests.len(), 1);
+            last = requests[0].2.len() as u64 * (16 << 10);
+            assert!(n > 0 || last == FIRST_SMALL);
+            now += Duration::from_millis(round_trip + last / rate);
+            bring(&mut s, now, &requests);
+        }
+        assert!(expected.contains(&last), "{rate} bytes in a ms: {last}");
+    }
 }
 
 #[test]
@@ -449,8 +489,8 @@ fn a_reader_that_fails_may_come_again() {
     s.demand(MS, Waiter::Prefetch(1), &chunks(0..100));
     let now = 5000 * MS;
     s.finished(now, demand[0].0, &Outcome::Refused { reason: "403".into() });
-    let small = (Lane::Prefetch, 1);
-    assert_eq!(amounts(&s.poll(now)), [small, small]);
+    let small = (Lane::Prefetch, 2);
+    assert_eq!(amounts(&s.poll(now)), [small]);
 }
 
 #[test]
@@ -459,7 +499,7 @@ fn read_ahead_does_not_give_way() {
     s.demand(MS, event(1), &chunks(1000..1001));
     s.demand(MS, Waiter::Prefetch(1), &chunks(0..100));
     s.ahead(&chunks(200..230));
-    let expected = [(Lane::Demand, 1), (Lane::Ahead, 16), (Lane::Ahead, 14), (Lane::Prefetch, 1)];
+    let expected = [(Lane::Demand, 1), (Lane::Ahead, 16), (Lane::Ahead, 14), (Lane::Prefetch, 2)];
     assert_eq!(amounts(&s.poll(MS)), expected);
 }
 
@@ -571,7 +611,7 @@ fn anything_goes(seed: u64, steps: usize) -> Result<(), TestCaseError> {
                         let busy = last_reader.is_some_and(|last| now < last + BUSY)
                             || waiting.iter().any(|waiter| matches!(waiter, Waiter::Event(_)));
                         let (requests, batch) = match busy {
-                            true => (SMALL_REQUESTS, SMALL_BATCH),
+                            true => (SMALL_REQUESTS, (SMALL_OBJECTS, MOST_SMALL)),
                             false => (AHEAD_REQUESTS, AHEAD_BATCH),
                         };
                         let bytes: u64 = objects.iter().copied().map(size).sum();

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use axum::serve::ListenerExt;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
@@ -42,6 +43,7 @@ struct Shared {
     stops_after: AtomicUsize,
     breaks: AtomicBool,
     permits: Semaphore,
+    connections: AtomicUsize,
 }
 
 impl Drop for Server {
@@ -63,7 +65,11 @@ impl Server {
             stops_after: AtomicUsize::new(usize::MAX),
             breaks: AtomicBool::new(false),
             permits: Semaphore::new(0),
+            connections: AtomicUsize::new(0),
         });
+        let counted = Arc::clone(&shared);
+        let listener =
+            listener.tap_io(move |_| _ = counted.connections.fetch_add(1, Ordering::Relaxed));
         let app = axum::Router::new().fallback(answer).with_state(Arc::clone(&shared));
         let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         Self { url, shared, task }
@@ -90,6 +96,9 @@ impl Server {
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, uri: Uri, headers: HeaderMap) -> Response<Body> {
+    if uri.path() == "/v2/" {
+        return Response::builder().status(StatusCode::UNAUTHORIZED).body(Body::empty()).unwrap();
+    }
     let is_layer = uri.path().ends_with(&digest::text(&layer_digest()));
     let (blob, seen) = match is_layer {
         true => (Some(shared.blob.clone()), &shared.seen),
@@ -160,28 +169,40 @@ fn layer_digest() -> ObjectId {
     digest::sha256(b"blob")
 }
 
-/// A layer with this index at these hosts, and the keys of its chunks in order.
-fn layer(index: Index, segment: &[u8], hosts: &[&Server]) -> (LayerSource, Vec<ObjectId>) {
+fn repository(hosts: &[&Server]) -> Repository {
     let host = |server: &&Server| wire::Host {
         http: HttpTransport { url: server.url.clone(), ..HttpTransport::default() },
         mirror: false,
         resolves: true,
         pulls: true,
     };
-    let repository = Repository {
+    Repository {
         registry: "registry".into(),
         name: "image".into(),
         hosts: hosts.iter().map(host).collect(),
-    };
+    }
+}
+
+/// A layer with this index at these hosts, and the keys of its chunks in order.
+fn layer(index: Index, segment: &[u8], hosts: &[&Server]) -> (LayerSource, Vec<ObjectId>) {
+    layer_by(&Clients::default(), index, segment, hosts)
+}
+
+fn layer_by(
+    clients: &Clients,
+    index: Index,
+    segment: &[u8],
+    hosts: &[&Server],
+) -> (LayerSource, Vec<ObjectId>) {
     let layer = Layer {
         digest: layer_digest(),
         size: index.compressed_len(),
         codec: wire::Codec::Gzip,
         diff_id: digest::sha256(segment),
     };
-    let origin = LayerOrigin { repository, layer };
+    let origin = LayerOrigin { repository: repository(hosts), layer };
     let nobody: Arc<dyn Credentials> = Arc::new(Nobody);
-    let mut source = LayerSource::new(&origin, Limits::default(), &nobody).unwrap();
+    let mut source = LayerSource::new(&origin, Limits::default(), &nobody, clients).unwrap();
     let pieces = segment.chunks(CHUNK as usize).zip(0u64..).map(|(content, number)| {
         let place = ByteRange::new(number * CHUNK, content.len() as u64);
         (chunk_key(place.offset(), content), place)
@@ -199,6 +220,27 @@ fn gzip(content: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(content).unwrap();
     encoder.finish().unwrap()
+}
+
+#[tokio::test]
+async fn what_is_asked_for_comes_by_connections_that_were_opened_before() {
+    let segment = noise(2 * CHUNK as usize, 1);
+    let server = Server::new(gzip(&segment)).await;
+    let connections = || server.shared.connections.load(Ordering::Relaxed);
+    let (clients, nobody): (_, Arc<dyn Credentials>) = (Clients::default(), Arc::new(Nobody));
+    let registry = Registry::new(&repository(&[&server]), Limits::default(), &nobody, &clients);
+    let registry = registry.unwrap();
+    registry.preconnect().await;
+    // they are free a little later
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let opened = connections();
+    assert!(opened > 1, "{opened}");
+    let (index, _) = index_by(Indexer::new(CHUNK), &server.shared.blob, 1 << 16).unwrap();
+    let (source, keys) = layer_by(&clients, index, &segment, &[&server]);
+    let (first, second) = (source.chunks(&keys[..1]), source.chunks(&keys[1..]));
+    let (first, second) = tokio::join!(first, second);
+    assert!([first.unwrap(), second.unwrap()].concat().concat() == segment);
+    assert_eq!(connections(), opened);
 }
 
 /// A layer of 8 chunks in 7 spans or so; none of these ends with a chunk.

@@ -16,11 +16,10 @@ use super::auth::Auth;
 use super::choices::{Need, rest};
 use super::{refused, retry, wrong};
 use crate::object::ObjectId;
-use crate::queue::wire::Limits;
 use crate::queue::wire::image::{self as wire, Repository};
 use crate::range::ByteRange;
 use crate::source::FetchError;
-use crate::source::git::{Credentials, Origin, broken, check_status, client, redirected, shown};
+use crate::source::git::{Clients, Credentials, Origin, broken, check_status, redirected, shown};
 use crate::source::oci::digest;
 use crate::source::oci::document::{
     DOCKER_LIST, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST,
@@ -34,7 +33,7 @@ const REDIRECTS: usize = 8;
 /// A host. Requests run side by side.
 #[derive(Debug)]
 pub struct Host {
-    pub(super) client: Client,
+    pub(super) client: Arc<Client>,
     base: Url,
     repository: String,
     /// What a mirror is told of whose images are meant, as by containerd (`ns` in the query).
@@ -55,11 +54,10 @@ impl Host {
         settings: &wire::Host,
         repository: &Repository,
         patience: Duration,
-        limits: Limits,
         credentials: Arc<dyn Credentials>,
+        clients: &Clients,
     ) -> Result<Self, FetchError> {
         let http = &settings.http;
-        let connections = limits.connections.clamp(1, 64) as usize;
         let base = Url::parse(&http.url)
             .map_err(|e| refused(format!("the URL {:?} can't be used: {e}", http.url)))?;
         let mut extra = HeaderMap::new();
@@ -69,7 +67,7 @@ impl Host {
         }
         let auth = Auth::new(credentials, base.clone(), repository.name.clone());
         Ok(Self {
-            client: client(http, patience, connections)?,
+            client: clients.get(http, patience)?,
             origin: Origin::from(&base),
             base,
             repository: repository.name.clone(),
@@ -120,6 +118,19 @@ impl Host {
             url.query_pairs_mut().append_pair("ns", namespace);
         }
         Ok(url)
+    }
+
+    /// Asks whether it is a registry ("determining support" in the specification). Whether it has answered, whatever that is.
+    pub(super) async fn ping(&self) -> bool {
+        let request = self.client.get(self.base.clone()).header(USER_AGENT, AGENT);
+        match self.send_within(self.patience, request, &self.base).await {
+            // a connection is free for others once all of an answer was read
+            Ok(response) => self.body(response).await.is_ok(),
+            Err(error) => {
+                tracing::debug!(%error, "no connection beforehand");
+                false
+            }
+        }
     }
 
     /// A manifest or index: its digest, its type and the bytes.

@@ -3,9 +3,12 @@
 use std::os::unix::fs::FileExt;
 
 use super::{layer as layer_of, *};
+use crate::source::oci::fetch::windows::{GROUP, PATIENCE};
 
-/// A layer of 12 chunks at as many hosts, all of which have the windows; its keys, and all of the index.
-struct Twelve {
+const CHUNKS: usize = 36;
+
+/// A layer of some groups of spans at as many hosts, all of which have the windows; its keys, and all of the index.
+struct Windowless {
     servers: Vec<Server>,
     source: LayerSource,
     keys: Vec<ObjectId>,
@@ -13,11 +16,12 @@ struct Twelve {
     index: Index,
 }
 
-impl Twelve {
+impl Windowless {
     async fn new(hosts: usize) -> Self {
-        let segment = noise(12 * CHUNK as usize, 1);
+        let segment = noise(CHUNKS * CHUNK as usize, 1);
         let blob = gzip(&segment);
-        let (index, _) = index_by(Indexer::new(CHUNK / 2), &blob, 1 << 16).unwrap();
+        let (index, _) = index_by(Indexer::new(CHUNK / 8), &blob, 1 << 16).unwrap();
+        assert!(index.spans().len().div_ceil(GROUP) > 2);
         let mut servers = Vec::new();
         for _ in 0..hosts {
             let server = Server::new(blob.clone()).await;
@@ -37,10 +41,16 @@ impl Twelve {
         Ok(())
     }
 
-    /// What is asked for with a chunk.
     fn frames(&self, number: usize) -> ByteRange {
         let place = ByteRange::new(number as u64 * CHUNK, CHUNK);
         self.index.frames_at(self.index.spans_for(place))
+    }
+
+    /// What is asked for with a chunk.
+    fn group(&self, number: usize) -> ByteRange {
+        let place = ByteRange::new(number as u64 * CHUNK, CHUNK);
+        let group = self.index.spans_for(place).start / GROUP * GROUP;
+        self.index.frames_at(group..(group + GROUP).min(self.index.spans().len()))
     }
 
     /// Brings the windows where they belong.
@@ -63,40 +73,79 @@ impl Server {
 }
 
 #[tokio::test]
-async fn the_windows_of_what_is_asked_for_are_fetched() {
-    let layer = Twelve::new(1).await;
-    for number in [5, 2, 9] {
+async fn the_windows_of_what_is_asked_for_come_with_those_of_its_neighbours() {
+    let layer = Windowless::new(1).await;
+    for number in [20, 4, 21, 3] {
         layer.fetch(number).await.unwrap();
     }
     let seen = layer.servers[0].windows_seen();
-    assert_eq!(seen, [5, 2, 9].map(|number| layer.frames(number)));
+    assert_eq!(seen, [20, 4].map(|number| layer.group(number)));
     let len = layer.index.windows_blob().unwrap().len;
-    assert!(seen.iter().map(|range| range.len()).sum::<u64>() < len / 2, "{seen:?} of {len}");
+    assert!(seen.iter().map(|range| range.len()).sum::<u64>() < len, "{seen:?} of {len}");
     // no more, once they are here
     layer.complete();
-    for number in 0..12 {
+    for number in 0..CHUNKS {
         layer.fetch(number).await.unwrap();
     }
     assert_eq!(layer.servers[0].windows_seen(), seen);
 }
 
-/// Each span is half of a chunk or so: some lie across an edge.
+#[tokio::test]
+async fn who_needs_windows_that_are_coming_waits_but_not_for_long() {
+    let layer = Windowless::new(1).await;
+    let server = &layer.servers[0];
+    server.hold(true);
+    let started = tokio::time::Instant::now();
+    let second = async {
+        while server.windows_seen().is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        layer.fetch(4).await
+    };
+    let both = async { tokio::join!(layer.fetch(2), second) };
+    tokio::pin!(both);
+    let asked = async {
+        while server.windows_seen().len() < 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        _ = &mut both => panic!("nothing has come"),
+        () = asked => {}
+    }
+    assert!(started.elapsed() >= PATIENCE);
+    assert_eq!(server.windows_seen(), [layer.group(2), layer.frames(4)]);
+    (0..4).for_each(|_| server.release());
+    let (first, second) = both.await;
+    first.unwrap();
+    second.unwrap();
+}
+
+#[tokio::test]
+async fn all_groups_of_what_is_asked_for_come_once() {
+    let layer = Windowless::new(1).await;
+    let content = layer.source.chunks(&layer.keys).await.unwrap();
+    assert!(content.concat() == layer.segment);
+    assert_eq!(layer.servers[0].windows_seen().len(), layer.index.spans().len().div_ceil(GROUP));
+}
+
+/// Some spans lie across the edge of a chunk.
 #[tokio::test]
 async fn what_is_kept_of_a_span_has_its_window() {
-    let layer = Twelve::new(1).await;
-    for number in 0..12 {
+    let layer = Windowless::new(1).await;
+    for number in 0..CHUNKS {
         layer.fetch(number).await.unwrap();
     }
     let [seen, windows] = [layer.servers[0].seen(), layer.servers[0].windows_seen()];
     let bytes = |ranges: &[ByteRange]| ranges.iter().map(|range| range.len()).sum::<u64>();
     // neighbours may share a byte
-    assert!(bytes(&seen) <= layer.servers[0].shared.blob.len() as u64 + 12);
+    assert!(bytes(&seen) <= layer.servers[0].shared.blob.len() as u64 + CHUNKS as u64);
     assert_eq!(bytes(&windows), layer.index.windows_blob().unwrap().len, "each once");
 }
 
 #[tokio::test]
 async fn windows_are_asked_for_side_by_side_with_the_spans() {
-    let layer = Twelve::new(1).await;
+    let layer = Windowless::new(1).await;
     let server = &layer.servers[0];
     server.hold(true);
     let fetch = layer.fetch(7);
@@ -118,23 +167,23 @@ async fn windows_are_asked_for_side_by_side_with_the_spans() {
 
 #[tokio::test]
 async fn windows_that_are_wrong_come_from_another_host() {
-    let layer = Twelve::new(2).await;
+    let layer = Windowless::new(2).await;
     layer.damage(0);
     layer.fetch(7).await.unwrap();
     assert_eq!(layer.servers[0].windows_seen(), layer.servers[1].windows_seen());
     assert_eq!(layer.servers[0].seen().len(), 1);
     // nowhere else
     layer.damage(1);
-    let error = layer.fetch(3).await.unwrap_err();
+    let error = layer.fetch(30).await.unwrap_err();
     assert!(matches!(error, FetchError::Wrong { .. }), "{error}");
 }
 
 /// As a mirror that has images, and nothing that is beside them.
 #[tokio::test]
 async fn a_host_without_windows_may_have_the_layer() {
-    let layer = Twelve::new(2).await;
+    let layer = Windowless::new(2).await;
     *layer.servers[0].shared.windows.lock().unwrap() = None;
-    for number in [7, 3] {
+    for number in [7, 20] {
         layer.fetch(number).await.unwrap();
     }
     assert_eq!(layer.servers[0].seen().len(), 2, "it is not blamed");
@@ -142,16 +191,16 @@ async fn a_host_without_windows_may_have_the_layer() {
     assert_eq!(layer.servers[1].windows_seen().len(), 2);
     // somebody has removed them
     *layer.servers[1].shared.windows.lock().unwrap() = None;
-    let error = layer.fetch(10).await.unwrap_err();
+    let error = layer.fetch(30).await.unwrap_err();
     assert!(error.to_string().contains("what the layer's index needs"), "{error}");
     layer.complete();
-    layer.fetch(10).await.unwrap();
+    layer.fetch(30).await.unwrap();
 }
 
 /// As of SOCI: the digests are of the compressed bytes, and any window makes something of these.
 #[tokio::test]
 async fn where_a_window_decides_it_is_not_fetched() {
-    let layer = Twelve::new(1).await;
+    let layer = Windowless::new(1).await;
     let blob = &layer.servers[0].shared.blob;
     let part = |(number, span): (usize, &Span)| {
         let at = span.compressed;
@@ -174,10 +223,10 @@ async fn where_a_window_decides_it_is_not_fetched() {
 
 #[tokio::test]
 async fn windows_that_are_damaged_here_come_from_the_registry() {
-    let layer = Twelve::new(1).await;
+    let layer = Windowless::new(1).await;
     layer.complete();
     let at = layer.index.windows_at() + layer.frames(7).offset();
     layer.source.access.get().unwrap().file.write_all_at(&[0; 16], at).unwrap();
     layer.fetch(7).await.unwrap();
-    assert_eq!(layer.servers[0].windows_seen(), [layer.frames(7)]);
+    assert_eq!(layer.servers[0].windows_seen(), [layer.group(7)]);
 }
