@@ -546,11 +546,21 @@ fn root_user_namespaces_by_copies() -> Result<()> {
     let image = host.push("odd", "odd")?;
     let containerd = &host.containerd;
     containerd.pull_by_cri(&image)?;
+    // The copy is a snapshot, which is used again. ctr has no lease on it: were there no container of it, it could be collected
+    // as garbage just before the second one is made.
+    containerd.run_detached(
+        CRI,
+        Some(100_000),
+        &image,
+        "c1",
+        &["/bin/busybox", "sleep", "3600"],
+    )?;
     let script = "/bin/busybox stat -c '%u %g %n' / /etc/passwd /var/cache/keep && echo x >/new && \
                   echo x >>/etc/passwd && /bin/busybox stat -c '%u' /new && /bin/busybox cat /proc/self/uid_map";
-    for name in ["c1", "c2"] {
-        let command = ["/bin/sh", "-c", script];
-        let said = containerd.run_in_user_namespace(CRI, &image, name, 100_000, &command)?;
+    let command = ["/bin/sh", "-c", script];
+    let first = containerd.exec(CRI, "c1", "e1", &command)?;
+    let second = containerd.run_in_user_namespace(CRI, &image, "c2", 100_000, &command)?;
+    for said in [first, second] {
         let words: Vec<_> = said.split_whitespace().collect();
         let expected = "0 0 / 0 0 /etc/passwd 33 33 /var/cache/keep 0 0 100000 4000000";
         ensure!(words.join(" ") == expected, "{said}");
