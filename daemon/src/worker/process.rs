@@ -66,7 +66,7 @@ pub fn main(
 }
 
 /// How long connections are kept for layers that may come.
-const PRECONNECTED: Duration = Duration::from_secs(30);
+const KEEP_CONNECTED: Duration = Duration::from_secs(30);
 
 /// The sources of layers share their connections.
 #[derive(Debug)]
@@ -106,7 +106,7 @@ impl Sources for PoolSources {
         tokio::spawn(async move {
             registry.preconnect().await;
             drop(permit);
-            tokio::time::sleep(PRECONNECTED).await;
+            tokio::time::sleep(KEEP_CONNECTED).await;
         });
     }
 }

@@ -82,17 +82,7 @@ pub trait Sources {
     ) -> Self::Source;
 
     /// There will soon be sources of layers in this repository.
-    fn preconnect(&self, repository: &Repository, limits: Limits) {
-        let _ = (repository, limits);
-    }
-}
-
-impl<F: Fetch, S: Fn(PoolId, OriginSpec, Limits, Upcalls) -> F> Sources for S {
-    type Source = F;
-
-    fn source(&self, pool: PoolId, origin: OriginSpec, limits: Limits, upcalls: Upcalls) -> F {
-        self(pool, origin, limits, upcalls)
-    }
+    fn preconnect(&self, repository: &Repository, limits: Limits);
 }
 
 /// Serves a queue until the supervisor says [`ToWorker::Stop`] or closes the control socket.

@@ -127,8 +127,15 @@ impl Spans {
     pub fn tidy_later(self: &Arc<Self>) {
         let mut table = self.table();
         if !table.kept.is_empty() && !std::mem::replace(&mut table.is_tidied, true) {
-            tokio::spawn(tidy(Arc::downgrade(self), KEEP_FOR));
+            tokio::spawn(tidy(Arc::downgrade(self), KEEP_FOR, Self::is_tidy));
         }
+    }
+
+    /// Drops what has been kept for too long; if nothing is left, no task is at it from now on.
+    fn is_tidy(&self) -> bool {
+        let mut table = self.table();
+        table.is_tidied = !table.kept.is_empty();
+        !table.is_tidied
     }
 
     /// Looks for what a request needs, and claims what nobody has and others are going to need.
@@ -186,14 +193,12 @@ impl Spans {
     }
 }
 
-/// Drops what has been kept for too long, this often, until nothing is kept or the layer is gone.
-async fn tidy(spans: Weak<Spans>, every: Duration) {
+/// Has what has been kept for too long dropped, this often, until nothing is kept (`is_tidy`) or the layer is gone.
+pub async fn tidy<T>(kept: Weak<T>, every: Duration, is_tidy: impl Fn(&T) -> bool) {
     loop {
         sleep(every).await;
-        let Some(spans) = spans.upgrade() else { return };
-        let mut table = spans.table();
-        if table.kept.is_empty() {
-            table.is_tidied = false;
+        let Some(kept) = kept.upgrade() else { return };
+        if is_tidy(&kept) {
             return;
         }
     }

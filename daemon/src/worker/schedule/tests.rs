@@ -398,35 +398,38 @@ fn a_prefetch_gives_way_to_readers() {
     let mut s = schedule();
     s.demand(MS, event(1), &chunks(1000..1001));
     s.demand(MS, Waiter::Prefetch(1), &chunks(0..100));
-    let demand = sent(&s.poll(MS));
-    let lanes: Vec<_> = demand.iter().map(|(_, lane, objects)| (*lane, objects.len())).collect();
-    assert_eq!(lanes, [(Lane::Demand, 1), (Lane::Prefetch, 2)], "one, and small");
-    let first = &demand[1..];
+    let first = sent(&s.poll(MS));
+    let small = (Lane::Prefetch, 2);
+    let lanes: Vec<_> = first.iter().map(|(_, lane, objects)| (*lane, objects.len())).collect();
+    assert_eq!(lanes, [(Lane::Demand, 1), small], "one, and small");
     // the next when a third of it has come
     assert_eq!(s.poll(2 * MS), []);
-    s.arrived(2 * MS, first[0].0, first[0].2[0]);
+    s.arrived(2 * MS, first[1].0, first[1].2[0]);
     let second = sent(&s.poll(2 * MS));
     assert_eq!((second.len(), second[0].2.len()), (1, 2));
     // as long as it takes
-    let mut now = 1000 * MS;
-    s.finished(now, first[0].0, &Outcome::Retry { reason: "slow".into(), after: None });
-    assert_eq!(sent(&s.poll(now)).len(), 0, "nothing of the second has come");
+    let mut now = 3000 * MS;
+    bring(&mut s, now, &first[1..]);
     bring(&mut s, now, &second);
-    let third = sent(&s.poll(now));
-    assert_eq!((third.len(), third[0].1), (1, Lane::Prefetch), "the reader still waits");
+    let next = sent(&s.poll(now));
+    assert_eq!((next.len(), next[0].2.len()), (1, 1), "the reader still waits");
     // and a while after it
-    bring(&mut s, now, &demand[..1]);
-    assert_eq!(s.poll(now)[0], Effect::Ready(event(1)));
+    bring(&mut s, now, &first[..1]);
+    assert_eq!(s.poll(now), [Effect::Ready(event(1))]);
+    assert_eq!(s.next_wake(), Some(now + BUSY), "there is a request to spare then");
     now += BUSY - MS;
-    assert_eq!(s.poll(now), []);
+    bring(&mut s, now, &next);
+    let next = sent(&s.poll(now));
+    assert_eq!(next.len(), 1, "one at a time");
     now += MS;
     let large = (Lane::Prefetch, 16);
     assert_eq!(amounts(&s.poll(now)), [large, large], "nobody has come since");
+    assert!(s.next_wake().is_none_or(|wake| wake > now));
+    bring(&mut s, now, &next);
+    assert_eq!(amounts(&s.poll(now)), [large]);
     // the next reader goes beside what is on its way, and what ends meanwhile is not replaced
     s.demand(now, event(2), &chunks(1001..1002));
     assert_eq!(amounts(&s.poll(now)), [(Lane::Demand, 1)]);
-    bring(&mut s, now, &third);
-    assert_eq!(s.poll(now), []);
 }
 
 #[test]

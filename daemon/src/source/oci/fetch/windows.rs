@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,14 +24,13 @@ use crate::object::ObjectId;
 use crate::range::ByteRange;
 use crate::source::FetchError;
 use crate::source::oci::registry::{Need, refused, wrong};
+use crate::source::oci::spans::{KEEP_FOR, tidy};
 
 const REMEDY: &str = "remove its images, and pull them again";
 /// The windows of so many spans, the first of them a multiple of it, come together: some 50 KiB as a rule, and at most 512 KiB.
 pub(super) const GROUP: usize = 16;
 /// So many such groups of a layer are kept, the latest: those that prefetches and readers are at.
 const KEPT: usize = 32;
-/// How long they are kept after the last of them was used.
-const KEEP_FOR: Duration = Duration::from_secs(10);
 /// How long a request waits for a group that another one has asked for, before it asks for the windows that it needs itself.
 pub(super) const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -60,7 +59,7 @@ impl Group {
     }
 }
 
-/// The frames of the windows of some spans in a row, all of them right.
+/// The frames of the windows that a request needs.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     groups: Vec<Arc<Group>>,
@@ -110,27 +109,24 @@ impl Groups {
             groups.pop_front();
         }
         if !std::mem::replace(is_tidied, true) {
-            tokio::spawn(tidy(Arc::downgrade(self), KEEP_FOR));
+            tokio::spawn(tidy(Arc::downgrade(self), KEEP_FOR, |groups| groups.is_tidy(KEEP_FOR)));
         }
         cell
+    }
+
+    /// Drops all of them if none was used for so long; no task is at it from then on.
+    fn is_tidy(&self, keep_for: Duration) -> bool {
+        let mut latest = self.latest();
+        let is_tidy = latest.used.is_none_or(|used| used.elapsed() >= keep_for);
+        if is_tidy {
+            *latest = Latest::default();
+        }
+        is_tidy
     }
 
     /// They are in the file now.
     fn clear(&self) {
         self.latest().groups.clear();
-    }
-}
-
-/// Drops all groups once none was used for so long.
-async fn tidy(groups: Weak<Groups>, keep_for: Duration) {
-    loop {
-        sleep(keep_for).await;
-        let Some(groups) = groups.upgrade() else { return };
-        let mut latest = groups.latest();
-        if latest.used.is_none_or(|used| used.elapsed() >= keep_for) {
-            *latest = Latest::default();
-            return;
-        }
     }
 }
 
@@ -274,7 +270,8 @@ mod tests {
         assert!(Arc::ptr_eq(&cells[1], &groups.cell(1)), "it is younger than 2");
         assert!(!Arc::ptr_eq(&cells[2], &groups.cell(2)));
         assert!(groups.latest().is_tidied);
-        tidy(Arc::downgrade(&groups), Duration::from_millis(1)).await;
+        assert!(!groups.is_tidy(KEEP_FOR));
+        assert!(groups.is_tidy(Duration::ZERO));
         assert!(groups.latest().groups.is_empty() && !groups.latest().is_tidied);
         assert!(!Arc::ptr_eq(&cells[1], &groups.cell(1)), "nobody has asked for it since");
     }

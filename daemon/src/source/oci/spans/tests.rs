@@ -168,7 +168,7 @@ async fn what_is_kept_goes_when_there_are_no_more_requests() {
     spans.table().keep(begun, half(0), encoded(b"bytes"));
     spans.tidy_later();
     assert!(spans.table().is_tidied);
-    tidy(Arc::downgrade(&spans), Duration::from_millis(1)).await;
+    tidy(Arc::downgrade(&spans), Duration::from_millis(1), Spans::is_tidy).await;
     assert!(begun.elapsed() >= KEEP_FOR);
     let table = spans.0.lock().unwrap();
     assert_eq!((table.kept.len(), table.ages.len(), table.bytes), (0, 0, 0));
@@ -183,7 +183,7 @@ async fn what_is_kept_goes_with_the_layer() {
     spans.tidy_later();
     drop(spans);
     assert!(weak.upgrade().is_none(), "the task does not hold it");
-    tidy(weak, Duration::ZERO).await;
+    tidy(weak, Duration::ZERO, Spans::is_tidy).await;
 }
 
 #[test]

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use crate::fanotify::Verdict;
 use crate::ids::{EventId, PoolId, SegmentId};
 use crate::object::{HashKind, ObjectId};
+use crate::queue::wire::image::Repository;
 use crate::queue::wire::{
     self, Counters, FromQueue, FromWorker, GitOrigin, GitTransport, Limits, MAX_MESSAGE,
     OriginSpec, ToQueue, ToWorker,
@@ -25,9 +26,19 @@ use crate::sys::seqpacket::{Seqpacket, pair};
 use crate::worker::control::Upcalls;
 use crate::worker::pool::holes;
 use crate::worker::queue::Queue;
-use crate::worker::run::{RunError, run};
+use crate::worker::run::{RunError, Sources, run};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
+
+impl<F: Fetch, S: Fn(PoolId, OriginSpec, Limits, Upcalls) -> F> Sources for S {
+    type Source = F;
+
+    fn source(&self, pool: PoolId, origin: OriginSpec, limits: Limits, upcalls: Upcalls) -> F {
+        self(pool, origin, limits, upcalls)
+    }
+
+    fn preconnect(&self, _: &Repository, _: Limits) {}
+}
 
 /// What a request ends in.
 #[derive(Debug, Clone, Copy)]
